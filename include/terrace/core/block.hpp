@@ -1,0 +1,38 @@
+#pragma once
+#include <compare>
+#include <cstdint>
+
+namespace terrace {
+
+/// Names one block. The index is dense, so that what is known of blocks lies in plain arrays; the generation
+/// tells a recycled index from the block that had it before.
+struct block_id {
+  std::uint32_t index = 0xffffffffu;
+  std::uint32_t generation = 0;
+
+  static constexpr std::uint32_t no_index = 0xffffffffu;
+  constexpr bool valid() const noexcept { return index != no_index; }
+  friend constexpr bool operator==(block_id, block_id) noexcept = default;
+  friend constexpr auto operator<=>(block_id, block_id) noexcept = default;
+};
+
+/// How far a copy is from what the engine wrote: 0 is exact, larger is worse. A block that has passed through
+/// several lossy codecs is as good as the worst of them.
+struct fidelity {
+  std::uint8_t loss = 0;
+
+  constexpr bool exact() const noexcept { return loss == 0; }
+  /// What becomes of this copy when it passes through a codec of the given loss.
+  constexpr fidelity through(std::uint8_t codec_loss) const noexcept {
+    return {loss > codec_loss ? loss : codec_loss};
+  }
+  friend constexpr bool operator==(fidelity, fidelity) noexcept = default;
+  friend constexpr bool operator<(fidelity a, fidelity b) noexcept {
+    return a.loss > b.loss;
+  }  // worse < better
+  friend constexpr bool operator>(fidelity a, fidelity b) noexcept { return b < a; }
+  friend constexpr bool operator<=(fidelity a, fidelity b) noexcept { return !(b < a); }
+  friend constexpr bool operator>=(fidelity a, fidelity b) noexcept { return !(a < b); }
+};
+
+}  // namespace terrace

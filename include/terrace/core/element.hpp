@@ -1,0 +1,123 @@
+#pragma once
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include "terrace/core/config.hpp"
+
+namespace terrace {
+
+/// Storage of IEEE binary16. Bits equal those of __half and _Float16; arithmetic is done in float.
+struct fp16 {
+  std::uint16_t bits = 0;
+  friend constexpr bool operator==(fp16, fp16) noexcept = default;  // bits, not values: -0 differs from +0
+};
+
+/// Storage of bfloat16, the upper half of a float.
+struct bf16 {
+  std::uint16_t bits = 0;
+  friend constexpr bool operator==(bf16, bf16) noexcept = default;
+};
+static_assert(sizeof(fp16) == 2 && sizeof(bf16) == 2);
+
+/// The element types that a plane may have. fp8_e4m3 is a contract only for now: it can be described, not
+/// attended.
+enum class element : std::uint8_t { fp16, bf16, fp32, fp8_e4m3 };
+
+constexpr std::size_t size_of(element type) noexcept {
+  switch (type) {
+    case element::fp16:
+    case element::bf16:
+      return 2;
+    case element::fp32:
+      return 4;
+    case element::fp8_e4m3:
+      return 1;
+  }
+  return 0;
+}
+
+template <class T>
+inline constexpr bool is_element = false;
+template <>
+inline constexpr bool is_element<fp16> = true;
+template <>
+inline constexpr bool is_element<bf16> = true;
+template <>
+inline constexpr bool is_element<float> = true;
+/// A type that KV can be stored in and that the host computes with.
+template <class T>
+concept element_type = is_element<T>;
+
+template <element_type T>
+inline constexpr element element_of = element::fp32;
+template <>
+inline constexpr element element_of<fp16> = element::fp16;
+template <>
+inline constexpr element element_of<bf16> = element::bf16;
+
+/// One value at a time: exact, portable, usable in constant expressions and on a device. Arrays are converted
+/// by `convert` (core/convert.hpp), which uses the processor's instructions.
+TERRACE_HD constexpr float to_float(fp16 h) noexcept {
+  const std::uint32_t sign = (h.bits & 0x8000u) << 16;
+  const std::uint32_t exponent = (h.bits >> 10) & 31u;
+  std::uint32_t mantissa = h.bits & 1023u;
+  std::uint32_t out = sign;
+  if (exponent == 31) {
+    out |= 0x7f800000u | (mantissa << 13) | (mantissa != 0 ? 0x400000u : 0u);  // a NaN comes back quiet
+  } else if (exponent != 0) {
+    out |= ((exponent + 112) << 23) | (mantissa << 13);
+  } else if (mantissa != 0) {
+    std::uint32_t e = 113;
+    for (; (mantissa & 1024u) == 0; mantissa <<= 1) --e;
+    out |= (e << 23) | ((mantissa & 1023u) << 13);
+  }
+  return std::bit_cast<float>(out);
+}
+TERRACE_HD constexpr float to_float(bf16 h) noexcept {
+  return std::bit_cast<float>(std::uint32_t{h.bits} << 16);
+}
+TERRACE_HD constexpr float to_float(float x) noexcept { return x; }
+
+/// Rounds to nearest, ties to even; overflow gives infinity, a NaN stays a quiet NaN.
+TERRACE_HD constexpr fp16 to_fp16(float x) noexcept {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u;
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u)
+    return {static_cast<std::uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu))};
+  if (magnitude >= 0x477ff000u)
+    return {static_cast<std::uint16_t>(sign | 0x7c00u)};                   // rounds to 65536 or more
+  if (magnitude < 0x33000001u) return {static_cast<std::uint16_t>(sign)};  // rounds to zero
+  std::uint32_t half = 0, rest = 0, tie = 0;
+  if (magnitude < 0x38800000u) {  // subnormal: shift the significand into place
+    const std::uint32_t shift = 126u - (magnitude >> 23);
+    const std::uint32_t significand = (magnitude & 0x7fffffu) | 0x800000u;
+    half = significand >> shift;
+    rest = significand & ((1u << shift) - 1u);
+    tie = 1u << (shift - 1u);
+  } else {
+    half = (magnitude >> 13) - (112u << 10);
+    rest = magnitude & 0x1fffu;
+    tie = 0x1000u;
+  }
+  if (rest > tie || (rest == tie && (half & 1u) != 0)) ++half;
+  return {static_cast<std::uint16_t>(sign | half)};
+}
+TERRACE_HD constexpr bf16 to_bf16(float x) noexcept {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>((bits >> 16) | 0x40u)};
+  return {static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+template <element_type T>
+TERRACE_HD constexpr T from_float(float x) noexcept {
+  if constexpr (element_of<T> == element::fp16)
+    return to_fp16(x);
+  else if constexpr (element_of<T> == element::bf16)
+    return to_bf16(x);
+  else
+    return x;
+}
+
+}  // namespace terrace

@@ -1,0 +1,56 @@
+// Compiles one file of kernels for each instruction set, the way Highway does. The owner of the kernels
+// writes
+//
+//     #define TERRACE_KERNEL "terrace/attention/kernel_body.hpp"
+//     #include "terrace/core/for_each_isa.hpp"
+//
+// and the file, which is included once a set, opens the namespace TERRACE_ISA inside its own and marks each
+// function, lambdas included, with TERRACE_TARGET, and loops over registers with TERRACE_UNROLL. In it `using
+// namespace simd::TERRACE_ISA` gives the words of core/simd.hpp. The result is, for example,
+// terrace::kernels::avx512::attend beside terrace::kernels::portable::attend.
+
+#ifdef TERRACE_KERNEL
+
+#include "terrace/core/simd.hpp"
+
+// Register blocks live in registers only if their loops are unrolled completely.
+#if defined(__clang__)
+#define TERRACE_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define TERRACE_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+// nvcc hands the pragma of g++ on without knowing it.
+#if defined(__CUDACC__)
+#pragma nv_diagnostic push
+#pragma nv_diag_suppress 1675
+#endif
+
+#define TERRACE_ISA portable
+#define TERRACE_TARGET
+#include TERRACE_KERNEL
+#undef TERRACE_ISA
+#undef TERRACE_TARGET
+
+#if TERRACE_X86
+
+#define TERRACE_ISA avx2
+#define TERRACE_TARGET TERRACE_TARGET_AVX2
+#include TERRACE_KERNEL
+#undef TERRACE_ISA
+#undef TERRACE_TARGET
+
+#define TERRACE_ISA avx512
+#define TERRACE_TARGET TERRACE_TARGET_AVX512
+#include TERRACE_KERNEL
+#undef TERRACE_ISA
+#undef TERRACE_TARGET
+
+#endif
+
+#if defined(__CUDACC__)
+#pragma nv_diagnostic pop
+#endif
+#undef TERRACE_UNROLL
+#undef TERRACE_KERNEL
+#endif

@@ -1,0 +1,123 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "terrace/core/bytes.hpp"
+#include "terrace/core/element.hpp"
+#include "terrace/core/error.hpp"
+
+namespace terrace {
+
+/// One plane of a block: the keys, the values, or (for MLA) one latent vector a token.
+struct plane {
+  std::uint32_t heads = 0;  ///< KV heads; 0 says that the plane is absent
+  std::uint32_t dim = 0;    ///< elements a head
+  element type = element::fp16;
+
+  constexpr bool present() const noexcept { return heads != 0; }
+  /// Bytes of one token in this plane, all heads.
+  constexpr std::size_t token_bytes() const noexcept { return std::size_t{heads} * dim * size_of(type); }
+  friend constexpr bool operator==(const plane&, const plane&) noexcept = default;
+};
+
+/// The order of a plane's elements: [kv_head][token][dim], the HND page of FlashInfer-style kernels, or
+/// [token][kv_head][dim], NHD.
+enum class page_order : std::uint8_t { hnd, nhd };
+
+/// What attention may still look at: everything (window 0), or the last `window` tokens and the first
+/// `sinks`.
+struct retention {
+  std::uint32_t window = 0;
+  std::uint32_t sinks = 0;
+  friend constexpr bool operator==(const retention&, const retention&) noexcept = default;
+};
+
+/// Layers that look alike, and how their KV is cut into blocks. A block is one contiguous run of bytes,
+/// [layer][plane][kv_head][token][dim] for HND: `tokens` consecutive tokens of `layers_per_block` consecutive
+/// layers.
+struct layer_group {
+  std::uint32_t first_layer = 0;
+  std::uint32_t layers = 1;
+  std::uint32_t tokens = 64;  ///< tokens a block
+  plane k{};
+  plane v{};  ///< absent for MLA, where `k` is the latent plane
+  retention keep{};
+  page_order order = page_order::hnd;
+  std::uint32_t layers_per_block = 1;
+
+  constexpr std::uint32_t planes() const noexcept { return 1u + (v.present() ? 1u : 0u); }
+  /// Bytes of one plane of one layer of a block.
+  constexpr std::size_t plane_bytes(const plane& p) const noexcept { return p.token_bytes() * tokens; }
+  /// Bytes of one layer of a block, all planes.
+  constexpr std::size_t layer_bytes() const noexcept { return plane_bytes(k) + plane_bytes(v); }
+  /// Bytes of a whole block as the engine writes it.
+  constexpr std::size_t block_bytes() const noexcept { return layer_bytes() * layers_per_block; }
+  /// Bytes of one token of one layer, all planes.
+  constexpr std::size_t token_bytes() const noexcept { return k.token_bytes() + v.token_bytes(); }
+  /// Where the K (or latent) plane of the block's `layer`-th layer begins, from the start of the block.
+  constexpr std::size_t k_offset(std::uint32_t layer = 0) const noexcept { return layer * layer_bytes(); }
+  constexpr std::size_t v_offset(std::uint32_t layer = 0) const noexcept {
+    return k_offset(layer) + plane_bytes(k);
+  }
+  /// Bytes from one head to the next, and from one token to the next, within a plane.
+  constexpr std::size_t head_stride(const plane& p) const noexcept {
+    return std::size_t{p.dim} * size_of(p.type) * (order == page_order::hnd ? tokens : 1u);
+  }
+  constexpr std::size_t token_stride(const plane& p) const noexcept {
+    return std::size_t{p.dim} * size_of(p.type) * (order == page_order::hnd ? 1u : p.heads);
+  }
+  /// Rows of blocks that cover the group's layers.
+  constexpr std::uint32_t block_rows() const noexcept {
+    return (layers + layers_per_block - 1) / layers_per_block;
+  }
+  friend constexpr bool operator==(const layer_group&, const layer_group&) noexcept = default;
+};
+
+/// A model's KV: groups of layers that look alike, in ascending order of layers, and without a gap.
+struct kv_layout {
+  std::vector<layer_group> groups;
+
+  std::uint32_t layers() const noexcept {
+    return groups.empty() ? 0 : groups.back().first_layer + groups.back().layers;
+  }
+  /// The group that holds `layer`. Precondition: layer < layers().
+  std::size_t group_of(std::uint32_t layer) const noexcept {
+    std::size_t g = 0;
+    while (g + 1 < groups.size() && layer >= groups[g + 1].first_layer) ++g;
+    return g;
+  }
+  /// Bytes of all KV of one token.
+  std::size_t token_bytes() const noexcept {
+    std::size_t sum = 0;
+    for (const auto& g : groups) sum += g.token_bytes() * g.layers;
+    return sum;
+  }
+  /// The largest block of any group: the size of a slot.
+  std::size_t largest_block() const noexcept {
+    std::size_t most = 0;
+    for (const auto& g : groups) most = most < g.block_bytes() ? g.block_bytes() : most;
+    return most;
+  }
+};
+
+/// Whether `layout` can be cached at all; the sentence says what is wrong with it.
+inline result<void> validate(const kv_layout& layout) noexcept {
+  if (layout.groups.empty())
+    return fail(errc::invalid_argument, "a KV layout needs at least one group of layers");
+  std::uint32_t next = 0;
+  for (const auto& g : layout.groups) {
+    if (g.first_layer != next || g.layers == 0)
+      return fail(errc::invalid_argument, "groups of layers must follow one another without a gap");
+    if (g.tokens == 0 || !g.k.present() || g.k.dim == 0 || (g.v.present() && g.v.dim == 0))
+      return fail(errc::invalid_argument, "a block needs at least one token, one head and one dimension");
+    if (g.layers_per_block == 0 || g.layers % g.layers_per_block != 0)
+      return fail(errc::invalid_argument, "layers_per_block must divide the group's layers");
+    if (g.block_bytes() > std::size_t{1} << 31)
+      return fail(errc::invalid_argument, "a block may not be larger than 2 GiB");
+    next = g.first_layer + g.layers;
+  }
+  return {};
+}
+
+}  // namespace terrace

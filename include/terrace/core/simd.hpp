@@ -1,0 +1,36 @@
+#pragma once
+// Sixteen floats at a time, in one vocabulary for three instruction sets. Kernels are written once in these
+// words and compiled for each set through core/for_each_isa.hpp. Nothing here needs a compiler flag: each
+// function carries its target, and is inlined into kernels that carry the same one.
+//
+// Each of simd::portable, simd::avx2 and simd::avx512 has:
+//
+//   f32x16                           sixteen lanes
+//   mask16                           bit i is about lane i
+//   splat(x), load(p), store(p, v)   floats, no alignment needed
+//   load_as<T>(bytes)                16 elements of type fp16, bf16 or float, widened exactly
+//   store_as<T>(bytes, v)            rounded to T, to nearest, ties to even
+//   round_as<T>(v)                   what load_as would read after store_as
+//   load_i8(bytes)                   16 signed bytes
+//   store_i8(bytes, v)               rounded to nearest, ties away from zero; precondition |v| < 127.5
+//   widen(fp16), narrow(float)       one value
+//   add, sub, mul, fma(a, b, c)      fma is a * b + c with one rounding where the set has it
+//   min(a, b), max(a, b), abs(v)     b where either is NaN
+//   select(mask, a, b)               a where the bit is set
+//   is_number(v)                     mask; a NaN is no number
+//   less(a, b), equal(a, b)          masks; false where either is NaN
+//   power_of_two(n + shift)          2^n for integral n in [-126, 127]; shift = 1.5 * 2^23 puts n into the
+//   low bits sum(v), largest(v)               over the lanes, in one fixed order sums_per_block how many
+//   vectors store_sums adds up at a time store_sums<rows>(v, out, stride) sum of each vector, in one fixed
+//   order; vectors row by row, rows `stride` apart;
+//                                    rows is a power of two, at most most_sum_rows
+
+#include <cstddef>
+#include <cstdint>
+
+#include "terrace/core/config.hpp"
+#include "terrace/core/simd_portable.hpp"
+#if TERRACE_X86
+#include "terrace/core/simd_avx2.hpp"
+#include "terrace/core/simd_avx512.hpp"
+#endif

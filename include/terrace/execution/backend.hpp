@@ -1,0 +1,22 @@
+#pragma once
+// Which implementation of std::execution this translation unit uses: the built-in subset, or stdexec where
+// the user defines TERRACE_USE_STDEXEC. Names that depend on the choice live in `inline namespace
+// TERRACE_EX`, so that object files of both kinds link into one program without sharing a symbol. This header
+// is small on purpose: it is what a header needs that only mentions senders ("terrace/execution/ex.hpp"
+// brings the senders themselves).
+
+#if defined(TERRACE_USE_STDEXEC)
+#define TERRACE_EX with_stdexec
+#else
+#define TERRACE_EX with_subset
+#endif
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+/// Names the choice. As a defaulted template parameter it keeps apart the members of a class that both kinds
+/// of translation unit share, such as `context`.
+struct ex_backend {};
+
+}  // namespace TERRACE_EX
+}  // namespace terrace

@@ -1,0 +1,27 @@
+#pragma once
+#include <cstddef>
+
+namespace terrace {
+
+/// A device whose completions a context brings back to its owner thread: an io_uring, a set of CUDA events.
+/// All of it is called by the owner thread only.
+class event_source {
+ public:
+  event_source() = default;
+  event_source(const event_source&) = delete;  // a context holds its address
+  event_source& operator=(const event_source&) = delete;
+  virtual ~event_source() = default;
+
+  /// Hands queued work to the device and runs the completions that are ready. Never blocks. Returns how many
+  /// ran.
+  virtual std::size_t poll() noexcept = 0;
+
+  /// Operations that are queued or in flight. While it is 0 nothing is waited for.
+  virtual std::size_t pending() const noexcept = 0;
+
+  /// A file descriptor that is readable while poll() would complete something, or -1 where the device has
+  /// none and must be polled. The same for the whole life of the source.
+  virtual int descriptor() const noexcept = 0;
+};
+
+}  // namespace terrace

@@ -1,0 +1,208 @@
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <type_traits>
+#include <utility>
+#include <variant>
+
+#include "terrace/core/config.hpp"
+#include "terrace/execution/elide.hpp"
+#include "terrace/execution/ex.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+namespace detail {
+
+template <class... E>
+using element_errors = ex::completion_signatures<ex::set_error_t(E)...>;
+template <class... E>
+using error_storage = std::variant<std::monostate, E...>;
+
+// The union with set_error_t(std::exception_ptr), without repeating it.
+template <class Signatures, bool Nothrow>
+struct for_each_signatures;
+template <class... E, bool Nothrow>
+struct for_each_signatures<ex::completion_signatures<ex::set_error_t(E)...>, Nothrow> {
+  static constexpr bool known = Nothrow || (std::is_same_v<E, std::exception_ptr> || ...);
+  using type = std::conditional_t<
+      known, ex::completion_signatures<ex::set_value_t(), ex::set_error_t(E)..., ex::set_stopped_t()>,
+      ex::completion_signatures<ex::set_value_t(), ex::set_error_t(E)..., ex::set_error_t(std::exception_ptr),
+                                ex::set_stopped_t()>>;
+  using errors = std::conditional_t<known, error_storage<E...>, error_storage<E..., std::exception_ptr>>;
+};
+template <class F, class... Env>
+using for_each_types = for_each_signatures<
+    ex::error_types_of_t<std::invoke_result_t<F&, std::size_t>, ex::env<Env...>, element_errors>,
+    std::is_nothrow_invocable_v<F&, std::size_t>>;
+
+}  // namespace detail
+
+/// for_each(n, in_flight, f) connected to a receiver. Each of the slots runs one element after the other.
+template <class F, class R>
+class for_each_operation {
+ public:
+  using operation_state_concept = ex::operation_state_t;
+
+  for_each_operation(std::size_t n, std::size_t in_flight, F&& f, R&& target)
+      : target_(std::move(target)),
+        function_(std::move(f)),
+        elements_(n),
+        width_(std::min(n, std::max<std::size_t>(in_flight, 1))),
+        slots_(std::make_unique<slot[]>(width_)) {
+    for (std::size_t i = 0; i < width_; ++i) slots_[i].owner = this;
+  }
+  for_each_operation(const for_each_operation&) = delete;
+  for_each_operation& operator=(const for_each_operation&) = delete;
+
+  void start() noexcept {
+    if (width_ == 0) return ex::set_value(std::move(target_));
+    slot* const slots = slots_.get();
+    for (std::size_t i = 0, width = width_; i < width; ++i)
+      slots[i].run();  // the last may destroy this operation
+  }
+
+ private:
+  struct slot;
+  struct element_receiver {
+    using receiver_concept = ex::receiver_t;
+    slot* place;
+
+    void set_value() noexcept { place->ended(); }
+    template <class E>
+    void set_error(E&& error) noexcept {
+      place->owner->fail(static_cast<E&&>(error));
+      place->ended();
+    }
+    void set_stopped() noexcept {
+      place->owner->stopped_.store(true, std::memory_order_relaxed);
+      place->ended();
+    }
+    ex::env_of_t<R> get_env() const noexcept { return ex::get_env(place->owner->target_); }
+  };
+  using element = ex::connect_result_t<std::invoke_result_t<F&, std::size_t>, element_receiver>;
+
+  struct slot {
+    for_each_operation* owner = nullptr;
+    std::optional<element> current;
+    // Start and completion of an element meet here, and the second of them goes on: elements that complete
+    // inside start() take turns in a loop and not in a recursion.
+    std::atomic<bool> met{false};
+
+    void run() noexcept {
+      do {
+        current.reset();
+        do {
+          const std::size_t index = owner->next_element();
+          if (index == none) return owner->retire();
+          met.store(false, std::memory_order_relaxed);
+          connect(index);
+        } while (!current);
+        ex::start(*current);
+      } while (met.exchange(true, std::memory_order_acq_rel));
+    }
+    void ended() noexcept {
+      if (met.exchange(true, std::memory_order_acq_rel)) run();
+    }
+    void connect(std::size_t index) noexcept {
+      auto make = elide{[&] { return ex::connect(owner->function_(index), element_receiver{this}); }};
+      if constexpr (std::is_nothrow_invocable_v<F&, std::size_t>) {
+        current.emplace(make);
+      } else {
+        TERRACE_TRY { current.emplace(make); }
+        TERRACE_CATCH_ALL { owner->fail(std::current_exception()); }
+      }
+    }
+  };
+
+  static constexpr std::size_t none = ~std::size_t{0};
+
+  std::size_t next_element() noexcept {
+    if (failed_.load(std::memory_order_relaxed) || stopped_.load(std::memory_order_relaxed)) return none;
+    if (ex::get_stop_token(ex::get_env(target_)).stop_requested()) {
+      if (next_.load(std::memory_order_relaxed) < elements_) stopped_.store(true, std::memory_order_relaxed);
+      return none;
+    }
+    const std::size_t index = next_.fetch_add(1, std::memory_order_relaxed);
+    return index < elements_ ? index : none;
+  }
+  template <class E>
+  void fail(E&& error) noexcept {
+    if (!failed_.exchange(true, std::memory_order_acq_rel))
+      error_.template emplace<std::decay_t<E>>(static_cast<E&&>(error));
+  }
+  void retire() noexcept {
+    if (retired_.fetch_add(1, std::memory_order_acq_rel) + 1 != width_) return;
+    if (failed_.load(std::memory_order_relaxed)) {
+      std::visit(
+          [this](auto& error) noexcept {
+            if constexpr (!std::is_same_v<decltype(error), std::monostate&>)
+              ex::set_error(std::move(target_), std::move(error));
+          },
+          error_);
+    } else if (stopped_.load(std::memory_order_relaxed)) {
+      ex::set_stopped(std::move(target_));
+    } else {
+      ex::set_value(std::move(target_));
+    }
+  }
+
+  R target_;
+  [[no_unique_address]] F function_;
+  const std::size_t elements_;
+  const std::size_t width_;
+  std::atomic<std::size_t> next_{0};
+  std::atomic<std::size_t> retired_{0};
+  std::atomic<bool> failed_{false};
+  std::atomic<bool> stopped_{false};
+  typename detail::for_each_types<F, ex::env_of_t<R>>::errors error_;
+  std::unique_ptr<slot[]> slots_;
+};
+
+/// The sender that for_each returns.
+template <class F>
+class for_each_sender {
+ public:
+  using sender_concept = ex::sender_t;
+  for_each_sender(std::size_t n, std::size_t in_flight, F f)
+      : elements_(n), in_flight_(in_flight), function_(std::move(f)) {}
+
+  template <class Self, class... E>
+  static consteval auto get_completion_signatures() {
+    return typename detail::for_each_types<F, E...>::type{};
+  }
+  template <class R>
+  for_each_operation<F, R> connect(R target) && {
+    return {elements_, in_flight_, std::move(function_), std::move(target)};
+  }
+  template <class R>
+  for_each_operation<F, R> connect(R target) const& {
+    return {elements_, in_flight_, F(function_), std::move(target)};
+  }
+
+ private:
+  std::size_t elements_;
+  std::size_t in_flight_;
+  [[no_unique_address]] F function_;
+};
+
+/// Runs the senders f(0), ..., f(n - 1), at most `in_flight` of them at once (0 counts as 1), and completes
+/// with set_value() when all have ended. Each completes with set_value(), an error, or stopped. The first
+/// error keeps further elements from starting, and is delivered after those in flight have ended; being
+/// stopped, from within or by the receiver's token, does the same and ends in set_stopped(). f is called
+/// where an element ended: by several threads at once, if the elements end on several threads. One
+/// allocation, in connect(); none for an element.
+template <class F>
+for_each_sender<F> for_each(std::size_t n, std::size_t in_flight, F f) {
+  static_assert(ex::sender<std::invoke_result_t<F&, std::size_t>>,
+                "The callable of for_each must return a sender.");
+  return {n, in_flight, std::move(f)};
+}
+
+}  // namespace TERRACE_EX
+}  // namespace terrace

@@ -1,0 +1,304 @@
+#pragma once
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "terrace/core/bytes.hpp"
+#include "terrace/core/error.hpp"
+#include "terrace/execution/context.hpp"
+#include "terrace/execution/ex.hpp"
+#include "terrace/execution/io_operation.hpp"
+#include "terrace/execution/io_thread_backend.hpp"
+#if __has_include(<liburing.h>)
+#include "terrace/execution/io_uring_backend.hpp"
+#endif
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+class io_sender;
+
+/// File I/O of one context: io_uring, or a few threads that call pread and pwrite where liburing is absent or
+/// the kernel or a container refuses io_uring. Which one it is shows in speed only. Link with -luring where
+/// <liburing.h> exists.
+///
+/// The senders complete on the owner thread, in poll() or wait(), with
+///  - set_value() once all bytes are transferred; short transfers are continued inside;
+///  - set_error(terrace::error{errc::io_error, ..., errno}); the end of the file inside a read's range is one
+///  as well;
+///  - set_stopped() where the receiver's stop token asked for it and the transfer was not over yet.
+/// Whatever the completion, the device has let go of the buffer by then. They are started on the owner
+/// thread, and stopped from any. Operations that the device has no room for wait in a list of the ring: none
+/// is ever refused.
+class io_ring final : public event_source {
+ public:
+  struct options {
+    unsigned entries =
+        256;  ///< submission queue entries; at most twice as many operations are with the kernel
+    bool force_fallback = false;  ///< use the threads even where io_uring works
+  };
+
+  /// Opens a ring on `owner` and attaches it there. Call on the owner thread. Errors: invalid_argument for
+  /// entries outside [1, 4096].
+  static result<std::unique_ptr<io_ring>> open(context& owner, options chosen);
+  static result<std::unique_ptr<io_ring>> open(context& owner) { return open(owner, options{}); }
+
+  /// The ring that everything on `owner` shares: opened by the first call, owned by the context.
+  static io_ring& of(context& owner);
+
+  /// Stops what is in flight, waits until the device has let go of it, and detaches the ring.
+  ~io_ring() override;
+
+  /// Reads into.size() bytes of `fd` from `offset` on.
+  io_sender read(int fd, mutable_bytes into, std::uint64_t offset) noexcept;
+  /// Writes from.size() bytes to `fd` from `offset` on.
+  io_sender write(int fd, const_bytes from, std::uint64_t offset) noexcept;
+  /// Makes what was written to `fd` durable (fdatasync): all writes that completed before it was started.
+  io_sender fsync(int fd) noexcept;
+
+  /// Whether the kernel's io_uring does the work, rather than the threads.
+  bool uses_io_uring() const noexcept { return backend_->is_io_uring(); }
+
+  std::size_t poll() noexcept override;
+  std::size_t pending() const noexcept override { return pending_; }
+  int descriptor() const noexcept override { return backend_->descriptor(); }
+
+ private:
+  template <class R>
+  friend class io_transfer;
+
+  io_ring(context& owner, std::unique_ptr<io_backend> backend)
+      : context_(owner), backend_(std::move(backend)) {
+    context_.attach(*this);
+  }
+  static std::unique_ptr<io_backend> open_backend(const options& chosen);
+
+  void begin(io_operation& operation) noexcept;
+  void request_stop(io_operation& operation) noexcept;
+  void stop(io_operation& operation) noexcept;
+  void stop_arrived(io_operation& operation) noexcept;
+  bool settle(io_operation& operation) noexcept;
+  bool judge(io_operation& operation) noexcept;
+  static const char* sentence(const io_operation& operation) noexcept;
+  void deliver(io_operation& operation) noexcept;
+
+  context& context_;
+  std::unique_ptr<io_backend> backend_;
+  std::size_t pending_ = 0;  // started and not delivered
+  io_list ended_;            // a member, so that a nested poll() goes on with it
+  bool closing_ = false;
+  // Keeps the context from sleeping while the device takes nothing and has nothing that could wake it.
+  struct retry_task : task {
+    retry_task() noexcept
+        : task([](task* self) noexcept { static_cast<retry_task*>(self)->queued = false; }) {}
+    bool queued = false;
+  };
+  retry_task retry_;
+};
+
+/// What the senders of io_ring become. Immovable; it has the request's state and no allocation.
+template <class R>
+class io_transfer final : public io_operation {
+ public:
+  using operation_state_concept = ex::operation_state_t;
+  io_transfer(io_ring& ring, const io_request& asked, R&& target) noexcept
+      : io_operation(asked), ring_(ring), target_(std::move(target)) {}
+
+  /// Precondition: on the owner thread.
+  void start() noexcept {
+    const auto token = ex::get_stop_token(ex::get_env(target_));
+    if (token.stop_requested()) return ex::set_stopped(std::move(target_));
+    ring_.begin(*this);
+    on_stop_.emplace(token,
+                     forward_stop{this});  // may call back at once, but nothing completes before poll()
+  }
+
+ private:
+  struct forward_stop {
+    io_transfer* operation;
+    void operator()() const noexcept { operation->ring_.request_stop(*operation); }
+  };
+
+  void disarm() noexcept override { on_stop_.reset(); }
+  void stop_arrived() noexcept override { ring_.stop_arrived(*this); }
+  void complete() noexcept override {
+    switch (how) {
+      case outcome::done:
+        return ex::set_value(std::move(target_));
+      case outcome::failed:
+        return ex::set_error(std::move(target_), error(why));
+      case outcome::stopped:
+        return ex::set_stopped(std::move(target_));
+    }
+  }
+
+  io_ring& ring_;
+  R target_;
+  std::optional<ex::stop_callback_for_t<ex::stop_token_of_t<ex::env_of_t<R>>, forward_stop>> on_stop_;
+};
+
+/// A transfer that has not begun: set_value(), set_error(terrace::error) or set_stopped(), as io_ring says.
+class io_sender {
+ public:
+  using sender_concept = ex::sender_t;
+  io_sender(io_ring& ring, const io_request& asked) noexcept : ring_(&ring), request_(asked) {}
+
+  template <class Self, class... E>
+  static consteval auto get_completion_signatures() {
+    return ex::completion_signatures<ex::set_value_t(), ex::set_error_t(error), ex::set_stopped_t()>{};
+  }
+  template <class R>
+  io_transfer<R> connect(R target) const noexcept {
+    return {*ring_, request_, std::move(target)};
+  }
+
+ private:
+  io_ring* ring_;
+  io_request request_;
+};
+
+inline result<std::unique_ptr<io_ring>> io_ring::open(context& owner, options chosen) {
+  if (chosen.entries < 1 || chosen.entries > 4096)
+    return fail(errc::invalid_argument, "an io_ring has between 1 and 4096 entries");
+  return std::unique_ptr<io_ring>(new io_ring(owner, open_backend(chosen)));
+}
+
+inline io_ring& io_ring::of(context& owner) {
+  static constexpr char kind = 0;
+  if (event_source* const shared = owner.owned(&kind)) return static_cast<io_ring&>(*shared);
+  return static_cast<io_ring&>(
+      owner.own(std::unique_ptr<event_source>(new io_ring(owner, open_backend(options{}))), &kind));
+}
+
+inline std::unique_ptr<io_backend> io_ring::open_backend(const options& chosen) {
+  if (!chosen.force_fallback) {
+    int reason = 0;
+#if __has_include(<liburing.h>)
+    auto ring = io_uring_backend::open(chosen.entries);
+    if (ring) return std::move(*ring);
+    reason = ring.error().system;
+#endif
+    [[maybe_unused]] static const bool said_once =
+        std::fprintf(stderr,
+                     "terrace: io_uring is not available%s%s, so files are read and written by threads.\n",
+                     reason != 0 ? ": " : "", reason != 0 ? std::strerror(reason) : "") > 0;
+  }
+  return std::make_unique<io_thread_backend>(4);
+}
+
+inline io_ring::~io_ring() {
+  closing_ = true;
+  backend_->cancel_all();
+  while (pending_ != 0 || retry_.queued) context_.wait(context::clock::time_point::max());
+  context_.detach(*this);
+}
+
+inline io_sender io_ring::read(int fd, mutable_bytes into, std::uint64_t offset) noexcept {
+  return {*this, {io_request::kind::read, fd, into.data(), into.size(), offset}};
+}
+inline io_sender io_ring::write(int fd, const_bytes from, std::uint64_t offset) noexcept {
+  return {*this, {io_request::kind::write, fd, const_cast<std::byte*>(from.data()), from.size(), offset}};
+}
+inline io_sender io_ring::fsync(int fd) noexcept {
+  return {*this, {io_request::kind::sync, fd, nullptr, 0, 0}};
+}
+
+inline std::size_t io_ring::poll() noexcept {
+  backend_->hand_over();
+  backend_->collect(ended_);
+  std::size_t delivered = 0;
+  while (!ended_.empty()) delivered += settle(ended_.pop_front()) ? 1 : 0;
+  if (!backend_->hand_over() && !retry_.queued) {  // hands over what the completions have started
+    retry_.queued = true;
+    context_.post(retry_);
+  }
+  return delivered;
+}
+
+inline void io_ring::begin(io_operation& operation) noexcept {
+  TERRACE_ASSERT(context_.on_owner_thread(), "I/O was started by a thread that does not own its context");
+  ++pending_;
+  // io_uring takes an offset of -1 for the file's own position, which nobody has asked for.
+  const bool possible =
+      operation.request.offset <= INT64_MAX && operation.request.size <= INT64_MAX - operation.request.offset;
+  if (possible && !closing_) return backend_->submit(operation);
+  operation.result = possible ? -ECANCELED : -EINVAL;
+  ended_.push_back(operation);
+}
+
+// The stop callback: any thread.
+inline void io_ring::request_stop(io_operation& operation) noexcept {
+  if (context_.on_owner_thread()) return stop(operation);
+  operation.hop_pending = true;
+  context_.post(operation.hop);
+}
+
+inline void io_ring::stop(io_operation& operation) noexcept {
+  operation.stop_wanted = true;
+  backend_->cancel(operation);
+}
+
+inline void io_ring::stop_arrived(io_operation& operation) noexcept {
+  operation.hop_pending = false;
+  if (operation.held)
+    deliver(operation);
+  else
+    stop(operation);
+}
+
+// Whether the operation was delivered. A short transfer goes on instead, and an operation whose stop is still
+// on its way from another thread is held until that has arrived, because it lives in the operation.
+inline bool io_ring::settle(io_operation& operation) noexcept {
+  if (!judge(operation)) {
+    backend_->submit(operation);
+    return false;
+  }
+  operation.disarm();
+  operation.held = operation.hop_pending;
+  if (operation.held) return false;
+  deliver(operation);
+  return true;
+}
+
+// Whether the operation is over; if so, how it ended.
+inline bool io_ring::judge(io_operation& operation) noexcept {
+  using outcome = io_operation::outcome;
+  const bool stopping = operation.stop_wanted || closing_;
+  if (operation.result > 0) operation.transferred += static_cast<std::size_t>(operation.result);
+  if (operation.result >= 0 && operation.left() == 0) {
+    operation.how = outcome::done;
+  } else if (operation.result > 0 || operation.result == -EINTR || operation.result == -ECANCELED) {
+    if (!stopping && operation.result != -ECANCELED) return false;
+    operation.how = stopping ? outcome::stopped : outcome::failed;
+    operation.why = {errc::io_error, "a transfer was cancelled by the system", ECANCELED};
+  } else {
+    operation.how = outcome::failed;
+    operation.why = {errc::io_error, sentence(operation), -operation.result};
+  }
+  return true;
+}
+
+inline const char* io_ring::sentence(const io_operation& operation) noexcept {
+  switch (operation.request.what) {
+    case io_request::kind::read:
+      return operation.result == 0 ? "the file ends before the bytes that were to be read" : "a read failed";
+    case io_request::kind::write:
+      return operation.result == 0 ? "the file takes no more bytes" : "a write failed";
+    case io_request::kind::sync:
+      return "making a file durable failed";
+  }
+  return "";
+}
+
+inline void io_ring::deliver(io_operation& operation) noexcept {
+  --pending_;
+  operation.complete();
+}
+
+}  // namespace TERRACE_EX
+}  // namespace terrace

@@ -1,0 +1,203 @@
+#pragma once
+// Included only where <liburing.h> exists; link with -luring.
+#include <liburing.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "terrace/core/error.hpp"
+#include "terrace/execution/io_backend.hpp"
+
+namespace terrace {
+
+/// The kernel's io_uring, driven by the owner thread. Submissions are batched: one system call hands over all
+/// that was started since the last. No more operations are in flight than the completion queue holds.
+class io_uring_backend final : public io_backend {
+ public:
+  /// Opens a ring of `entries` submission entries. Errors: unavailable where the kernel or a container
+  /// refuses io_uring, or does not know the operations that are needed.
+  static result<std::unique_ptr<io_uring_backend>> open(unsigned entries) {
+    std::unique_ptr<io_uring_backend> backend(new (std::nothrow) io_uring_backend);
+    if (backend == nullptr) return fail(errc::out_of_memory, "no memory for an io_uring");
+    int status = backend->setup_deferred(entries);
+    if (status < 0) status = backend->setup(entries, 0);
+    if (status < 0) return fail(errc::unavailable, "io_uring is not available", -status);
+    if (!backend->knows_operations())
+      return fail(errc::unavailable, "the kernel's io_uring lacks operations that are needed");
+    return result<std::unique_ptr<io_uring_backend>>(std::move(backend));
+  }
+  ~io_uring_backend() override {
+    if (open_) ::io_uring_queue_exit(&ring_);
+    if (event_ >= 0) ::close(event_);
+  }
+
+  void submit(io_operation& operation) noexcept override { queued_.push_back(operation); }
+
+  void cancel(io_operation& operation) noexcept override {
+    if (operation.in == &queued_)
+      drop(operation);
+    else if (operation.in == &in_flight_)
+      move(operation, in_flight_, to_cancel_);
+  }
+
+  void cancel_all() noexcept override {
+    while (!queued_.empty()) drop(queued_.front());
+    while (!in_flight_.empty()) move(in_flight_.front(), in_flight_, to_cancel_);
+  }
+
+  bool hand_over() noexcept override {
+    io_uring_sqe* entry = nullptr;
+    while (!to_cancel_.empty() && (entry = free_entry()) != nullptr) {
+      // The kernel takes entries in order, so this can only meet the operation itself, never one that has
+      // come to lie at its address after it ended.
+      ::io_uring_prep_cancel(entry, &to_cancel_.front(), 0);
+      ::io_uring_sqe_set_data(entry, nullptr);
+      move(to_cancel_.front(), to_cancel_, cancelled_);
+    }
+    while (!queued_.empty() && count_ < capacity_ && (entry = free_entry()) != nullptr) {
+      io_operation& operation = queued_.pop_front();
+      prepare(*entry, operation);
+      in_flight_.push_back(operation);
+      ++count_;
+    }
+    if (::io_uring_sq_ready(&ring_) != 0) ::io_uring_submit(&ring_);
+    return ::io_uring_sq_ready(&ring_) == 0 || count_ > ::io_uring_sq_ready(&ring_);
+  }
+
+  void collect(io_list& ended) noexcept override {
+    while (!dropped_.empty()) ended.push_back(dropped_.pop_front());
+    if (reap(ended))
+      signalled_ = true;
+    else if (drain_event())
+      reap(ended);  // what ended after the first look may have written what was drained
+  }
+
+  int descriptor() const noexcept override { return event_ >= 0 ? event_ : ring_.ring_fd; }
+  bool is_io_uring() const noexcept override { return true; }
+
+ private:
+  io_uring_backend() = default;
+
+  // Completions are worked off when the owner asks for them: nothing interrupts its computing, or its system
+  // calls. In this mode the kernel does not wake whoever polls the ring's own descriptor, so that an eventfd
+  // stands for it.
+  int setup_deferred([[maybe_unused]] unsigned entries) noexcept {
+#if defined(IORING_SETUP_DEFER_TASKRUN) && defined(IORING_SETUP_SINGLE_ISSUER)
+    int status =
+        setup(entries, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG);
+    if (status < 0) return status;
+    event_ = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    status = event_ < 0 ? -errno : ::io_uring_register_eventfd(&ring_, event_);
+    if (status < 0) {
+      if (event_ >= 0) ::close(event_);
+      event_ = -1;
+      ::io_uring_queue_exit(&ring_);
+      open_ = false;
+    }
+    return status;
+#else
+    return -EINVAL;
+#endif
+  }
+
+  int setup(unsigned entries, unsigned flags) noexcept {
+    io_uring_params parameters{};
+    parameters.flags = flags;
+    const int status = ::io_uring_queue_init_params(entries, &ring_, &parameters);
+    open_ = status >= 0;
+    capacity_ = parameters.cq_entries;
+    return status;
+  }
+
+  bool knows_operations() noexcept {
+    io_uring_probe* const probe = ::io_uring_get_probe_ring(&ring_);
+    if (probe == nullptr) return false;
+    bool all = true;
+    for (const int operation : {IORING_OP_READ, IORING_OP_WRITE, IORING_OP_FSYNC, IORING_OP_ASYNC_CANCEL})
+      all = all && ::io_uring_opcode_supported(probe, operation) != 0;
+    ::io_uring_free_probe(probe);
+    return all;
+  }
+
+  bool reap(io_list& ended) noexcept {
+    bool any = false;
+    io_uring_cqe* batch[64];
+    while (const unsigned n = ::io_uring_peek_batch_cqe(&ring_, batch, 64)) {
+      any = true;
+      for (unsigned i = 0; i < n; ++i) {
+        auto* const operation = static_cast<io_operation*>(::io_uring_cqe_get_data(batch[i]));
+        if (operation == nullptr) continue;  // of a cancellation: the operation itself says how it went
+        operation->result = batch[i]->res;
+        operation->in->remove(*operation);
+        ended.push_back(*operation);
+        --count_;
+      }
+      ::io_uring_cq_advance(&ring_, n);
+    }
+    return any;
+  }
+
+  // Makes the eventfd unreadable; whether it was readable. Only called when nothing has ended, so that a busy
+  // ring costs no system call here. The kernel may write it a little after the completion shows, hence the
+  // look that an idle ring takes now and then.
+  bool drain_event() noexcept {
+    if (event_ < 0 || (count_ == 0 && !signalled_ && ++idle_polls_ % 64 != 0)) return false;
+    std::uint64_t count = 0;
+    signalled_ = ::read(event_, &count, sizeof count) == sizeof count;
+    return signalled_;
+  }
+
+  io_uring_sqe* free_entry() noexcept {
+    if (io_uring_sqe* const entry = ::io_uring_get_sqe(&ring_)) return entry;
+    ::io_uring_submit(&ring_);
+    return ::io_uring_get_sqe(&ring_);
+  }
+
+  static void prepare(io_uring_sqe& entry, io_operation& operation) noexcept {
+    const unsigned length = operation.next_length();
+    switch (operation.request.what) {
+      case io_request::kind::read:
+        ::io_uring_prep_read(&entry, operation.request.fd, operation.next_data(), length,
+                             operation.next_offset());
+        break;
+      case io_request::kind::write:
+        ::io_uring_prep_write(&entry, operation.request.fd, operation.next_data(), length,
+                              operation.next_offset());
+        break;
+      case io_request::kind::sync:
+        ::io_uring_prep_fsync(&entry, operation.request.fd, IORING_FSYNC_DATASYNC);
+        break;
+    }
+    ::io_uring_sqe_set_data(&entry, &operation);
+  }
+
+  void drop(io_operation& operation) noexcept {
+    operation.result = -ECANCELED;
+    move(operation, queued_, dropped_);
+  }
+  static void move(io_operation& operation, io_list& from, io_list& to) noexcept {
+    from.remove(operation);
+    to.push_back(operation);
+  }
+
+  io_uring ring_{};
+  bool open_ = false;
+  int event_ = -1;          // -1: the ring's own descriptor will do
+  bool signalled_ = false;  // event_ may have been written since it was last found unreadable
+  unsigned idle_polls_ = 0;
+  unsigned capacity_ = 0;  // of the completion queue
+  unsigned count_ = 0;     // operations that the ring has: in_flight_, to_cancel_ and cancelled_
+  io_list queued_;
+  io_list in_flight_;
+  io_list to_cancel_;  // in flight, and the cancellation is not handed over yet
+  io_list cancelled_;  // in flight, and the kernel knows that it should end
+  io_list dropped_;    // ended without having been in flight
+};
+
+}  // namespace terrace

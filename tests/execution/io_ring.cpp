@@ -1,0 +1,521 @@
+#include "terrace/execution/io_ring.hpp"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <random>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "catch.hpp"
+#include "terrace/execution/for_each.hpp"
+#include "terrace/execution/sync_wait.hpp"
+
+using terrace::const_bytes;
+using terrace::context;
+using terrace::errc;
+using terrace::error;
+using terrace::io_ring;
+using terrace::mutable_bytes;
+namespace ex = terrace::ex;
+
+namespace {
+
+constexpr auto forever = context::clock::time_point::max();
+
+// The two back ends. Where the machine refuses io_uring, both run on threads.
+struct kernel_ring {
+  static constexpr bool force_fallback = false;
+};
+struct thread_ring {
+  static constexpr bool force_fallback = true;
+};
+template <class Kind>
+std::unique_ptr<io_ring> open_ring(context& ctx, unsigned entries = 256) {
+  auto ring = io_ring::open(ctx, {.entries = entries, .force_fallback = Kind::force_fallback});
+  REQUIRE(ring.has_value());
+  return std::move(*ring);
+}
+
+struct temporary_file {
+  temporary_file() : stream(std::tmpfile()), fd(stream != nullptr ? ::fileno(stream) : -1) {
+    REQUIRE(fd >= 0);
+  }
+  temporary_file(const temporary_file&) = delete;
+  ~temporary_file() { std::fclose(stream); }
+  std::FILE* stream;
+  int fd;
+};
+
+// A read from an empty pipe stays in flight for as long as the test wants. Only io_uring reads pipes.
+struct pipe_pair {
+  pipe_pair() { REQUIRE(::pipe(ends) == 0); }
+  pipe_pair(const pipe_pair&) = delete;
+  ~pipe_pair() {
+    for (const int end : ends) ::close(end);
+  }
+  int reader() const { return ends[0]; }
+  void send(const char* text, std::size_t size) const {
+    REQUIRE(::write(ends[1], text, size) == ::ssize_t(size));
+  }
+  int ends[2] = {-1, -1};
+};
+bool no_io_uring(const io_ring& ring) {
+  if (ring.uses_io_uring()) return false;
+  WARN("skipped: io_uring is not available here");
+  return true;
+}
+
+std::vector<std::byte> pattern(std::size_t size, std::size_t seed) {
+  std::vector<std::byte> bytes(size);
+  std::minstd_rand random(static_cast<unsigned>(seed + 1));
+  for (auto& b : bytes) b = static_cast<std::byte>(random());
+  return bytes;
+}
+
+struct outcome {
+  int values = 0, errors = 0, stops = 0;
+  error last;
+  int total() const { return values + errors + stops; }
+};
+struct probe {
+  using receiver_concept = ex::receiver_t;
+  using env_type = ex::prop<ex::get_stop_token_t, ex::inplace_stop_token>;
+  outcome* seen;
+  ex::inplace_stop_token token;
+  void set_value() noexcept { ++seen->values; }
+  void set_error(error e) noexcept {
+    ++seen->errors;
+    seen->last = e;
+  }
+  void set_stopped() noexcept { ++seen->stops; }
+  env_type get_env() const noexcept { return env_type{ex::get_stop_token, token}; }
+};
+using operation = ex::connect_result_t<terrace::io_sender, probe>;
+
+// An operation with its own stop source, which a test can start, stop and destroy when it likes.
+struct transfer {
+  explicit transfer(const terrace::io_sender& sender)
+      : state(std::in_place, terrace::elide{[&] {
+                return sender.connect(probe{&seen, stop.get_token()});
+              }}) {}
+  void start() { ex::start(*state); }
+  outcome seen;
+  ex::inplace_stop_source stop;
+  std::optional<operation> state;
+};
+
+void drive(context& ctx, const outcome& until) {
+  while (until.total() == 0) REQUIRE(ctx.wait(forever));
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("what is written is read back, at any offset and size", "", kernel_ring, thread_ring) {
+  context ctx;
+  auto ring = open_ring<TestType>(ctx);
+  temporary_file file;
+  for (const std::size_t size : {std::size_t{0}, std::size_t{1}, std::size_t{4096}, std::size_t{1} << 20}) {
+    for (const std::uint64_t offset : {0u, 1u, 4095u, 100'000u}) {
+      const auto out = pattern(size, size + offset);
+      std::vector<std::byte> in(size + 2, std::byte{0xaa});
+      REQUIRE(ctx.sync_wait(ring->write(file.fd, out, offset)).has_value());
+      REQUIRE(ctx.sync_wait(ring->read(file.fd, mutable_bytes(in).subspan(1, size), offset)).has_value());
+      CHECK(std::equal(out.begin(), out.end(), in.begin() + 1));
+      CHECK(in.front() == std::byte{0xaa});
+      CHECK(in.back() == std::byte{0xaa});
+    }
+  }
+  CHECK(ctx.sync_wait(ring->fsync(file.fd)).has_value());
+  CHECK(ring->pending() == 0);
+}
+
+TEMPLATE_TEST_CASE("failures arrive as errors with their errno", "", kernel_ring, thread_ring) {
+  context ctx;
+  auto ring = open_ring<TestType>(ctx);
+  temporary_file file;
+  std::vector<std::byte> bytes(1000);
+  REQUIRE(ctx.sync_wait(ring->write(file.fd, bytes, 0)).has_value());
+
+  SECTION("the file ends inside the range") {
+    auto done = ctx.sync_wait(ring->read(file.fd, bytes, 1));
+    REQUIRE_FALSE(done.has_value());
+    CHECK(done.error().code == errc::io_error);
+    CHECK(done.error().system == 0);
+  }
+  SECTION("the file ends before the range") {
+    CHECK_FALSE(ctx.sync_wait(ring->read(file.fd, bytes, 5000)).has_value());
+  }
+  SECTION("no such descriptor") {
+    for (auto& sender : {ring->read(-1, bytes, 0), ring->write(-1, bytes, 0), ring->fsync(-1)}) {
+      auto done = ctx.sync_wait(sender);
+      REQUIRE_FALSE(done.has_value());
+      CHECK(done.error().code == errc::io_error);
+      CHECK(done.error().system == EBADF);
+    }
+  }
+  SECTION("not open for writing") {
+    const int fd = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+    auto done = ctx.sync_wait(ring->write(fd, bytes, 0));
+    REQUIRE_FALSE(done.has_value());
+    CHECK(done.error().system == EBADF);
+    ::close(fd);
+  }
+  SECTION("an offset that no file has") {
+    for (const std::uint64_t offset : {~std::uint64_t{0}, std::uint64_t{INT64_MAX}}) {
+      auto done = ctx.sync_wait(ring->write(file.fd, bytes, offset));
+      REQUIRE_FALSE(done.has_value());
+      CHECK(done.error().system == EINVAL);
+    }
+  }
+  CHECK(ring->pending() == 0);
+}
+
+TEMPLATE_TEST_CASE("short transfers are continued", "", kernel_ring, thread_ring) {
+  context ctx;
+  auto ring = open_ring<TestType>(ctx);
+  const int fd = ::open("/proc/kallsyms", O_RDONLY | O_CLOEXEC);  // gives about a page a call
+  std::vector<std::byte> expected(50'000), in(50'000);
+  const ::ssize_t once = fd < 0 ? -1 : ::pread(fd, expected.data(), expected.size(), 0);
+  if (once <= 0 || static_cast<std::size_t>(once) >= expected.size()) {
+    WARN("skipped: this machine has no file that is read in pieces");
+  } else {
+    std::size_t have = 0;
+    while (have < expected.size()) {
+      const ::ssize_t more =
+          ::pread(fd, expected.data() + have, expected.size() - have, static_cast<::off_t>(have));
+      REQUIRE(more > 0);
+      have += static_cast<std::size_t>(more);
+    }
+    REQUIRE(ctx.sync_wait(ring->read(fd, in, 0)).has_value());
+    CHECK(in == expected);
+  }
+  if (fd >= 0) ::close(fd);
+}
+
+TEMPLATE_TEST_CASE("far more operations than entries are in flight at once", "", kernel_ring, thread_ring) {
+  context ctx;
+  auto ring = open_ring<TestType>(ctx, 4);
+  temporary_file file;
+  constexpr std::size_t blocks = 400, size = 4096;
+  std::vector<std::vector<std::byte>> out, in(blocks, std::vector<std::byte>(size));
+  for (std::size_t i = 0; i < blocks; ++i) out.push_back(pattern(size, i));
+  auto at = [](std::size_t i) { return (i * 7919 % blocks) * size; };
+  REQUIRE(ctx.sync_wait(terrace::for_each(
+                            blocks, blocks,
+                            [&](std::size_t i) noexcept { return ring->write(file.fd, out[i], at(i)); }))
+              .has_value());
+  std::size_t most = 0;
+  REQUIRE(ctx.sync_wait(terrace::for_each(blocks, blocks,
+                                          [&](std::size_t i) noexcept {
+                                            most = std::max(most, ring->pending() + 1);
+                                            return ring->read(file.fd, in[i], at(i));
+                                          }))
+              .has_value());
+  CHECK(in == out);
+  CHECK(most == blocks);
+}
+
+TEMPLATE_TEST_CASE("operations complete in poll and wait, never inside start", "", kernel_ring, thread_ring) {
+  context ctx;
+  auto ring = open_ring<TestType>(ctx);
+  temporary_file file;
+  const auto out = pattern(100, 1);
+  transfer write(ring->write(file.fd, out, 0)), bad(ring->read(-1, {}, ~std::uint64_t{0}));
+  write.start();
+  bad.start();
+  CHECK(write.seen.total() + bad.seen.total() == 0);
+  CHECK(ring->pending() == 2);
+  CHECK_FALSE(ctx.idle());
+  drive(ctx, write.seen);
+  drive(ctx, bad.seen);
+  CHECK(write.seen.values == 1);
+  CHECK(bad.seen.errors == 1);
+  CHECK(ctx.idle());
+}
+
+TEMPLATE_TEST_CASE("completions may start further operations", "", kernel_ring, thread_ring) {
+  context ctx;
+  auto ring = open_ring<TestType>(ctx, 1);
+  temporary_file file;
+  const auto out = pattern(10'000, 3);
+  std::vector<std::byte> in(out.size());
+  auto both = ring->write(file.fd, out, 10) | ex::let_value([&]() noexcept { return ring->fsync(file.fd); }) |
+              ex::let_value([&]() noexcept { return ring->read(file.fd, in, 10); });
+  REQUIRE(ctx.sync_wait(std::move(both)).has_value());
+  CHECK(in == out);
+}
+
+TEMPLATE_TEST_CASE("a stop before the start keeps the device out of it", "", kernel_ring, thread_ring) {
+  context ctx;
+  auto ring = open_ring<TestType>(ctx);
+  transfer read(ring->read(-1, {}, 0));
+  read.stop.request_stop();
+  read.start();
+  CHECK(read.seen.stops == 1);
+  CHECK(ring->pending() == 0);
+}
+
+TEST_CASE("a stop before the hand-over touches no buffer") {
+  context ctx;
+  auto ring = open_ring<kernel_ring>(ctx);
+  if (no_io_uring(*ring)) return;
+  temporary_file file;
+  const auto out = pattern(100, 1);
+  transfer write(ring->write(file.fd, out, 0));
+  write.start();
+  SECTION("from the owner") { write.stop.request_stop(); }
+  SECTION("from another thread") {
+    std::thread([&] { write.stop.request_stop(); }).join();
+  }
+  CHECK(write.seen.total() == 0);
+  drive(ctx, write.seen);
+  CHECK(write.seen.stops == 1);
+  CHECK(::lseek(file.fd, 0, SEEK_END) == 0);
+  CHECK(ctx.idle());
+}
+
+TEST_CASE("a stop in flight ends the operation, and later bytes do not reach its buffer") {
+  context ctx;
+  auto ring = open_ring<kernel_ring>(ctx);
+  if (no_io_uring(*ring)) return;
+  pipe_pair pipe;
+  std::vector<std::byte> in(10);
+  transfer read(ring->read(pipe.reader(), in, 0));
+  read.start();
+  CHECK(ctx.poll() == 0);  // handed over, and nothing to read
+  SECTION("from the owner") {
+    read.stop.request_stop();
+    CHECK(read.seen.total() == 0);
+    drive(ctx, read.seen);
+  }
+  SECTION("from another thread, which wakes the owner") {
+    std::thread other([&] { read.stop.request_stop(); });
+    drive(ctx, read.seen);
+    other.join();
+  }
+  SECTION("after a part has arrived") {
+    pipe.send("abcd", 4);
+    CHECK(ctx.poll() == 0);
+    read.stop.request_stop();
+    drive(ctx, read.seen);
+    CHECK(in[0] == std::byte{'a'});
+  }
+  SECTION("before the part that has arrived is seen") {
+    pipe.send("abcd", 4);
+    read.stop.request_stop();
+    drive(ctx, read.seen);
+  }
+  CHECK(read.seen.stops == 1);
+  CHECK(read.seen.total() == 1);
+  read.state.reset();
+  const auto before = in;
+  pipe.send("0123456789", 10);
+  ctx.poll();
+  CHECK(in == before);
+  CHECK(ctx.idle());
+}
+
+TEST_CASE("a transfer that is over stays a success, whenever the stop comes") {
+  context ctx;
+  auto ring = open_ring<kernel_ring>(ctx);
+  if (no_io_uring(*ring)) return;
+  pipe_pair pipe;
+  std::vector<std::byte> in(4);
+  transfer read(ring->read(pipe.reader(), in, 0));
+  read.start();
+  ctx.poll();
+  pipe.send("abcd", 4);
+  SECTION("after the delivery") {
+    drive(ctx, read.seen);
+    read.stop.request_stop();
+  }
+  SECTION("from another thread, and arrives after the completion") {
+    std::thread([&] { read.stop.request_stop(); }).join();
+    while (ring->poll() == 0 &&
+           ring->pending() != 0) {  // past the context, so that the posted stop stays behind
+      pollfd ended{ring->descriptor(), POLLIN, 0};
+      if (::poll(&ended, 1, 20) == 0) break;
+    }
+    CHECK(read.seen.total() == 0);  // held: the stop is still in the context's queue
+    CHECK(ring->pending() == 1);
+    ctx.poll();
+  }
+  ctx.poll();
+  CHECK(read.seen.values == 1);
+  CHECK(read.seen.total() == 1);
+  CHECK(ctx.idle());
+}
+
+TEST_CASE("an operation that waits for room can be stopped") {
+  context ctx;
+  auto ring = open_ring<kernel_ring>(ctx, 1);
+  if (no_io_uring(*ring)) return;
+  pipe_pair pipe;
+  std::vector<std::byte> in(8);
+  std::vector<std::unique_ptr<transfer>> reads;
+  for (std::size_t i = 0; i < in.size(); ++i)
+    reads.push_back(
+        std::make_unique<transfer>(ring->read(pipe.reader(), mutable_bytes(in).subspan(i, 1), 0)));
+  for (auto& read : reads) read->start();
+  ctx.poll();
+  reads.back()->stop.request_stop();
+  drive(ctx, reads.back()->seen);
+  CHECK(reads.back()->seen.stops == 1);
+  pipe.send("abcdefg", 7);
+  for (std::size_t i = 0; i < 7; ++i) {
+    drive(ctx, reads[i]->seen);
+    CHECK(reads[i]->seen.values == 1);
+  }
+}
+
+TEMPLATE_TEST_CASE("stops race with transfers, and each operation completes once", "", kernel_ring,
+                   thread_ring) {
+  context ctx;
+  auto ring = open_ring<TestType>(ctx, 8);
+  temporary_file file;
+  const auto out = pattern(64 << 10, 5);
+  REQUIRE(ctx.sync_wait(ring->write(file.fd, out, 0)).has_value());
+  int values = 0;
+  for (int round = 0; round < 60; ++round) {
+    std::vector<std::vector<std::byte>> in(24, std::vector<std::byte>(out.size()));
+    std::vector<std::unique_ptr<transfer>> reads;
+    for (auto& buffer : in) reads.push_back(std::make_unique<transfer>(ring->read(file.fd, buffer, 0)));
+    std::atomic<bool> go{false};
+    std::thread stopper([&] {
+      go.wait(false);
+      for (std::size_t i = static_cast<std::size_t>(round) % 3; i < reads.size(); i += 3)
+        reads[i]->stop.request_stop();
+    });
+    for (auto& read : reads) read->start();
+    go = true;
+    go.notify_one();
+    for (std::size_t i = 1; i < reads.size(); i += 3)
+      if (round % 3 == 0) reads[i]->stop.request_stop();
+    while (ring->pending() != 0) REQUIRE(ctx.wait(forever));
+    for (std::size_t i = 0; i < reads.size(); ++i) {
+      auto& seen = reads[i]->seen;
+      REQUIRE(seen.total() == 1);
+      REQUIRE(seen.errors == 0);
+      REQUIRE((seen.values == 0 || in[i] == out));
+      values += seen.values;
+    }
+    stopper.join();
+  }
+  CHECK(values >= 60 * 8);  // those that nobody stopped
+  CHECK(ctx.idle());
+}
+
+TEMPLATE_TEST_CASE("destroying a ring ends what it has in flight", "", kernel_ring, thread_ring) {
+  context ctx;
+  temporary_file file;
+  const auto out = pattern(256 << 10, 5);
+  std::vector<std::unique_ptr<transfer>> writes;
+  auto ring = open_ring<TestType>(ctx, 2);
+  for (std::size_t i = 0; i < 32; ++i) {
+    writes.push_back(std::make_unique<transfer>(ring->write(file.fd, out, i * out.size())));
+    writes.back()->start();
+  }
+  const bool handed_over = GENERATE(false, true);
+  if (handed_over) ctx.poll();
+  ring.reset();
+  for (auto& write : writes) {
+    CHECK(write->seen.total() == 1);
+    CHECK(write->seen.errors == 0);
+  }
+  CHECK(ctx.idle());
+}
+
+TEST_CASE("destroying a ring ends what would never end by itself, and what that starts") {
+  context ctx;
+  auto ring = open_ring<kernel_ring>(ctx);
+  if (no_io_uring(*ring)) return;
+  io_ring& alive = *ring;  // the pointer is empty while the ring ends
+  pipe_pair pipe;
+  std::vector<std::byte> in(2);
+  outcome seen;
+  auto chain = ex::connect(ring->read(pipe.reader(), in, 0) | ex::upon_stopped([]() noexcept {}) |
+                               ex::let_value([&]() noexcept { return alive.read(pipe.reader(), in, 0); }),
+                           probe{&seen, {}});
+  transfer stopped_elsewhere(ring->read(pipe.reader(), in, 0));
+  ex::start(chain);
+  stopped_elsewhere.start();
+  ctx.poll();
+  std::thread([&] { stopped_elsewhere.stop.request_stop(); }).join();
+  ring.reset();
+  CHECK(seen.stops == 1);
+  CHECK(stopped_elsewhere.seen.stops == 1);
+}
+
+TEST_CASE("the shared ring belongs to its context and ends with it") {
+  temporary_file file;
+  const auto out = pattern(1000, 5);
+  std::optional<transfer> write;
+  {
+    context ctx, other;
+    io_ring& ring = io_ring::of(ctx);
+    CHECK(&ring == &io_ring::of(ctx));
+    CHECK(&ring != &io_ring::of(other));
+    auto own = open_ring<thread_ring>(ctx);  // a second ring on the same context
+    CHECK(ctx.sync_wait(own->write(file.fd, out, 0)).has_value());
+    write.emplace(ring.write(file.fd, out, 0));
+    write->start();
+  }
+  CHECK(write->seen.total() == 1);
+  CHECK(write->seen.errors == 0);
+}
+
+TEST_CASE("a ring of no entries, or of far too many, is refused") {
+  context ctx;
+  for (const unsigned entries : {0u, 4097u}) {
+    auto ring = io_ring::open(ctx, {.entries = entries});
+    REQUIRE_FALSE(ring.has_value());
+    CHECK(ring.error().code == errc::invalid_argument);
+  }
+  CHECK(open_ring<thread_ring>(ctx)->uses_io_uring() == false);
+}
+
+TEMPLATE_TEST_CASE("an engine's own loop can sleep on the context's descriptor", "", kernel_ring,
+                   thread_ring) {
+  context ctx;
+  auto ring = open_ring<TestType>(ctx);
+  temporary_file file;
+  const auto out = pattern(100'000, 5);
+  const int fd = ctx.descriptor();
+  auto sleep = [&](int milliseconds) {
+    pollfd one{fd, POLLIN, 0};
+    return ::poll(&one, 1, milliseconds) == 1;
+  };
+  for (int round = 0; round < 20; ++round) {
+    transfer write(ring->write(file.fd, out, 0));
+    write.start();
+    ctx.poll();
+    while (write.seen.total() == 0) {
+      REQUIRE(sleep(-1));
+      ctx.poll();
+    }
+    CHECK(write.seen.values == 1);
+    transfer sync(ring->fsync(file.fd));
+    sync.start();
+    ctx.poll();
+    while (sync.seen.total() == 0) {
+      REQUIRE(sleep(-1));
+      ctx.poll();
+    }
+  }
+  int idle_wakes = 0;
+  while (sleep(0) && idle_wakes < 1000) {
+    ctx.poll();
+    ++idle_wakes;
+  }
+  CHECK(idle_wakes < 100);
+}
