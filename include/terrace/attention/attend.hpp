@@ -1,0 +1,95 @@
+#pragma once
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "terrace/attention/kernel.hpp"
+#include "terrace/attention/partial_state.hpp"
+#include "terrace/attention/query_tile.hpp"
+#include "terrace/core/config.hpp"
+#include "terrace/core/cpu.hpp"
+#include "terrace/core/error.hpp"
+#include "terrace/core/layout.hpp"
+
+namespace terrace {
+
+/// Whether `attend` can read blocks of this group for this shape; the sentence says why not. Asked once, when
+/// a cache is opened, not for each block.
+inline result<void> validate(const attention_shape& shape, const layer_group& group,
+                             block_encoding encoding = block_encoding::raw) noexcept {
+  if (auto good = validate(shape); !good) return good;
+  if (!group.v.present() || group.k.heads != shape.kv_heads || group.v.heads != shape.kv_heads)
+    return fail(errc::invalid_argument, "attention needs keys and values of the shape's KV heads");
+  if (group.k.dim != shape.dim || group.v.dim % 16 != 0)
+    return fail(errc::invalid_argument,
+                "head dimensions must be multiples of 16, and the keys' that of the queries");
+  if (group.k.type == element::fp8_e4m3 || group.v.type == element::fp8_e4m3)
+    return fail(errc::invalid_argument, "attention on the host reads fp16, bf16 and fp32");
+  if (encoding != block_encoding::raw && encoding != block_encoding::q8_0)
+    return fail(errc::invalid_argument, "attention reads raw and q8_0 blocks");
+  if (encoding == block_encoding::q8_0) {
+    if (group.k.dim % 32 != 0 || group.v.dim % 32 != 0)
+      return fail(errc::invalid_argument, "q8_0 needs head dimensions that are multiples of 32");
+    if (group.k.type == element::fp32 || group.v.type == element::fp32)
+      return fail(errc::invalid_argument, "q8_0 is read in place where it stands for fp16 or bf16");
+  }
+  return {};
+}
+
+/// Folds the keys and values of one block into the rows of `queries` queries, from `first_query` on, for the
+/// query heads that read `kv_head`. That is one work item; items with distinct rows may run at the same time,
+/// and rows of other heads and queries are not touched. Blocks are folded in ascending order of position.
+///
+/// A query at position p sees the keys at positions up to p that `shape.keep` retains: the last `window`
+/// ones, its own included, and the first `sinks`. Other keys and values contribute nothing, not even where
+/// they are NaN, and nothing behind the block's valid tokens is read.
+///
+/// **Bits do not depend on grouping.** After the blocks 0..i a row is a function of its query, their keys,
+/// values and positions, and of the instruction set: not of the number of queries in the call, nor of how
+/// work is cut into items, windows or threads. A block is cut into tiles of min(64, tokens of the group) at
+/// fixed positions, and
+///
+///     s   = sum of q * k    16 lanes of FMA over dim, ascending, then one fixed tree; at most the largest
+///     float m'  = max(m, max of s over the tile's visible keys);   p = exp(s - m') l   = l * exp(m - m') +
+///     (sum of p, one fixed tree) o   = o * exp(m - m'), then o = p * v + o by FMA over the visible tokens,
+///     ascending
+///
+/// Logits may have any size. A row whose logits are all -infinity stays empty. A NaN in a visible key makes
+/// its rows NaN.
+///
+/// Preconditions: validate(shape, group) held; `state` has the tile's rows and the values' dim; first_query +
+/// queries
+/// <= tile.size(). O(queries * group * tokens * dim), no allocation. Source: FlashAttention-2, algorithm 1.
+inline void attend(const query_tile& tile, const block_view& block, partial_state& state,
+                   std::uint32_t kv_head, std::uint32_t first_query, std::uint32_t queries,
+                   isa set = best_isa()) noexcept {
+  const layer_group& group = *block.group;
+  TERRACE_ASSERT(validate(tile.shape(), group, block.encoding),
+                 "attention was asked for a block that it cannot read");
+  TERRACE_ASSERT(state.rows() == tile.rows() && state.dim() == group.v.dim,
+                 "the state is not of the tile's shape");
+  TERRACE_ASSERT(std::size_t{first_query} + queries <= tile.size(),
+                 "the tile has fewer queries than were asked for");
+  TERRACE_ASSERT(block.tokens <= group.tokens, "a block cannot have more tokens than its group says");
+  const kernels::attend_item item{
+      .queries = &tile,
+      .state = &state,
+      .keys = key_rows(block, kv_head),
+      .values = value_rows(block, kv_head),
+      .first_position = block.first_position,
+      .tokens = block.tokens,
+      .tile_tokens = std::min(max_tile_tokens, group.tokens),
+      .first_head = kv_head * tile.shape().group(),
+      .heads = tile.shape().group(),
+      .first_query = first_query,
+      .count = queries,
+  };
+#if TERRACE_X86
+  if (set == isa::avx512) return kernels::avx512::attend(item);
+  if (set == isa::avx2) return kernels::avx2::attend(item);
+#endif
+  static_cast<void>(set);
+  kernels::portable::attend(item);
+}
+
+}  // namespace terrace

@@ -1,0 +1,39 @@
+#pragma once
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "terrace/attention/partial_state.hpp"
+#include "terrace/attention/query_tile.hpp"
+#include "terrace/core/block.hpp"
+
+namespace terrace {
+
+/// What a stream computes in: kept from one stream to the next, so that a decode step allocates nothing.
+struct stream_workspace {
+  query_tile queries;
+  partial_state state;
+  std::vector<block_id> blocks;          ///< sealed blocks that the queries may look at, in order
+  std::vector<std::uint32_t> positions;  ///< which block of its row each of them is
+  std::vector<block_id> wanted;          ///< scratch for prefetches
+  stream_workspace* next = nullptr;
+};
+
+/// Free workspaces of one cache. Owner thread only.
+class stream_workspace_pool {
+ public:
+  stream_workspace* take() {
+    if (free_ == nullptr) {
+      all_.push_back(std::make_unique<stream_workspace>());
+      return all_.back().get();
+    }
+    return std::exchange(free_, free_->next);
+  }
+  void give_back(stream_workspace* w) noexcept { w->next = std::exchange(free_, w); }
+
+ private:
+  std::vector<std::unique_ptr<stream_workspace>> all_;
+  stream_workspace* free_ = nullptr;
+};
+
+}  // namespace terrace

@@ -1,0 +1,79 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "terrace/core/block.hpp"
+#include "terrace/core/error.hpp"
+
+namespace terrace {
+
+class planner;
+class acquire_request;
+
+/// A block that a lease holds in place: its address, as long as the lease lives, and how good this copy is.
+struct leased_block {
+  block_id id;
+  const std::byte* data = nullptr;  ///< the block as its layer group lays it out
+  fidelity quality;
+  std::uint8_t tier = 0;  ///< where it is read
+};
+
+/// A block of an acquire, from the request to the release. For the planner.
+struct lease_entry : leased_block {
+  enum class state : std::uint8_t { asked, pinned, waiting, lost };
+  state now = state::asked;
+  error cause{};  ///< why it is lost
+  acquire_request* request = nullptr;
+  lease_entry* next = nullptr;  ///< the next one that waits for the same block
+};
+
+/// Storage behind a lease; recycled by the planner, so that acquiring allocates nothing in steady state.
+struct lease_record {
+  planner* owner = nullptr;
+  std::vector<lease_entry> entries;
+  lease_record* next = nullptr;
+};
+
+/// Pinned blocks, readable at their addresses until the lease is released or dropped. Move-only, owner thread
+/// only; it must not outlive its cache. Blocks stand in the order in which they were asked for.
+class lease {
+ public:
+  lease() = default;
+  explicit lease(lease_record* record) noexcept : record_(record) {}
+  lease(lease&& other) noexcept : record_(std::exchange(other.record_, nullptr)) {}
+  lease& operator=(lease&& other) noexcept {
+    std::swap(record_, other.record_);
+    return *this;
+  }
+  ~lease() { release(); }
+
+  std::size_t size() const noexcept { return record_ == nullptr ? 0 : record_->entries.size(); }
+  bool empty() const noexcept { return size() == 0; }
+  /// Precondition: i < size(). In the lease of a block_error, lost blocks have no data.
+  const leased_block& operator[](std::size_t i) const noexcept { return record_->entries[i]; }
+  /// Unpins everything now. O(size).
+  void release() noexcept;
+
+ private:
+  lease_record* record_ = nullptr;
+};
+
+/// A block that no tier could give, and why.
+struct lost_block {
+  block_id id;
+  error cause;
+};
+
+/// Blocks could not be had. The lease holds those that could, so that computing the lost ones anew and asking
+/// again makes progress.
+struct block_error : error {
+  std::vector<lost_block> lost;
+  lease rest;
+
+  block_error(error e) noexcept : error(e) {}
+};
+
+}  // namespace terrace

@@ -1,0 +1,224 @@
+#pragma once
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "terrace/cache/lease.hpp"
+#include "terrace/cache/residency.hpp"
+#include "terrace/cache/stats.hpp"
+#include "terrace/cache/tier_control.hpp"
+#include "terrace/core/layout.hpp"
+#include "terrace/execution/context.hpp"
+#include "terrace/transfer/job.hpp"
+
+namespace terrace {
+
+/// An acquire as the planner sees it: what is asked for, and whom to tell. The sender around it is in
+/// cache/acquire.hpp. It stays in place from `planner::request` until `done` was called or `planner::cancel`
+/// returned.
+class acquire_request {
+ public:
+  using function = void (*)(acquire_request*) noexcept;
+
+  acquire_request(std::span<const block_id> ids, function call) noexcept : wanted(ids), done(call) {}
+
+  std::span<const block_id> wanted;
+  function done;                   ///< called once, on the owner, when nothing is waited for any more
+  lease_record* record = nullptr;  ///< what is pinned
+  std::optional<error> refusal;    ///< the whole request was refused; nothing is pinned
+  std::size_t waiting = 0;         ///< entries whose block is on its way
+  std::size_t lost = 0;            ///< entries that no tier could give
+  enum class phase : std::uint8_t { idle, queued, loading, ready, ended } now = phase::idle;
+  acquire_request* next = nullptr;
+};
+
+/// Waits for write-behind to catch up; see `planner::flush`.
+struct flush_request {
+  void (*done)(flush_request*) noexcept;
+  std::optional<error> failure;
+  flush_request* next = nullptr;
+};
+
+/// Decides where blocks go: write-behind, demotion, promotion, who waits for whom. One instance serves one
+/// cache, on its owner thread. It moves no byte (transfer_port does) and ranks no block (the tiers' policies
+/// do).
+///
+/// Its rules:
+/// - A sealed block is written behind to the next tier as soon as there is room. In tier 0 the policy has
+/// charge only
+///   of blocks that a farther tier has too, so a slot is always free to be taken at once.
+/// - A farther tier that needs room takes its policy's victim: lets it go where a still farther tier has it,
+///   else moves it there first. A block that a sequence refers to never leaves the last tier.
+/// - Slots for all blocks of an acquire are reserved together, first come first served; only the first in
+/// line holds
+///   anything, so two half-served acquires never wait for each other. It waits for transfers only, never for
+///   a lease to be released: when nothing is on its way and there is still no slot, it is refused with
+///   out_of_capacity.
+/// - A better copy is never replaced by a worse one; a lossy copy is written to a tier once, not over itself.
+class planner {
+ public:
+  struct options {
+    unsigned loads_in_flight = 32;
+    unsigned stores_in_flight = 16;
+    unsigned prefetches_in_flight = 16;
+  };
+
+  planner(context& ctx, kv_layout layout, std::vector<tier_control*> tiers, transfer_port& transfers,
+          options o);
+  planner(const planner&) = delete;
+  ~planner();
+
+  context& owner() noexcept { return context_; }
+  const kv_layout& layout() const noexcept { return layout_; }
+  std::size_t tiers() const noexcept { return tiers_.size(); }
+  std::uint64_t step() const noexcept { return step_; }
+
+  // --- Writing: what sequences call.
+
+  /// A new open block with a slot in tier 0, referred to once. Drives the context while a transfer that is on
+  /// its way may still free a slot; out_of_capacity as soon as none is.
+  result<std::uint32_t> open_block(std::uint16_t group, std::uint16_t row, std::uint32_t parent,
+                                   std::uint32_t depth);
+  /// Where an open block is written. Precondition: it is open.
+  std::byte* open_data(std::uint32_t block) noexcept;
+  /// From here the block is immutable and may leave tier 0.
+  void seal(std::uint32_t block);
+  void add_ref(std::uint32_t block) noexcept { ++blocks_[block].refs; }
+  /// The last reference lets the block go from every tier.
+  void drop_ref(std::uint32_t block);
+  block_id id_of(std::uint32_t block) const noexcept { return blocks_.id_of(block); }
+  const block_record& record(std::uint32_t block) const noexcept { return blocks_[block]; }
+
+  // --- Reading.
+
+  /// Serves the request, or puts it in line. `done` may be called from within.
+  void request(acquire_request& r);
+  /// Takes back a request whose `done` has not been called: pins are returned, loads that nobody else wants
+  /// and that have not begun are dropped, those on their way go on as prefetches.
+  void cancel(acquire_request& r);
+  /// Unpins and recycles. The other end of `lease`.
+  void release(lease_record* record);
+  /// Begins to load blocks that attention could not read, without pinning them. Returns how many were begun.
+  std::size_t prefetch(std::span<const block_id> wanted);
+
+  /// Where attention could read a block now, or nullptr. Nothing is pinned: for measuring only.
+  const std::byte* readable_data(std::uint32_t block) noexcept;
+
+  // --- Time, sizes, accounts.
+
+  void advance_step(std::uint64_t step);
+  void flush(flush_request& r);
+  cache_stats stats() const;
+  tier_health health(std::size_t tier) const { return tiers_[tier]->health; }
+  std::size_t hot_capacity() const noexcept { return tiers_[0]->capacity(); }
+  std::size_t hot_bytes() const noexcept { return tiers_[0]->used() + transfers_.staging_in_use(); }
+  void note_hot_bytes() noexcept { hot_peak_ = hot_peak_ < hot_bytes() ? hot_bytes() : hot_peak_; }
+
+  // --- What transfers call.
+
+  void finished(transfer_job& job, result<void> outcome);
+  /// The codec needed only `bytes`: gives back the rest of the job's target. Before the target is written.
+  void shrink_target(transfer_job& job, std::size_t bytes);
+
+  /// Stops starting transfers and waits for those on their way. Called before media close.
+  void shut_down();
+
+ private:
+  enum class room : std::uint8_t { ready, pending, impossible };
+  struct claim {
+    room what;
+    extent where;
+  };
+  using state = block_copy::state;
+
+  const layer_group& group_of(const block_record& r) const noexcept { return layout_.groups[r.group]; }
+  std::size_t slot_bytes(const block_record& r) const noexcept { return group_of(r).block_bytes(); }
+  std::size_t last() const noexcept { return tiers_.size() - 1; }
+
+  void pin(std::uint32_t block, std::size_t tier);
+  void unpin(std::uint32_t block, std::size_t tier);
+  void settle(std::uint32_t block, std::size_t tier);
+  void drop_copy(std::uint32_t block, std::size_t tier);
+  void collect(std::uint32_t block);
+
+  claim claim_slot(std::size_t bytes);
+  claim claim_room(std::size_t tier, std::size_t bytes, std::size_t ahead);
+  bool set_aside(std::size_t tier) const noexcept;
+  room start_store(std::uint32_t block, std::size_t from, bool evict, std::size_t ahead);
+  bool something_may_leave() const noexcept { return loads_ + stores_ != 0 || blocks_.any_to_load(); }
+
+  void pump();
+  void start_stores();
+  void start_loads();
+  void serve_line();
+  bool serve(acquire_request& r);
+  std::size_t readable_copy(const block_record& r) const noexcept;
+  void abandon(acquire_request& r);
+  void begin_load(std::uint32_t block, extent slot, bool speculative);
+  void drop_queued_load(std::uint32_t block);
+  void count_demand(std::uint32_t block, std::size_t tier);
+  void finish_load(transfer_job& job, const result<void>& outcome);
+  void finish_store(transfer_job& job, const result<void>& outcome);
+  void answer_waiting(std::uint32_t block, const error* cause);
+  void make_ready(acquire_request& r);
+  void complete_ready();
+  void settle_flushes();
+  std::size_t next_tier(std::size_t from) const noexcept;
+  void note_store_outcome(std::size_t tier, const result<void>& outcome);
+  transfer_job& take_job() noexcept;
+  void grow();
+  lease_record* take_record(std::size_t entries);
+  void give_back(lease_record* record) noexcept;
+
+  context& context_;
+  kv_layout layout_;
+  std::vector<tier_control*> tiers_;
+  transfer_port& transfers_;
+  options options_;
+  residency blocks_;
+
+  struct queue {
+    acquire_request* head = nullptr;
+    acquire_request* tail = nullptr;
+    void push(acquire_request& r) noexcept {
+      r.next = nullptr;
+      (head == nullptr ? head : tail->next) = &r;
+      tail = &r;
+    }
+    acquire_request* pop() noexcept {
+      acquire_request* r = head;
+      if (r != nullptr) head = r->next;
+      return r;
+    }
+    void erase(acquire_request& r) noexcept;
+  };
+  queue line_;   // acquires that wait for slots, first come first served
+  queue ready_;  // acquires whose `done` is due
+  flush_request* flushes_ = nullptr;
+
+  std::unique_ptr<transfer_job[]> jobs_;
+  transfer_job* free_jobs_ = nullptr;
+  lease_record* free_records_ = nullptr;
+  std::vector<std::unique_ptr<lease_record>> records_;
+  std::vector<extent> slots_;  // scratch of serve()
+
+  unsigned loads_ = 0, stores_ = 0, prefetches_ = 0;
+  std::array<std::size_t, max_tiers> leaving_{};  // bytes that demotions on their way will free, per tier
+  std::array<context::clock::time_point, max_tiers>
+      retry_at_{};  // a tier that failed is left alone until then
+  std::size_t grown_ = 0;
+  prefetch_stats prefetch_;
+  std::uint64_t misses_ = 0, dropped_ = 0, pins_ = 0, step_ = 0;
+  std::size_t hot_peak_ = 0;
+  bool pumping_ = false, again_ = false, stopping_ = false;
+};
+
+}  // namespace terrace
+
+#include "terrace/cache/planner_moves.hpp"  // IWYU pragma: export
+#include "terrace/cache/planner_reads.hpp"  // IWYU pragma: export

@@ -1,0 +1,389 @@
+#pragma once
+// How blocks are asked for: acquires and their line, leases, prefetches; and the cache's start, clock and
+// end. Part of cache/planner.hpp.
+#include <algorithm>
+#include <utility>
+
+#include "terrace/cache/planner.hpp"
+
+namespace terrace {
+
+inline planner::planner(context& ctx, kv_layout layout, std::vector<tier_control*> tiers,
+                        transfer_port& transfers, options o)
+    : context_(ctx),
+      layout_(std::move(layout)),
+      tiers_(std::move(tiers)),
+      transfers_(transfers),
+      options_(o),
+      blocks_(tiers_.size()) {
+  const std::size_t count = options_.loads_in_flight + options_.stores_in_flight;
+  jobs_ = std::make_unique<transfer_job[]>(count);
+  for (std::size_t i = 0; i < count; ++i) jobs_[i].next = std::exchange(free_jobs_, &jobs_[i]);
+}
+
+inline planner::~planner() {
+  TERRACE_ASSERT(loads_ + stores_ == 0, "a planner ended with transfers on their way");
+  TERRACE_ASSERT(pins_ == 0, "a cache ended before the sequences, leases and reservations that use it");
+}
+
+inline transfer_job& planner::take_job() noexcept {
+  TERRACE_ASSERT(free_jobs_ != nullptr, "more transfers than jobs");
+  return *std::exchange(free_jobs_, free_jobs_->next);
+}
+
+inline void planner::grow() {
+  if (blocks_.size() <= grown_) return;
+  grown_ = std::max<std::size_t>(64, blocks_.size() * 2);
+  for (tier_control* tier : tiers_) tier->grow(grown_);
+}
+
+// --- The round of everything that may have become possible.
+
+inline void planner::pump() {
+  again_ = true;
+  if (pumping_) return;
+  pumping_ = true;
+  while (std::exchange(again_, false)) {
+    start_stores();
+    serve_line();
+    start_loads();
+  }
+  pumping_ = false;
+  settle_flushes();  // these call back, and the callers may ask for more
+  complete_ready();
+}
+
+inline void planner::complete_ready() {
+  while (acquire_request* r = ready_.pop()) {
+    r->now = acquire_request::phase::ended;
+    r->done(r);
+  }
+}
+
+inline void planner::queue::erase(acquire_request& r) noexcept {
+  acquire_request* before = nullptr;
+  for (acquire_request* at = head; at != nullptr; before = at, at = at->next) {
+    if (at != &r) continue;
+    (before == nullptr ? head : before->next) = r.next;
+    if (tail == &r) tail = before;
+    return;
+  }
+}
+
+// --- Acquires.
+
+inline void planner::request(acquire_request& r) {
+  r.now = acquire_request::phase::queued;
+  line_.push(r);
+  pump();
+}
+
+inline void planner::serve_line() {
+  while (line_.head != nullptr && serve(*line_.head)) line_.pop();
+}
+
+// The best copy that attention reads where it is: the highest fidelity, then the nearest. tiers() where none
+// is.
+inline std::size_t planner::readable_copy(const block_record& r) const noexcept {
+  std::size_t best = tiers();
+  for (std::size_t t = 0; t < tiers(); ++t)
+    if (tiers_[t]->what.readable && r.copies[t].readable() &&
+        (best == tiers() || r.copies[t].quality > r.copies[best].quality))
+      best = t;
+  return best;
+}
+
+inline const std::byte* planner::readable_data(std::uint32_t block) noexcept {
+  const std::size_t t = readable_copy(blocks_[block]);
+  return t == tiers() ? nullptr : tiers_[t]->address(blocks_[block].copies[t].where);
+}
+
+// Gives the first in line all that it needs, or nothing. False: it has to wait for a transfer.
+inline bool planner::serve(acquire_request& r) {
+  if (r.record == nullptr) r.record = take_record(r.wanted.size());
+  std::size_t i = 0;
+  for (lease_entry& e : r.record->entries) {
+    e = {};
+    e.id = r.wanted[i++];
+    e.request = &r;
+    const block_record* found = blocks_.find(e.id);
+    if (found == nullptr || found->now != block_record::phase::sealed) {
+      e.now = lease_entry::state::lost;
+      e.cause = error{errc::lost, "this block is gone, or was never sealed"};
+      continue;
+    }
+    const std::size_t readable = readable_copy(*found);
+    if (readable != tiers()) {
+      pin(e.id.index, readable);
+      e.now = lease_entry::state::pinned;
+      e.tier = static_cast<std::uint8_t>(readable);
+      e.quality = found->copies[readable].quality;
+      e.data = tiers_[readable]->address(found->copies[readable].where);
+    } else if (found->copies[0].now == state::filling) {
+      pin(e.id.index, 0);
+      e.now = lease_entry::state::waiting;
+    } else if (blocks_.best_copy(*found, 1) == tiers()) {
+      e.now = lease_entry::state::lost;
+      e.cause = error{errc::lost, "no tier has this block any more"};
+    }
+  }
+
+  slots_.clear();
+  for (const lease_entry& e : r.record->entries) {
+    if (e.now != lease_entry::state::asked) continue;
+    const claim slot = claim_slot(slot_bytes(blocks_[e.id.index]));
+    if (slot.what == room::ready) {
+      slots_.push_back(slot.where);
+      continue;
+    }
+    for (const extent& taken : slots_) tiers_[0]->release(taken);
+    for (const lease_entry& other : r.record->entries) {
+      if (other.now == lease_entry::state::pinned) unpin(other.id.index, other.tier);
+      if (other.now == lease_entry::state::waiting) unpin(other.id.index, 0);
+    }
+    r.record->entries.assign(r.wanted.size(), {});
+    if (slot.what == room::pending) return false;
+    give_back(std::exchange(r.record, nullptr));
+    r.refusal = error{errc::out_of_capacity,
+                      "every slot of tier 0 is pinned, and no transfer on its way will free one"};
+    make_ready(r);
+    return true;
+  }
+
+  r.now = acquire_request::phase::loading;
+  for (lease_entry& e : r.record->entries) {
+    if (e.now == lease_entry::state::pinned) {
+      count_demand(e.id.index, e.tier);
+      continue;
+    }
+    if (e.now == lease_entry::state::lost) {
+      ++r.lost;
+      continue;
+    }
+    block_record& b = blocks_[e.id.index];
+    if (e.now == lease_entry::state::asked) {
+      if (b.copies[0].now == state::absent)
+        begin_load(e.id.index, slots_.back(), false);
+      else
+        tiers_[0]->release(slots_.back());  // asked for twice in this acquire
+      slots_.pop_back();
+      pin(e.id.index, 0);
+      e.now = lease_entry::state::waiting;
+    }
+    ++misses_;
+    if (std::exchange(b.copies[0].prefetched, false)) {
+      ++prefetch_.used;
+      ++prefetch_.late;
+    }
+    e.next = std::exchange(b.waiting, &e);
+    ++r.waiting;
+  }
+  if (r.waiting == 0) make_ready(r);
+  return true;
+}
+
+inline void planner::count_demand(std::uint32_t block, std::size_t tier) {
+  block_copy& copy = blocks_[block].copies[tier];
+  if (std::exchange(copy.prefetched, false))
+    ++prefetch_.used;
+  else
+    ++tiers_[tier]->stats.hits;
+  tiers_[tier]->touch(block, {.step = step_});
+}
+
+// The load of `block` has ended: well, or because of `cause`.
+inline void planner::answer_waiting(std::uint32_t block, const error* cause) {
+  block_record& b = blocks_[block];
+  lease_entry* e = std::exchange(b.waiting, nullptr);
+  while (e != nullptr) {
+    lease_entry* const next = std::exchange(e->next, nullptr);
+    if (cause == nullptr) {
+      e->now = lease_entry::state::pinned;
+      e->tier = 0;
+      e->quality = b.copies[0].quality;
+      e->data = tiers_[0]->address(b.copies[0].where);
+    } else {
+      e->now = lease_entry::state::lost;
+      e->cause = *cause;
+      ++e->request->lost;
+      unpin(block, 0);
+    }
+    if (--e->request->waiting == 0) make_ready(*e->request);
+    e = next;
+  }
+}
+
+inline void planner::make_ready(acquire_request& r) {
+  r.now = acquire_request::phase::ready;
+  ready_.push(r);
+}
+
+inline void planner::cancel(acquire_request& r) {
+  using phase = acquire_request::phase;
+  if (r.now == phase::queued) line_.erase(r);
+  if (r.now == phase::ready) ready_.erase(r);
+  if (r.record != nullptr && (r.now == phase::loading || r.now == phase::ready)) abandon(r);
+  if (r.record != nullptr) give_back(std::exchange(r.record, nullptr));
+  r.now = phase::ended;
+  pump();
+}
+
+inline void planner::abandon(acquire_request& r) {
+  for (lease_entry& e : r.record->entries) {
+    if (e.now == lease_entry::state::pinned) unpin(e.id.index, e.tier);
+    if (e.now != lease_entry::state::waiting) continue;
+    block_record& b = blocks_[e.id.index];
+    lease_entry** link = &b.waiting;
+    while (*link != &e) link = &(*link)->next;
+    *link = e.next;
+    unpin(e.id.index, 0);
+    if (b.loading && b.waiting == nullptr && !b.speculative) drop_queued_load(e.id.index);
+  }
+}
+
+inline void planner::release(lease_record* record) {
+  for (const lease_entry& e : record->entries)
+    if (e.now == lease_entry::state::pinned) unpin(e.id.index, e.tier);
+  give_back(record);
+  pump();
+}
+
+inline void lease::release() noexcept {
+  if (lease_record* record = std::exchange(record_, nullptr)) record->owner->release(record);
+}
+
+inline lease_record* planner::take_record(std::size_t entries) {
+  if (free_records_ == nullptr) {
+    records_.push_back(std::make_unique<lease_record>());
+    records_.back()->owner = this;
+    free_records_ = records_.back().get();
+  }
+  lease_record* record = std::exchange(free_records_, free_records_->next);
+  record->entries.assign(entries, {});
+  return record;
+}
+
+inline void planner::give_back(lease_record* record) noexcept {
+  record->entries.clear();
+  record->next = std::exchange(free_records_, record);
+}
+
+inline std::size_t planner::prefetch(std::span<const block_id> wanted) {
+  std::size_t begun = 0;
+  for (const block_id id : wanted) {
+    if (stopping_ || prefetches_ == options_.prefetches_in_flight) break;
+    const block_record* b = blocks_.find(id);
+    if (b == nullptr || b->now != block_record::phase::sealed || b->copies[0].now != state::absent) continue;
+    const std::size_t from = blocks_.best_copy(*b, 1);
+    if (from == tiers() || tiers_[from]->what.readable) continue;
+    const claim slot = claim_slot(slot_bytes(*b));
+    if (slot.what != room::ready) break;
+    begin_load(id.index, slot.where, true);
+    ++begun;
+  }
+  if (begun != 0) pump();
+  return begun;
+}
+
+// --- Blocks that are being written.
+
+inline result<std::uint32_t> planner::open_block(std::uint16_t group, std::uint16_t row, std::uint32_t parent,
+                                                 std::uint32_t depth) {
+  const std::size_t bytes = layout_.groups[group].block_bytes();
+  claim slot = claim_slot(bytes);
+  while (slot.what == room::pending) {
+    context_.wait(context::clock::now() + std::chrono::seconds(1));
+    slot = claim_slot(bytes);
+  }
+  if (slot.what == room::impossible)
+    return fail(errc::out_of_capacity, "no slot of tier 0 is free for new tokens, and none can be made free");
+  const std::uint32_t block = blocks_.create();
+  grow();
+  block_record& r = blocks_[block];
+  r.group = group;
+  r.row = row;
+  r.parent = parent;
+  r.depth = depth;
+  r.refs = 1;
+  r.copies[0].now = state::resident;
+  r.copies[0].where = slot.where;
+  pin(block, 0);
+  return block;
+}
+
+inline std::byte* planner::open_data(std::uint32_t block) noexcept {
+  TERRACE_ASSERT(blocks_[block].now == block_record::phase::open, "a sealed block was asked for writing");
+  return tiers_[0]->address(blocks_[block].copies[0].where);
+}
+
+inline void planner::seal(std::uint32_t block) {
+  blocks_[block].now = block_record::phase::sealed;
+  unpin(block, 0);
+  pump();
+}
+
+inline void planner::drop_ref(std::uint32_t block) {
+  block_record& r = blocks_[block];
+  TERRACE_ASSERT(r.refs > 0, "a reference to a block was dropped twice");
+  if (--r.refs != 0) return;
+  if (r.now == block_record::phase::open)
+    unpin(block, 0);
+  else
+    collect(block);
+}
+
+// --- Clock, flush, accounts, end.
+
+inline void planner::advance_step(std::uint64_t step) {
+  if (step <= step_ && step_ != 0) return;
+  step_ = step;
+  for (tier_control* tier : tiers_) tier->advance_step(step);
+  pump();
+}
+
+inline void planner::flush(flush_request& r) {
+  r.next = std::exchange(flushes_, &r);
+  pump();
+}
+
+// A flush is over when nothing is left to save, or when what is left cannot be saved.
+inline void planner::settle_flushes() {
+  if (flushes_ == nullptr || stores_ != 0) return;
+  flush_request* r = std::exchange(flushes_, nullptr);
+  while (r != nullptr) {
+    flush_request* const next = r->next;
+    if (blocks_.any_unsaved())
+      r->failure =
+          error{errc::out_of_capacity, "the tiers below tier 0 have no room for what is to be saved"};
+    r->done(r);
+    r = next;
+  }
+}
+
+inline cache_stats planner::stats() const {
+  cache_stats all;
+  for (const tier_control* tier : tiers_) {
+    all.tiers.push_back(tier->stats);
+    all.tiers.back().medium = tier->what.medium;
+    all.tiers.back().codec = tier->what.codec;
+    all.tiers.back().capacity_bytes = tier->capacity();
+    all.tiers.back().resident_bytes = tier->used();
+  }
+  all.prefetch = prefetch_;
+  all.misses = misses_;
+  all.dropped = dropped_;
+  all.blocks = blocks_.alive();
+  all.pins = pins_;
+  all.staging_bytes = transfers_.staging_in_use();
+  all.hot_bytes_peak = hot_peak_;
+  all.step = step_;
+  return all;
+}
+
+inline void planner::shut_down() {
+  stopping_ = true;
+  while (blocks_.any_to_load()) drop_queued_load(blocks_.first_to_load());
+  while (loads_ + stores_ != 0) context_.wait(context::clock::now() + std::chrono::seconds(1));
+}
+
+}  // namespace terrace

@@ -1,0 +1,155 @@
+#pragma once
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "terrace/core/block.hpp"
+#include "terrace/core/config.hpp"
+#include "terrace/core/index_list.hpp"
+#include "terrace/medium/extent.hpp"
+
+namespace terrace {
+
+/// The most tiers that a cache can have.
+inline constexpr std::size_t max_tiers = 6;
+
+/// One copy of a block in one tier.
+struct block_copy {
+  enum class state : std::uint8_t {
+    absent,
+    filling,   ///< a transfer is writing it; nobody may read it
+    resident,  ///< readable
+    leaving,   ///< readable, while a transfer takes it to a farther tier; it goes when that has succeeded
+  };
+  extent where;
+  std::uint32_t pins = 0;  ///< leases, reservations and transfers that read or write it: it stays where it is
+  state now = state::absent;
+  fidelity quality;
+  bool in_policy = false;   ///< the tier's policy has charge of it
+  bool known = false;       ///< the tier's policy has had charge of it before
+  bool prefetched = false;  ///< was brought before anybody asked, and has not been asked for yet
+
+  bool readable() const noexcept { return now == state::resident || now == state::leaving; }
+};
+
+/// Where a waiting acquire stands in line for a block that is on its way (cache/lease.hpp).
+struct lease_entry;
+
+/// What is known of one block.
+struct block_record {
+  enum class phase : std::uint8_t {
+    free,    ///< the index is not in use
+    open,    ///< being written, in tier 0
+    sealed,  ///< complete and immutable
+  };
+  std::array<block_copy, max_tiers> copies;
+  std::uint32_t generation = 0;
+  std::uint32_t refs = 0;    ///< sequences that refer to it; at 0 it is let go
+  std::uint32_t parent = 0;  ///< the block before it in the sequence that made it, or index_link::none
+  std::uint32_t depth = 0;   ///< blocks before it
+  std::uint16_t group = 0;   ///< layer group of the layout
+  std::uint16_t row = 0;     ///< row of layers, over all groups
+  phase now = phase::free;
+  bool unsaved = false;            ///< in the write-behind queue: tier 0 has the only copy
+  bool loading = false;            ///< in the load queue: a slot is reserved, the transfer has not begun
+  bool speculative = false;        ///< the load that is queued or on its way was begun by a prefetch
+  std::uint8_t load_from = 0;      ///< the tier that this load reads
+  lease_entry* waiting = nullptr;  ///< acquires that wait for the copy that is filling tier 0
+};
+
+/// Which blocks there are, and which tiers have them: dense records, recycled indices told apart by
+/// generation. It holds facts and takes no decision; the planner decides.
+class residency {
+ public:
+  explicit residency(std::size_t tiers) noexcept : tiers_(tiers) {}
+
+  std::size_t tiers() const noexcept { return tiers_; }
+  /// Indices that have ever been in use; per-block arrays are this long.
+  std::size_t size() const noexcept { return records_.size(); }
+  std::size_t alive() const noexcept { return alive_; }
+
+  block_record& operator[](std::uint32_t i) noexcept { return records_[i]; }
+  const block_record& operator[](std::uint32_t i) const noexcept { return records_[i]; }
+
+  /// The record that `id` names, or nullptr where that block is gone. O(1).
+  block_record* find(block_id id) noexcept {
+    if (id.index >= records_.size()) return nullptr;
+    block_record& r = records_[id.index];
+    return r.generation == id.generation && r.now != block_record::phase::free ? &r : nullptr;
+  }
+  block_id id_of(std::uint32_t i) const noexcept { return {i, records_[i].generation}; }
+
+  /// Puts an index into use. Amortised O(1): records grow to the most blocks ever alive and are then
+  /// recycled.
+  std::uint32_t create() {
+    std::uint32_t i = free_.front();
+    if (i != index_link::none) {
+      free_.erase(links_, i);
+    } else {
+      i = static_cast<std::uint32_t>(records_.size());
+      records_.emplace_back();
+      links_.emplace_back();
+    }
+    const std::uint32_t generation = records_[i].generation;
+    records_[i] = block_record{};
+    records_[i].generation = generation;
+    records_[i].now = block_record::phase::open;
+    ++alive_;
+    return i;
+  }
+  /// Precondition: no copy, no reference and no queue is left.
+  void recycle(std::uint32_t i) noexcept {
+    block_record& r = records_[i];
+    TERRACE_ASSERT(r.now != block_record::phase::free, "a block was recycled twice");
+    r.now = block_record::phase::free;
+    ++r.generation;
+    --alive_;
+    free_.push_back(links_, i);
+  }
+
+  /// The best copy that can be read from somewhere: the highest fidelity, then the nearest. tiers() where
+  /// there is none. `from` skips nearer tiers.
+  std::size_t best_copy(const block_record& r, std::size_t from = 0) const noexcept {
+    std::size_t best = tiers_;
+    for (std::size_t t = from; t < tiers_; ++t)
+      if (r.copies[t].readable() && (best == tiers_ || r.copies[t].quality > r.copies[best].quality))
+        best = t;
+    return best;
+  }
+  /// Whether a tier farther than `t` has the block as well.
+  bool saved_below(const block_record& r, std::size_t t) const noexcept {
+    return best_copy(r, t + 1) != tiers_;
+  }
+
+  /// Blocks that only tier 0 has, oldest first: what write-behind has to do.
+  bool any_unsaved() const noexcept { return !unsaved_.empty(); }
+  std::uint32_t first_unsaved() const noexcept { return unsaved_.front(); }
+  std::uint32_t unsaved() const noexcept { return unsaved_.size(); }
+  void mark_unsaved(std::uint32_t i, bool yes) noexcept { enqueue(unsaved_, i, records_[i].unsaved, yes); }
+
+  /// Blocks with a reserved slot whose load has not begun, in the order in which they were asked for.
+  bool any_to_load() const noexcept { return !to_load_.empty(); }
+  std::uint32_t first_to_load() const noexcept { return to_load_.front(); }
+  void mark_to_load(std::uint32_t i, bool yes) noexcept { enqueue(to_load_, i, records_[i].loading, yes); }
+
+ private:
+  void enqueue(index_list& queue, std::uint32_t i, bool& in, bool yes) noexcept {
+    if (in == yes) return;
+    in = yes;
+    if (yes)
+      queue.push_back(links_, i);
+    else
+      queue.erase(links_, i);
+  }
+
+  std::size_t tiers_;
+  std::size_t alive_ = 0;
+  std::vector<block_record> records_;
+  // One set of links serves all three lists, as no block is in two of them: an unsaved block has its copy in
+  // tier 0, a block that is to be loaded has none, a free one is neither.
+  std::vector<index_link> links_;
+  index_list free_, unsaved_, to_load_;
+};
+
+}  // namespace terrace

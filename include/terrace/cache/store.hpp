@@ -1,0 +1,63 @@
+#pragma once
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "terrace/attention/stream_workspace.hpp"
+#include "terrace/cache/acquire.hpp"
+#include "terrace/cache/planner.hpp"
+#include "terrace/prefetch/layer_ahead.hpp"
+#include "terrace/sequence.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+/// The verbs of a cache, whatever its tiers: what `tiered_cache` inherits, and what code takes that does not
+/// care how the ladder is composed. For the thread that owns the context.
+class kv_store {
+ public:
+  kv_store(kv_store&&) noexcept = default;
+  kv_store& operator=(kv_store&&) noexcept = default;
+
+  context& owner() noexcept { return planner_->owner(); }
+  const kv_layout& layout() const noexcept { return planner_->layout(); }
+
+  /// An empty sequence. It must end before the cache does.
+  sequence make_sequence() { return sequence(*planner_, ++sequences_); }
+  /// A sequence with the same tokens that shares every block (sequence::fork).
+  sequence fork(const sequence& s) { return s.fork(++sequences_); }
+
+  /// Brings sealed blocks to where attention can read them, and pins them: a sender of a lease
+  /// (cache/acquire.hpp). `ids` must stay until it completes.
+  acquire_sender acquire(std::span<const block_id> ids) noexcept { return {*planner_, ids}; }
+  /// Begins to bring blocks without pinning them; returns how many loads were begun. Never waits.
+  std::size_t prefetch(std::span<const block_id> ids) { return planner_->prefetch(ids); }
+  /// A sender that completes when every sealed block is in a tier below tier 0.
+  flush_sender flush() noexcept { return flush_sender(*planner_); }
+  /// The engine's clock: the step that begins now. It never goes back.
+  void advance_step(std::uint64_t step) { planner_->advance_step(step); }
+
+  /// Which prefetcher streams ask; `layer_ahead` until told otherwise, none with `any_prefetcher{}`.
+  void use(any_prefetcher p) { prefetcher_ = std::move(p); }
+  any_prefetcher& prefetcher() noexcept { return prefetcher_; }
+
+  cache_stats stats() const { return planner_->stats(); }
+  tier_health health(std::size_t tier) const { return planner_->health(tier); }
+
+  /// For streams: what decides where blocks go, and buffers that outlive a stream.
+  planner& control() noexcept { return *planner_; }
+  stream_workspace_pool& workspaces() noexcept { return *workspaces_; }
+
+ protected:
+  explicit kv_store(planner& p) : planner_(&p), workspaces_(std::make_unique<stream_workspace_pool>()) {}
+
+ private:
+  planner* planner_;
+  std::unique_ptr<stream_workspace_pool> workspaces_;
+  any_prefetcher prefetcher_ = layer_ahead{};
+  std::uint32_t sequences_ = 0;
+};
+
+}  // namespace TERRACE_EX
+}  // namespace terrace

@@ -1,0 +1,66 @@
+#pragma once
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "terrace/cache/tier_control.hpp"
+#include "terrace/policy/policy.hpp"
+#include "terrace/tier.hpp"
+
+namespace terrace {
+
+/// A tier at work: its open medium (none where the tier was left out, and then there is never room), and a
+/// policy of its own with the array of block states that it keeps books in.
+template <class Tier, eviction_policy Policy>
+class tier_runtime final : public tier_control {
+ public:
+  using medium_type = typename Tier::medium_type;
+  using codec_type = typename Tier::codec_type;
+
+  tier_runtime(std::unique_ptr<medium_type> m, typename Policy::options o)
+      : tier_control({.medium = medium_type::name,
+                      .codec = codec_type::name,
+                      .readable = Tier::read_in_place,
+                      .addressable = medium_type::addressable == reach::host,
+                      .loss = codec_type::loss,
+                      .format_id = codec_type::format_id}),
+        medium_(std::move(m)),
+        policy_(std::move(o)) {}
+
+  /// nullptr where the tier was left out.
+  medium_type* medium() noexcept { return medium_.get(); }
+  Policy& policy() noexcept { return policy_; }
+
+  std::optional<extent> reserve(std::size_t bytes) override {
+    return medium_ == nullptr ? std::nullopt : medium_->reserve(bytes);
+  }
+  void release(extent e) noexcept override { medium_->release(e); }
+  std::byte* address([[maybe_unused]] extent e) noexcept override {
+    if constexpr (medium_type::addressable == reach::host)
+      return medium_->address(e);
+    else
+      return nullptr;
+  }
+  std::size_t capacity() const noexcept override { return medium_ == nullptr ? 0 : medium_->capacity(); }
+  std::size_t used() const noexcept override { return medium_ == nullptr ? 0 : medium_->used(); }
+  std::size_t max_encoded_size(const layer_group& g) const noexcept override {
+    return codec_type::max_encoded_size(g);
+  }
+
+  void grow(std::size_t blocks) override {
+    states_.resize(blocks);
+    policy_.bind(states_);
+  }
+  void admit(std::uint32_t block, const block_info& info) override { policy_.admit(block, info); }
+  void touch(std::uint32_t block, const block_use& use) override { policy_.touch(block, use); }
+  void remove(std::uint32_t block) override { policy_.remove(block); }
+  std::uint32_t victim() override { return policy_.victim(); }
+  void advance_step(std::uint64_t step) override { policy_.advance_step(step); }
+
+ private:
+  std::unique_ptr<medium_type> medium_;
+  Policy policy_;
+  std::vector<typename Policy::block_state> states_;
+};
+
+}  // namespace terrace

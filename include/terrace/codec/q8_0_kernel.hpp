@@ -1,0 +1,81 @@
+// Included once for each instruction set (see core/for_each_isa.hpp): q8_0 groups, in and out. Every set
+// gives the same bits: each step is exact or rounds once, and no product meets a sum that a compiler could
+// fuse it with.
+#if defined(TERRACE_ISA)
+
+namespace terrace::kernels::TERRACE_ISA {
+
+// ggml's rule has no answer for these: a NaN becomes 0, and what is too large the most that can be stored.
+template <element_type T>
+TERRACE_TARGET TERRACE_ALWAYS_INLINE simd::TERRACE_ISA::f32x16 tame(simd::TERRACE_ISA::f32x16 x) noexcept {
+  using namespace simd::TERRACE_ISA;
+  const f32x16 bounded = max(splat(-q8_0_limits<T>::value), min(splat(q8_0_limits<T>::value), x));
+  return select(is_number(x), bounded, splat(0));
+}
+
+// The codes next to these, if any, that give x exactly.
+struct nearby_codes {
+  simd::TERRACE_ISA::f32x16 code;
+  bool exact;
+};
+template <element_type T>
+TERRACE_TARGET TERRACE_ALWAYS_INLINE nearby_codes exact_codes(simd::TERRACE_ISA::f32x16 x, float scale,
+                                                              simd::TERRACE_ISA::f32x16 code) noexcept {
+  using namespace simd::TERRACE_ISA;
+  const f32x16 d = splat(scale);
+  const f32x16 up = min(splat(127), add(code, splat(1))), down = max(splat(-127), sub(code, splat(1)));
+  const mask16 as_is = equal(x, round_as<T>(mul(code, d)));
+  const mask16 above = equal(x, round_as<T>(mul(up, d)));
+  const mask16 below = equal(x, round_as<T>(mul(down, d)));
+  return {select(as_is, code, select(above, up, down)), (as_is | above | below) == 0xffff};
+}
+
+template <element_type T>
+TERRACE_TARGET inline void encode_q8_0(const std::byte* in, std::byte* out, std::size_t groups) noexcept {
+  using namespace simd::TERRACE_ISA;
+  for (std::size_t g = 0; g < groups; ++g, in += 32 * sizeof(T), out += 34) {
+    f32x16 a = load_as<T>(in), b = load_as<T>(in + 16 * sizeof(T));
+    float most = largest_magnitude(a, b);
+    if (!(most <= q8_0_limits<T>::value)) {
+      a = tame<T>(a);
+      b = tame<T>(b);
+      most = largest_magnitude(a, b);
+    }
+    const float d = most / 127.0f;
+    const fp16 scale = narrow(d < q8_0_limits<T>::scale ? d : q8_0_limits<T>::scale);
+    // A scale that rounds to zero decodes to zeros whatever the codes are: then these are zeros too.
+    const f32x16 inverse = splat(scale.bits != 0 ? 1.0f / d : 0.0f);
+    std::memcpy(out, &scale, sizeof scale);
+    store_i8(out + 2, mul(a, inverse));
+    store_i8(out + 18, mul(b, inverse));
+    // bf16 is so coarse that decoded values can lie half a code from where they came: see codec/q8_0.hpp.
+    if constexpr (std::is_same_v<T, bf16>) {
+      const nearby_codes lo = exact_codes<T>(a, widen(scale), load_i8(out + 2));
+      if (!lo.exact) continue;
+      const nearby_codes hi = exact_codes<T>(b, widen(scale), load_i8(out + 18));
+      if (!hi.exact) continue;
+      store_i8(out + 2, lo.code);
+      store_i8(out + 18, hi.code);
+    }
+  }
+}
+
+// False where a scale is no number, which no encoder writes.
+template <element_type T>
+TERRACE_TARGET inline bool decode_q8_0(const std::byte* in, std::byte* out, std::size_t groups) noexcept {
+  using namespace simd::TERRACE_ISA;
+  bool good = true;
+  for (std::size_t g = 0; g < groups; ++g, in += 34, out += 32 * sizeof(T)) {
+    fp16 scale;
+    std::memcpy(&scale, in, sizeof scale);
+    good &= (scale.bits & 0x7c00u) != 0x7c00u;
+    const f32x16 d = splat(widen(scale));
+    store_as<T>(out, mul(d, load_i8(in + 2)));
+    store_as<T>(out + 16 * sizeof(T), mul(d, load_i8(in + 18)));
+  }
+  return good;
+}
+
+}  // namespace terrace::kernels::TERRACE_ISA
+
+#endif

@@ -1,0 +1,77 @@
+#pragma once
+#include <concepts>
+#include <cstddef>
+#include <optional>
+#include <string_view>
+
+#include "terrace/core/bytes.hpp"
+#include "terrace/core/error.hpp"
+#include "terrace/execution/ex.hpp"
+#include "terrace/medium/extent.hpp"
+
+namespace terrace {
+
+class context;
+
+/// Who can read a medium's bytes at an address.
+enum class reach : unsigned char { nobody, host, device };
+
+/// A medium is where bytes live and how they are read and written. It knows no codec, no policy and no token.
+///
+/// Traits, all constant expressions:
+/// - `name`         what statistics call it
+/// - `addressable`  who can read its bytes in place; then `address(extent)` gives them and nothing is copied
+/// - `persistent`   whether its bytes outlive the process; then `sync()` and `scan(visitor)` exist as well
+/// - `alignment`    a power of two: every extent begins at a multiple of it, and so must the buffers of read
+/// and
+///                  write; their lengths are multiples of it too (staging and slots are cut accordingly)
+/// - `granularity`  the smallest transfer that runs at the medium's speed, in bytes: a hint for sizing blocks
+///
+/// Operations, all called by the owner of the context:
+/// - `open(context&, options) -> result<std::unique_ptr<M>>`. Nothing is left behind where it fails. A medium
+/// stays
+///   where it is: transfers in flight refer to it. It is closed after the last of them has completed.
+/// - `reserve(bytes) -> std::optional<extent>`: room for `bytes`, or nothing. Never waits. O(1). Extents are
+/// of any
+///   size, so that what a codec saves is capacity.
+/// - `release(extent) noexcept`: O(1). Precondition: no transfer of that extent is in flight.
+/// - `read(extent, mutable_bytes) -> sender`, `write(extent, const_bytes) -> sender`: transfer the first
+/// bytes of the
+///   extent, as many as the buffer holds. Complete on the owner with set_value() when all bytes are in place,
+///   set_error(error) when they are not, set_stopped() once the medium has let go of the buffer. Extent and
+///   buffer must stay until then, whatever a stop token says.
+/// - `capacity()`, `used()`: bytes; `used` counts what granularity rounds up.
+template <class M>
+concept medium = requires(M& m, const M& c, std::size_t bytes, extent e, mutable_bytes into,
+                          const_bytes from) {
+  typename M::options;
+  { M::name } -> std::convertible_to<std::string_view>;
+  { M::addressable } -> std::convertible_to<reach>;
+  { M::persistent } -> std::convertible_to<bool>;
+  { M::alignment } -> std::convertible_to<std::size_t>;
+  { M::granularity } -> std::convertible_to<std::size_t>;
+  { m.reserve(bytes) } -> std::same_as<std::optional<extent>>;
+  { m.release(e) }
+  noexcept;
+  { m.read(e, into) } -> ex::sender;
+  { m.write(e, from) } -> ex::sender;
+  { c.capacity() } -> std::convertible_to<std::size_t>;
+  { c.used() } -> std::convertible_to<std::size_t>;
+};
+
+/// A medium whose bytes the host reads where they are.
+template <class M>
+concept host_addressable_medium = medium<M> && M::addressable == reach::host&& requires(M& m, extent e) {
+  { m.address(e) }
+  noexcept->std::same_as<std::byte*>;
+};
+
+/// Contract for media that outlive the process; none is persistent yet. `sync()` completes when everything
+/// that was written before it survives a crash of the machine; `scan(visitor)` calls visitor(extent) for each
+/// extent found at opening. The tier, not the medium, writes and checks the headers of extents.
+template <class M>
+concept persistent_medium = medium<M> && M::persistent && requires(M& m) {
+  { m.sync() } -> ex::sender;
+};
+
+}  // namespace terrace

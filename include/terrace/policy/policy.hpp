@@ -1,0 +1,66 @@
+#pragma once
+#include <concepts>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <type_traits>
+
+namespace terrace {
+
+/// What an LLM cache knows of a block and a web cache does not. Filled by the cache; a policy uses what it
+/// needs.
+struct block_info {
+  /// Why a block enters the policy's charge.
+  enum class admission : std::uint8_t {
+    first,     ///< its first copy in this tier
+    returned,  ///< it was pinned meanwhile, or did not leave after all: the policy may restore its place
+  };
+  std::uint64_t key = 0;  ///< content key, equal for equal prefixes; 0 where the block is private
+  std::uint32_t parent = 0xffffffffu;  ///< index of the block before it, where it has one
+  std::uint32_t depth = 0;             ///< blocks before it in its sequence
+  std::uint32_t row = 0;               ///< which row of layers it belongs to
+  std::uint32_t turn = 0;              ///< turn of the conversation
+  std::uint32_t bytes = 0;             ///< size in this tier
+  float recompute_cost = 0;            ///< relative cost of computing it anew
+  float reload_cost = 0;               ///< relative cost of bringing it back from the tier that also has it
+  admission why = admission::first;
+};
+
+/// One use of a block.
+struct block_use {
+  std::uint64_t step = 0;
+  float mass = 0;  ///< its exact share of the softmax mass, 0 where it is not known
+};
+
+/// An eviction policy says who leaves a tier first; each tier has an instance of its own.
+///
+/// It has charge of the blocks between `admit` and `remove` only, and the cache keeps it so that each of them
+/// is free to leave at once: a block is removed while it is pinned or in transit, and admitted again after
+/// (`admission::returned`). Bookkeeping for a block is one `block_state`, which the cache keeps in an array
+/// indexed by block; what a policy wrote there stays while the block is out of its charge, and is forgotten
+/// when the block dies. A policy allocates nothing after `bind`, and knows no clock but the step.
+///
+/// - `P(options)`, `name`
+/// - `bind(states)`: the array, again when it has grown; the old contents come along. `block_state` is
+/// trivial to copy.
+/// - `admit(i, info)`: precondition: i is not in charge. `remove(i)`: precondition: it is. Both amortised
+/// O(1) or
+///   O(log n), and so is
+/// - `touch(i, use)`: i was used. It may be out of the policy's charge (pinned): then only its state changes.
+/// - `victim()`: the index that should leave first, or `index_link::none`. It stays in charge until removed.
+/// - `advance_step(t)`: the engine's clock. It never goes back.
+template <class P>
+concept eviction_policy = std::is_trivially_copyable_v<typename P::block_state> &&
+    std::constructible_from<P, typename P::options> &&
+    requires(P p, const P& c, std::uint32_t i, const block_info& info, const block_use& use,
+             std::span<typename P::block_state> states, std::uint64_t step) {
+  { P::name } -> std::convertible_to<std::string_view>;
+  p.bind(states);
+  p.admit(i, info);
+  p.touch(i, use);
+  p.remove(i);
+  { p.victim() } -> std::same_as<std::uint32_t>;
+  p.advance_step(step);
+};
+
+}  // namespace terrace

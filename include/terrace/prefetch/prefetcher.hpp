@@ -1,0 +1,77 @@
+#pragma once
+#include <concepts>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+
+namespace terrace {
+
+/// A row of blocks that attention is about to stream: one row of layers of one sequence.
+struct row_use {
+  std::uint32_t sequence = 0;
+  std::uint32_t row = 0;     ///< the row of layers being streamed
+  std::uint32_t rows = 1;    ///< rows that the model has in all
+  std::uint32_t blocks = 0;  ///< blocks in the row
+  std::uint64_t step = 0;
+};
+
+/// Blocks that will be wanted: `blocks` consecutive ones of a row, beginning with `first`.
+struct prefetch_wish {
+  std::uint32_t row = 0;
+  std::uint32_t first = 0;
+  std::uint32_t blocks = 0;
+  std::uint64_t at_step = 0;
+};
+
+/// A prefetcher is told what was used and says what comes next, most urgent first.
+///
+/// - `name`
+/// - `observe(row_use)`: a row begins to be streamed. Called once a row and step, by the owner.
+/// - `suggest(out) -> std::size_t`: writes at most out.size() wishes, most urgent first, and returns how
+/// many. The
+///   cache loads as many of their blocks as bandwidth, staging and free-to-leave slots allow, in that order,
+///   and skips those that attention can read already. It drops wishes that it could not begin: the next row
+///   brings new ones. A prefetch never waits, and never evicts a block that was brought for the same row or
+///   one that is pinned.
+/// Neither allocates. Whether wishes were used, wasted or late is counted by the cache.
+template <class P>
+concept prefetcher = requires(P p, const row_use& use, std::span<prefetch_wish> out) {
+  { P::name } -> std::convertible_to<std::string_view>;
+  p.observe(use);
+  { p.suggest(out) } -> std::convertible_to<std::size_t>;
+};
+
+/// Holds any prefetcher: it is chosen at run time, and called once a row, not once a block.
+class any_prefetcher {
+ public:
+  any_prefetcher() = default;
+  template <prefetcher P>
+  any_prefetcher(P p) : self_(std::make_unique<model<P>>(std::move(p))) {}
+
+  explicit operator bool() const noexcept { return self_ != nullptr; }
+  std::string_view name() const noexcept { return self_ ? self_->name() : "none"; }
+  void observe(const row_use& use) {
+    if (self_) self_->observe(use);
+  }
+  std::size_t suggest(std::span<prefetch_wish> out) { return self_ ? self_->suggest(out) : 0; }
+
+ private:
+  struct face {
+    virtual ~face() = default;
+    virtual std::string_view name() const noexcept = 0;
+    virtual void observe(const row_use&) = 0;
+    virtual std::size_t suggest(std::span<prefetch_wish>) = 0;
+  };
+  template <class P>
+  struct model final : face {
+    explicit model(P p) : p_(std::move(p)) {}
+    std::string_view name() const noexcept override { return P::name; }
+    void observe(const row_use& use) override { p_.observe(use); }
+    std::size_t suggest(std::span<prefetch_wish> out) override { return p_.suggest(out); }
+    P p_;
+  };
+  std::unique_ptr<face> self_;
+};
+
+}  // namespace terrace

@@ -1,0 +1,312 @@
+#pragma once
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "terrace/cache/acquire.hpp"
+#include "terrace/cache/planner.hpp"
+#include "terrace/core/layout.hpp"
+#include "terrace/execution/sync_wait.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+class sequence;
+
+/// The page table of one request: for each row of layers the blocks that hold its tokens, in order. Blocks
+/// before length / tokens are sealed; the one after them, where there is one, is open. For sequence,
+/// reservation and stream.
+struct page_table {
+  planner* owner = nullptr;
+  std::uint32_t number = 0;                 ///< names the sequence to prefetchers
+  std::uint64_t length = 0;                 ///< committed tokens
+  std::vector<std::vector<block_id>> rows;  ///< ids of forgotten blocks are not valid
+  bool reserved = false;                    ///< a reservation is being written
+
+  const layer_group& group(std::size_t row) const noexcept {
+    return owner->layout().groups[group_index(row)];
+  }
+  std::size_t group_index(std::size_t row) const noexcept {
+    const auto& groups = owner->layout().groups;
+    std::size_t g = 0;
+    for (; row >= groups[g].block_rows(); ++g) row -= groups[g].block_rows();
+    return g;
+  }
+  /// The row that holds `layer`, and which of the block's layers it is.
+  std::pair<std::uint32_t, std::uint32_t> row_of(std::uint32_t layer) const noexcept {
+    std::uint32_t row = 0;
+    for (const layer_group& g : owner->layout().groups) {
+      if (layer < g.first_layer + g.layers) {
+        const std::uint32_t at = layer - g.first_layer;
+        return {row + at / g.layers_per_block, at % g.layers_per_block};
+      }
+      row += g.block_rows();
+    }
+    return {row, 0};
+  }
+  std::size_t sealed(std::size_t row) const noexcept { return length / group(row).tokens; }
+};
+
+/// Where one plane of one layer of reserved tokens is written: for each token and KV head a run of `dim`
+/// elements. Runs of one token need not follow one another.
+class plane_rows {
+ public:
+  plane_rows(const page_table& pages, std::uint64_t first, std::uint32_t tokens, std::uint32_t layer,
+             bool values)
+      : pages_(&pages), first_(first), tokens_(tokens) {
+    const auto [row, in_block] = pages.row_of(layer);
+    row_ = row;
+    const layer_group& g = pages.group(row);
+    plane_ = values ? &g.v : &g.k;
+    offset_ = values ? g.v_offset(in_block) : g.k_offset(in_block);
+  }
+  std::uint32_t tokens() const noexcept { return tokens_; }
+  std::uint32_t heads() const noexcept { return plane_->heads; }
+  std::uint32_t dim() const noexcept { return plane_->dim; }
+
+  /// The elements of one token's head; `token` counts from the reservation's first. Precondition: T is the
+  /// plane's element type.
+  template <element_type T>
+  std::span<T> row(std::uint32_t token, std::uint32_t head) const noexcept {
+    TERRACE_ASSERT(token < tokens_ && head < plane_->heads, "a row outside of the reservation was asked for");
+    TERRACE_ASSERT(element_of<T> == plane_->type,
+                   "a plane was asked for in another element type than it has");
+    const layer_group& g = pages_->group(row_);
+    const std::uint64_t position = first_ + token;
+    std::byte* block = pages_->owner->open_data(pages_->rows[row_][position / g.tokens].index);
+    std::byte* at =
+        block + offset_ + head * g.head_stride(*plane_) + (position % g.tokens) * g.token_stride(*plane_);
+    return {reinterpret_cast<T*>(at), plane_->dim};
+  }
+
+ private:
+  const page_table* pages_;
+  const plane* plane_ = nullptr;
+  std::uint64_t first_;
+  std::size_t offset_ = 0;
+  std::uint32_t tokens_, row_ = 0;
+};
+
+/// Room for new tokens at the end of a sequence, in tier 0. The engine writes their K and V in place,
+/// attends, and commits as many as it keeps. Move-only; dropped without a commit it keeps none.
+class reservation {
+ public:
+  reservation(reservation&& other) noexcept
+      : pages_(std::exchange(other.pages_, nullptr)), first_(other.first_), tokens_(other.tokens_) {}
+  reservation& operator=(reservation&& other) noexcept {
+    std::swap(pages_, other.pages_);
+    std::swap(first_, other.first_);
+    std::swap(tokens_, other.tokens_);
+    return *this;
+  }
+  ~reservation() { end(0); }
+
+  /// Position of the first reserved token, and how many there are.
+  std::uint64_t first_position() const noexcept { return first_; }
+  std::uint32_t tokens() const noexcept { return tokens_; }
+
+  /// Where the keys (for MLA, the latent vectors) of `layer` go, and its values.
+  plane_rows k(std::uint32_t layer) const noexcept { return {*pages_, first_, tokens_, layer, false}; }
+  plane_rows v(std::uint32_t layer) const noexcept { return {*pages_, first_, tokens_, layer, true}; }
+
+ private:
+  friend class sequence;
+  reservation(page_table& pages, std::uint64_t first, std::uint32_t tokens) noexcept
+      : pages_(&pages), first_(first), tokens_(tokens) {}
+  void end(std::uint32_t keep);
+
+  page_table* pages_;
+  std::uint64_t first_;
+  std::uint32_t tokens_;
+};
+
+/// One request's tokens. Move-only; releases its blocks at the end. It must end before its cache does, and
+/// its reservations and streams before it. Owner thread only.
+class sequence {
+ public:
+  explicit sequence(planner& owner, std::uint32_t number) : pages_(std::make_unique<page_table>()) {
+    pages_->owner = &owner;
+    pages_->number = number;
+    std::size_t rows = 0;
+    for (const layer_group& g : owner.layout().groups) rows += g.block_rows();
+    pages_->rows.resize(rows);
+  }
+  sequence(sequence&&) noexcept = default;
+  sequence& operator=(sequence&& other) noexcept {
+    std::swap(pages_, other.pages_);
+    return *this;
+  }
+  ~sequence() { release(); }
+
+  /// Committed tokens.
+  std::uint64_t length() const noexcept { return pages_->length; }
+  std::uint32_t number() const noexcept { return pages_->number; }
+  const page_table& pages() const noexcept { return *pages_; }
+
+  /// Room for the next `tokens` tokens in every layer. One reservation at a time. Errors: out_of_capacity, at
+  /// once, when tier 0 has no slot and no transfer on its way will free one; then nothing has changed.
+  result<reservation> reserve(std::uint32_t tokens);
+  /// Keeps the first `keep` tokens of the reservation; the others vanish. Blocks that are full by now are
+  /// sealed, and written behind from here on.
+  void commit(reservation&& r, std::uint32_t keep) {
+    TERRACE_ASSERT(r.pages_ == pages_.get(), "a reservation was committed to another sequence");
+    TERRACE_ASSERT(keep <= r.tokens_, "more tokens were committed than reserved");
+    r.end(std::min(keep, r.tokens_));
+  }
+  /// A sequence with the same tokens, sharing every block; the open tail is copied by whichever of the two
+  /// writes next. O(blocks), no copy. Precondition: no reservation is open.
+  sequence fork(std::uint32_t number) const;
+  /// Cuts the sequence to its first `tokens` tokens. Where that cuts a sealed block, the part that stays is
+  /// copied into a new open one, for which the block is brought to a tier that can be read: this drives the
+  /// context. Errors: those of acquire and reserve; then nothing has changed.
+  result<void> truncate(std::uint64_t tokens);
+  /// Lets the blocks go that lie wholly within tokens [first, last): attention does not see them any more.
+  /// For sliding windows. Open blocks stay.
+  void forget(std::uint64_t first, std::uint64_t last);
+  /// Lets everything go; the sequence is empty then.
+  void release() noexcept;
+
+ private:
+  sequence() = default;
+  result<void> make_tail_own(std::size_t row);
+  result<block_id> open_like(std::size_t row, const std::byte* contents);
+
+  std::unique_ptr<page_table> pages_;
+};
+
+// A new open block at the end of a row, with a copy of `contents` where that is given.
+inline result<block_id> sequence::open_like(std::size_t row, const std::byte* contents) {
+  page_table& p = *pages_;
+  const auto& blocks = p.rows[row];
+  const std::uint32_t parent = blocks.empty() ? block_id::no_index : blocks.back().index;
+  auto block =
+      p.owner->open_block(static_cast<std::uint16_t>(p.group_index(row)), static_cast<std::uint16_t>(row),
+                          parent, static_cast<std::uint32_t>(blocks.size()));
+  if (!block) return propagate(block.error());
+  if (contents != nullptr) std::memcpy(p.owner->open_data(*block), contents, p.group(row).block_bytes());
+  return p.owner->id_of(*block);
+}
+
+// Copy on write: an open tail that another sequence shares is replaced by a copy.
+inline result<void> sequence::make_tail_own(std::size_t row) {
+  page_table& p = *pages_;
+  auto& blocks = p.rows[row];
+  if (blocks.size() <= p.sealed(row)) return {};
+  const std::uint32_t shared = blocks.back().index;
+  if (p.owner->record(shared).refs == 1) return {};
+  auto own = open_like(row, p.owner->open_data(shared));
+  if (!own) return propagate(own.error());
+  blocks.back() = *own;
+  p.owner->drop_ref(shared);
+  return {};
+}
+
+inline result<reservation> sequence::reserve(std::uint32_t tokens) {
+  page_table& p = *pages_;
+  TERRACE_ASSERT(!p.reserved, "a sequence has one reservation at a time");
+  if (tokens == 0) return fail(errc::invalid_argument, "a reservation needs at least one token");
+  p.reserved = true;
+  reservation r(p, p.length, tokens);  // gives back what was opened, should anything fail
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    if (auto own = make_tail_own(row); !own) return propagate(own.error());
+    const std::uint64_t needed = (p.length + tokens + p.group(row).tokens - 1) / p.group(row).tokens;
+    while (p.rows[row].size() < needed) {
+      auto block = open_like(row, nullptr);
+      if (!block) return propagate(block.error());
+      p.rows[row].push_back(*block);
+    }
+  }
+  return r;
+}
+
+inline void reservation::end(std::uint32_t keep) {
+  if (pages_ == nullptr) return;
+  page_table& p = *std::exchange(pages_, nullptr);
+  p.reserved = false;
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    auto& blocks = p.rows[row];
+    const std::uint64_t tokens = p.group(row).tokens;
+    const std::uint64_t used = (p.length + keep + tokens - 1) / tokens;
+    for (; blocks.size() > used; blocks.pop_back()) p.owner->drop_ref(blocks.back().index);
+    for (std::uint64_t i = p.length / tokens; i < (p.length + keep) / tokens; ++i)
+      p.owner->seal(blocks[i].index);
+  }
+  p.length += keep;
+}
+
+inline sequence sequence::fork(std::uint32_t number) const {
+  TERRACE_ASSERT(!pages_->reserved, "a sequence cannot be forked while a reservation is open");
+  sequence copy;
+  copy.pages_ = std::make_unique<page_table>(*pages_);
+  copy.pages_->number = number;
+  for (const auto& row : copy.pages_->rows)
+    for (const block_id id : row)
+      if (id.valid()) copy.pages_->owner->add_ref(id.index);
+  return copy;
+}
+
+inline result<void> sequence::truncate(std::uint64_t tokens) {
+  page_table& p = *pages_;
+  TERRACE_ASSERT(!p.reserved, "a sequence cannot be cut while a reservation is open");
+  if (tokens > p.length)
+    return fail(errc::invalid_argument, "a sequence cannot be cut to more tokens than it has");
+  std::vector<std::pair<std::size_t, block_id>> cut;  // row, the new open block
+  const auto undo = [&] {
+    for (const auto& [row, id] : cut) p.owner->drop_ref(id.index);
+  };
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    const std::uint64_t full = tokens / p.group(row).tokens;
+    if (tokens % p.group(row).tokens == 0 || full >= p.sealed(row)) continue;
+    const block_id id = p.rows[row][full];
+    if (!id.valid())
+      return undo(), fail(errc::invalid_argument, "a sequence cannot be cut inside of what it has forgotten");
+    auto held = p.owner->owner().sync_wait(acquire_sender(*p.owner, {&id, 1}));
+    if (!held) return undo(), propagate(held.error());
+    auto own = open_like(row, (*held)[0].data);
+    if (!own) return undo(), propagate(own.error());
+    cut.emplace_back(row, *own);
+  }
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    const std::uint64_t size = p.group(row).tokens;
+    auto& blocks = p.rows[row];
+    for (; blocks.size() > (tokens + size - 1) / size; blocks.pop_back())
+      if (blocks.back().valid()) p.owner->drop_ref(blocks.back().index);
+  }
+  for (const auto& [row, id] : cut) {
+    p.owner->drop_ref(p.rows[row].back().index);
+    p.rows[row].back() = id;
+  }
+  p.length = tokens;
+  return {};
+}
+
+inline void sequence::forget(std::uint64_t first, std::uint64_t last) {
+  page_table& p = *pages_;
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    const std::uint64_t size = p.group(row).tokens;
+    const std::uint64_t end = std::min<std::uint64_t>(last / size, p.sealed(row));
+    for (std::uint64_t i = (first + size - 1) / size; i < end; ++i) {
+      const block_id id = std::exchange(p.rows[row][i], block_id{});
+      if (id.valid()) p.owner->drop_ref(id.index);
+    }
+  }
+}
+
+inline void sequence::release() noexcept {
+  if (pages_ == nullptr) return;
+  TERRACE_ASSERT(!pages_->reserved, "a sequence was released while a reservation is open");
+  for (auto& row : pages_->rows) {
+    for (const block_id id : row)
+      if (id.valid()) pages_->owner->drop_ref(id.index);
+    row.clear();
+  }
+  pages_->length = 0;
+}
+
+}  // namespace TERRACE_EX
+}  // namespace terrace

@@ -1,0 +1,30 @@
+#pragma once
+#include <type_traits>
+
+#include "terrace/codec/codec.hpp"
+#include "terrace/codec/identity.hpp"
+#include "terrace/medium/medium.hpp"
+
+namespace terrace {
+
+/// One rung of the ladder: a medium and the codec that its blocks are stored in. Nothing but types;
+/// capacities and paths are given to `tiered_cache::open`, as the medium's options.
+template <medium Medium, codec Codec = identity>
+struct tier {
+  using medium_type = Medium;
+  using codec_type = Codec;
+  using options = typename Medium::options;
+
+  /// Attention can read its blocks without decoding them.
+  static constexpr bool attendable = Medium::addressable != reach::nobody && Codec::attendable;
+  /// Host attention reads its blocks where they are. Attendable codecs other than identity will follow; until
+  /// then their blocks are decoded into tier 0 first.
+  static constexpr bool read_in_place = Medium::addressable == reach::host && std::is_same_v<Codec, identity>;
+};
+
+template <class T>
+inline constexpr bool is_tier = false;
+template <class M, class C>
+inline constexpr bool is_tier<tier<M, C>> = true;
+
+}  // namespace terrace

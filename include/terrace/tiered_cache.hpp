@@ -1,0 +1,41 @@
+#pragma once
+// START HERE: the composed cache. The path of a block from here: sequence.hpp (reserve, commit) >
+// cache/planner.hpp (write-behind, demotion, promotion) > policy/ (who leaves) > transfer/ (route, engine) >
+// codec/ > medium/; and back: cache/acquire.hpp > cache/lease.hpp > attention/stream.hpp >
+// attention/attend.hpp > attention/partial_state.hpp.
+#include <cstddef>
+#include <tuple>
+
+#include "terrace/cache/composition.hpp"
+#include "terrace/cache/front.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+/// A model's KV cache over a ladder of storage tiers.
+///
+///     using kv_cache = tiered_cache<tier<ram>, tier<ram, q8_0>, tier<nvme, q8_0>, lru>;
+///
+/// The parameters are tiers, nearest first, and then the policy that says who leaves a tier first; each tier
+/// has an instance of its own. The first tier holds blocks as the engine writes them; attention reads them
+/// there.
+///
+/// A handle: moving it is cheap, and sequences, leases and reservations go on pointing at what it holds. They
+/// must end before it does. All members are for the thread that owns the context; `open` is in
+/// cache/front.hpp, the verbs are in cache/store.hpp.
+template <class... Parts>
+class tiered_cache : public cache_front<tiered_cache<Parts...>, typename composition<Parts...>::tiers,
+                                        typename composition<Parts...>::policy> {
+  using front = cache_front<tiered_cache<Parts...>, typename composition<Parts...>::tiers,
+                            typename composition<Parts...>::policy>;
+  friend front;
+  using front::front;
+
+ public:
+  using tiers = typename composition<Parts...>::tiers;
+  using policy = typename composition<Parts...>::policy;
+  static constexpr std::size_t tier_count = std::tuple_size_v<tiers>;
+};
+
+}  // namespace TERRACE_EX
+}  // namespace terrace

@@ -1,0 +1,269 @@
+#pragma once
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <tuple>
+#include <utility>
+
+#include "terrace/cache/planner.hpp"
+#include "terrace/execution/context.hpp"
+#include "terrace/execution/ex.hpp"
+#include "terrace/transfer/job.hpp"
+#include "terrace/transfer/route.hpp"
+#include "terrace/transfer/staging.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+/// Carries blocks between tiers. One operation state serves every pair of tiers (read > work > write), flat
+/// over the tiers: nested sender adaptors across tiers cost seconds of compile time and nothing else. Memory
+/// is made at start: as many carriers as the planner has jobs, and the staging buffers, which bound what is
+/// in flight.
+template <class... Tiers>
+class transfer_engine final : public transfer_port {
+  static constexpr std::size_t count = sizeof...(Tiers);
+  template <std::size_t I>
+  using tier_at = std::tuple_element_t<I, std::tuple<Tiers...>>;
+
+ public:
+  using media = std::tuple<typename Tiers::medium_type*...>;
+
+  /// Staging buffers that some route needs at once; 0 where no route needs any.
+  static consteval std::size_t most_staging_buffers() {
+    std::size_t most = 0;
+    for (const auto& row : table())
+      for (const auto& e : row) most = most < e.how.staging_buffers() ? e.how.staging_buffers() : most;
+    return most;
+  }
+
+  transfer_engine(context& ctx, media m, staging buffers, std::size_t carriers)
+      : context_(ctx),
+        media_(m),
+        staging_(std::move(buffers)),
+        carriers_(std::make_unique<carrier[]>(carriers)) {
+    for (std::size_t i = 0; i < carriers; ++i) {
+      carriers_[i].engine = this;
+      carriers_[i].next = std::exchange(free_, &carriers_[i]);
+    }
+  }
+
+  /// The planner that is told of the end of each job.
+  void report_to(planner& p) noexcept { planner_ = &p; }
+
+  void start(transfer_job& job) noexcept override {
+    carrier& c = *std::exchange(free_, free_->next);
+    c.job = &job;
+    c.step = &table()[job.from][job.to];
+    c.next = nullptr;
+    (waiting_ == nullptr ? waiting_ : last_waiting_->next) = &c;
+    last_waiting_ = &c;
+    begin_waiting();
+  }
+  std::size_t staging_in_use() const noexcept override { return staging_.bytes_in_use(); }
+
+ private:
+  struct carrier;
+  struct receiver {
+    using receiver_concept = ex::receiver_t;
+    carrier* c;
+    void set_value() noexcept { c->io_done({}); }
+    void set_error(error e) noexcept { c->io_done(propagate(e)); }
+    void set_stopped() noexcept { c->io_done(fail(errc::stopped, "a transfer was stopped")); }
+  };
+  template <class Tier>
+  using read_operation =
+      ex::connect_result_t<decltype(std::declval<typename Tier::medium_type&>().read({}, {})), receiver>;
+  template <class Tier>
+  using write_operation =
+      ex::connect_result_t<decltype(std::declval<typename Tier::medium_type&>().write({}, {})), receiver>;
+
+  static constexpr std::size_t operation_bytes =
+      std::max({std::size_t{1}, sizeof(read_operation<Tiers>)..., sizeof(write_operation<Tiers>)...});
+  static constexpr std::size_t operation_align = std::max(
+      {alignof(std::max_align_t), alignof(read_operation<Tiers>)..., alignof(write_operation<Tiers>)...});
+
+  using transcoder = result<std::size_t> (*)(const layer_group&, const_bytes, mutable_bytes,
+                                             mutable_bytes) noexcept;
+  struct entry {
+    route how;
+    transcoder work = nullptr;
+  };
+  using routes = std::array<std::array<entry, count>, count>;
+
+  template <std::size_t From, std::size_t To>
+  static consteval entry entry_between() {
+    if constexpr (From < To || (To == 0 && From != 0))  // down to any farther tier; up to tier 0 only
+      return {route_between<tier_at<From>, tier_at<To>>(), &transcode<tier_at<From>, tier_at<To>>};
+    else
+      return {};
+  }
+  template <std::size_t From, std::size_t... To>
+  static consteval std::array<entry, count> row(std::index_sequence<To...>) {
+    return {entry_between<From, To>()...};
+  }
+  template <std::size_t... From>
+  static consteval routes all_routes(std::index_sequence<From...>) {
+    return {row<From>(std::index_sequence_for<Tiers...>{})...};
+  }
+  static constexpr const routes& table() noexcept { return table_; }
+  static constexpr routes table_ = all_routes(std::index_sequence_for<Tiers...>{});
+
+  struct pool_work : task {
+    explicit pool_work(carrier* c) noexcept : task(&run), owner(c) {}
+    static void run(task* t) noexcept { static_cast<pool_work*>(t)->owner->transcode_now(); }
+    carrier* owner;
+  };
+  struct back_home : task {
+    explicit back_home(carrier* c) noexcept : task(&run), owner(c) {}
+    static void run(task* t) noexcept { static_cast<back_home*>(t)->owner->work_done(); }
+    carrier* owner;
+  };
+
+  // One job under way. Everything but transcode_now() runs on the owner.
+  struct carrier {
+    transfer_engine* engine = nullptr;
+    transfer_job* job = nullptr;
+    const entry* step = nullptr;
+    carrier* next = nullptr;
+    std::byte* staged_source = nullptr;
+    std::byte* staged_target = nullptr;
+    std::byte* scratch = nullptr;
+    result<std::size_t> worked = std::size_t{0};
+    pool_work work{this};
+    back_home home{this};
+    bool writing = false;
+
+    void begin() noexcept {
+      staging& buffers = engine->staging_;
+      if (step->how.stage_source) staged_source = buffers.take();
+      if (step->how.stage_target) staged_target = buffers.take();
+      if (step->how.scratch) scratch = buffers.take();
+      writing = false;
+      if (step->how.read)
+        engine->with_tier(job->from, [this]<std::size_t I>() { this->template read<I>(); });
+      else
+        work_or_write();
+    }
+    void io_done(result<void> outcome) noexcept {
+      if (!outcome || writing) return finish(outcome);
+      work_or_write();
+    }
+    void work_or_write() noexcept {
+      if (step->how.what != route::work::none) return engine->context_.pool().submit(work);
+      place(job->source.bytes);
+    }
+    void transcode_now() noexcept {
+      worked = step->work(*job->group, {source(), job->source.bytes}, {target(), target_bytes()},
+                          {scratch, engine->staging_.buffer_bytes()});
+      engine->context_.post(home);
+    }
+    void work_done() noexcept {
+      if (!worked) return finish(propagate(worked.error()));
+      place(*worked);
+    }
+    // The encoded bytes lie where the work left them; they go to the target, unless it is there that they
+    // lie.
+    void place(std::size_t bytes) noexcept {
+      if (job->to != 0 && bytes < job->target.bytes) engine->planner_->shrink_target(*job, bytes);
+      if (!step->how.write) {
+        if (step->how.stage_target) std::memcpy(engine->address(job->to, job->target), staged_target, bytes);
+        return finish({});
+      }
+      writing = true;
+      engine->with_tier(job->to, [this]<std::size_t I>() { this->template write<I>(); });
+    }
+
+    // Where the encoded source lies, where the encoded target goes. A direct read lands in the target's slot,
+    // a direct write leaves from the source.
+    std::byte* source() noexcept {
+      return step->how.stage_source ? staged_source : engine->address(job->from, job->source);
+    }
+    std::byte* target() noexcept {
+      return step->how.stage_target ? staged_target : engine->address(job->to, job->target);
+    }
+    std::size_t target_bytes() const noexcept {
+      return step->how.stage_target ? engine->staging_.buffer_bytes() : job->target.bytes;
+    }
+
+    template <std::size_t I>
+    void read() noexcept {
+      if constexpr (tier_at<I>::medium_type::addressable != reach::host) {
+        auto& medium = *std::get<I>(engine->media_);
+        std::byte* into = step->how.stage_source ? staged_source : target();
+        const std::size_t bytes = align_up(job->source.bytes, tier_at<I>::medium_type::alignment);
+        auto* io = ::new (storage)
+            read_operation<tier_at<I>>(ex::connect(medium.read(job->source, {into, bytes}), receiver{this}));
+        end_io = [](void* p) noexcept { std::destroy_at(static_cast<read_operation<tier_at<I>>*>(p)); };
+        ex::start(*io);
+      }
+    }
+    template <std::size_t I>
+    void write() noexcept {
+      if constexpr (tier_at<I>::medium_type::addressable != reach::host) {
+        auto& medium = *std::get<I>(engine->media_);
+        const std::byte* from = step->how.stage_target ? staged_target : source();
+        const std::size_t bytes = align_up(job->target.bytes, tier_at<I>::medium_type::alignment);
+        end_operation();
+        auto* io = ::new (storage) write_operation<tier_at<I>>(
+            ex::connect(medium.write(job->target, {from, bytes}), receiver{this}));
+        end_io = [](void* p) noexcept { std::destroy_at(static_cast<write_operation<tier_at<I>>*>(p)); };
+        ex::start(*io);
+      }
+    }
+    void end_operation() noexcept {
+      if (end_io != nullptr) std::exchange(end_io, nullptr)(storage);
+    }
+    void finish(result<void> outcome) noexcept {
+      end_operation();
+      staging& buffers = engine->staging_;
+      if (step->how.stage_source) buffers.give_back(staged_source);
+      if (step->how.stage_target) buffers.give_back(staged_target);
+      if (step->how.scratch) buffers.give_back(scratch);
+      transfer_engine& e = *engine;
+      transfer_job& done = *job;
+      next = std::exchange(e.free_, this);
+      e.begin_waiting();
+      e.planner_->finished(done, outcome);
+    }
+
+    void (*end_io)(void*) noexcept = nullptr;
+    alignas(operation_align) std::byte storage[operation_bytes];
+  };
+
+  void begin_waiting() noexcept {
+    while (waiting_ != nullptr && waiting_->step->how.staging_buffers() <= staging_.available()) {
+      carrier& c = *std::exchange(waiting_, waiting_->next);
+      c.begin();
+    }
+  }
+  std::byte* address(std::size_t tier, const extent& e) noexcept {
+    std::byte* at = nullptr;
+    with_tier(tier, [&]<std::size_t I>() {
+      if constexpr (tier_at<I>::medium_type::addressable == reach::host) at = std::get<I>(media_)->address(e);
+    });
+    return at;
+  }
+  // Calls f.operator()<I>() for the I that equals `tier`.
+  template <class F>
+  void with_tier(std::size_t tier, F f) noexcept {
+    [&]<std::size_t... I>(std::index_sequence<I...>) {
+      static_cast<void>(((I == tier && (f.template operator()<I>(), true)) || ...));
+    }
+    (std::index_sequence_for<Tiers...>{});
+  }
+
+  context& context_;
+  media media_;
+  staging staging_;
+  planner* planner_ = nullptr;
+  std::unique_ptr<carrier[]> carriers_;
+  carrier* free_ = nullptr;
+  carrier* waiting_ = nullptr;  // jobs that wait for staging, in the order in which they were started
+  carrier* last_waiting_ = nullptr;
+};
+
+}  // namespace TERRACE_EX
+}  // namespace terrace

@@ -1,0 +1,34 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "terrace/core/error.hpp"
+#include "terrace/core/layout.hpp"
+#include "terrace/medium/extent.hpp"
+
+namespace terrace {
+
+/// One block on its way from one tier to another: read > decode > encode > write, as far as the route needs
+/// it. The planner fills it in and pins the source; both extents stay reserved until the job has finished.
+struct transfer_job {
+  std::uint32_t block = 0;
+  std::uint8_t from = 0, to = 0;
+  const layer_group* group = nullptr;
+  extent source;                 ///< its `bytes` are the encoded length
+  extent target;                 ///< as large as the codec may need; `bytes` becomes the encoded length
+  bool evict = false;            ///< the source goes when the target is in place
+  transfer_job* next = nullptr;  ///< belongs to whoever queues it
+};
+
+/// Starts transfers. Implemented by `transfer_engine`, which knows the tiers' types; used by the planner,
+/// which does not.
+class transfer_port {
+ public:
+  virtual ~transfer_port() = default;
+  /// Begins `job`, or queues it while staging is in use. Ends with planner::finished(job, result), on the
+  /// owner and never from within this call.
+  virtual void start(transfer_job& job) noexcept = 0;
+  virtual std::size_t staging_in_use() const noexcept = 0;
+};
+
+}  // namespace terrace

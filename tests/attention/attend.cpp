@@ -1,0 +1,609 @@
+#include "terrace/attention/attend.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "terrace/codec/q8_0.hpp"
+#include "terrace/core/convert.hpp"
+
+using namespace terrace;
+
+namespace {
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
+
+std::vector<isa> sets_here() {
+  std::vector<isa> sets;
+  for (const isa set : {isa::portable, isa::avx2, isa::avx512})
+    if (set <= probe_isa()) sets.push_back(set);
+  return sets;
+}
+
+// The KV of one layer in blocks, and the queries that look at it. Bytes behind the last token are all ones, a
+// NaN in every element type.
+class context_of_tokens {
+ public:
+  context_of_tokens(attention_shape shape, layer_group group, std::uint32_t tokens)
+      : shape_(shape), group_(group), tokens_(tokens) {
+    group_.k.heads = group_.v.heads = shape.kv_heads;
+    group_.k.dim = shape.dim;
+    if (group_.v.dim == 0) group_.v.dim = shape.dim;
+    blocks_.resize((tokens + group.tokens - 1) / group.tokens);
+    for (auto& block : blocks_) block.assign(group_.block_bytes(), std::byte{0xff});
+  }
+
+  void fill(std::mt19937& random, float key_spread = 1) {
+    std::normal_distribution<float> normal;
+    for (std::uint32_t t = 0; t < tokens_; ++t) {
+      for (std::uint32_t h = 0; h < shape_.kv_heads; ++h) {
+        for (std::uint32_t d = 0; d < shape_.dim; ++d) set_key(t, h, d, key_spread * normal(random));
+        for (std::uint32_t d = 0; d < group_.v.dim; ++d) set_value(t, h, d, normal(random));
+      }
+    }
+  }
+  void set_key(std::uint32_t t, std::uint32_t h, std::uint32_t d, float x) {
+    put(group_.k, address(group_.k, t, h, d), x);
+  }
+  void set_value(std::uint32_t t, std::uint32_t h, std::uint32_t d, float x) {
+    put(group_.v, address(group_.v, t, h, d), x);
+  }
+  double key(std::uint32_t t, std::uint32_t h, std::uint32_t d) {
+    return get(group_.k, address(group_.k, t, h, d));
+  }
+  double value(std::uint32_t t, std::uint32_t h, std::uint32_t d) {
+    return get(group_.v, address(group_.v, t, h, d));
+  }
+
+  const attention_shape& shape() const { return shape_; }
+  const layer_group& group() const { return group_; }
+  std::uint32_t tokens() const { return tokens_; }
+  std::vector<std::byte>& block(std::size_t i) { return blocks_[i]; }
+  std::size_t blocks() const { return blocks_.size(); }
+  block_view view(std::size_t i) const {
+    const auto first = static_cast<std::uint32_t>(i) * group_.tokens;
+    return {.group = &group_,
+            .data = blocks_[i].data(),
+            .first_position = first,
+            .tokens = std::min(group_.tokens, tokens_ - first)};
+  }
+
+ private:
+  std::byte* address(const plane& p, std::uint32_t t, std::uint32_t h, std::uint32_t d) {
+    const std::size_t start = &p == &group_.k ? group_.k_offset() : group_.v_offset();
+    return blocks_[t / group_.tokens].data() + start + h * group_.head_stride(p) +
+           t % group_.tokens * group_.token_stride(p) + d * size_of(p.type);
+  }
+  static void put(const plane& p, std::byte* at, float x) {
+    if (p.type == element::fp32) {
+      std::memcpy(at, &x, 4);
+    } else {
+      const std::uint16_t bits = p.type == element::fp16 ? to_fp16(x).bits : to_bf16(x).bits;
+      std::memcpy(at, &bits, 2);
+    }
+  }
+  static double get(const plane& p, const std::byte* at) {
+    if (p.type == element::fp32) {
+      float x;
+      std::memcpy(&x, at, 4);
+      return x;
+    }
+    std::uint16_t bits;
+    std::memcpy(&bits, at, 2);
+    return p.type == element::fp16 ? to_float(fp16{bits}) : to_float(bf16{bits});
+  }
+
+  attention_shape shape_;
+  layer_group group_;
+  std::uint32_t tokens_;
+  std::vector<std::vector<std::byte>> blocks_;
+};
+
+layer_group blocks_of(std::uint32_t tokens, element type = element::fp16,
+                      page_order order = page_order::hnd) {
+  layer_group group;
+  group.tokens = tokens;
+  group.k.type = group.v.type = type;
+  group.order = order;
+  return group;
+}
+
+std::vector<float> random_queries(std::mt19937& random, const attention_shape& shape, std::uint32_t count,
+                                  float spread = 1) {
+  std::normal_distribution<float> normal;
+  std::vector<float> q(std::size_t{count} * shape.q_heads * shape.dim);
+  for (float& x : q) x = spread * normal(random);
+  return q;
+}
+
+query_tile tile_of(const attention_shape& shape, std::span<const float> queries,
+                   std::uint64_t first_position) {
+  query_tile tile;
+  REQUIRE(tile.load(shape, queries, first_position));
+  return tile;
+}
+
+// Folds all blocks, `chunk` queries an item.
+partial_state attend_all(const context_of_tokens& kv, const query_tile& tile, isa set,
+                         std::uint32_t chunk = ~0u) {
+  partial_state state;
+  REQUIRE(state.reset(tile.rows(), kv.group().v.dim));
+  for (std::size_t i = 0; i < kv.blocks(); ++i)
+    for (std::uint32_t head = 0; head < kv.shape().kv_heads; ++head)
+      for (std::uint32_t first = 0; first < tile.size(); first += std::min(chunk, tile.size() - first))
+        attend(tile, kv.view(i), state, head, first, std::min(chunk, tile.size() - first), set);
+  return state;
+}
+
+bool sees(retention keep, std::uint64_t position, std::uint64_t token) {
+  return token <= position && (keep.window == 0 || token + keep.window > position || token < keep.sinks);
+}
+
+// The largest difference from softmax(q k) v in double, relative to the largest value.
+double error_against_reference(context_of_tokens& kv, const query_tile& tile, const partial_state& state) {
+  const attention_shape& shape = kv.shape();
+  const std::uint32_t dim = kv.group().v.dim;
+  std::vector<float> out(state.rows() * dim);
+  state.finish(std::span(out));
+  double worst = 0, largest = 1e-30;
+  for (std::uint32_t i = 0; i < tile.size(); ++i) {
+    for (std::uint32_t h = 0; h < shape.q_heads; ++h) {
+      const std::uint32_t kv_head = h / shape.group();
+      const float* const q = tile.values(tile.row(i, h));
+      std::vector<double> logits(kv.tokens(), -std::numeric_limits<double>::infinity());
+      double most = -std::numeric_limits<double>::infinity();
+      for (std::uint32_t t = 0; t < kv.tokens(); ++t) {
+        if (!sees(shape.keep, tile.first_position() + i, t)) continue;
+        logits[t] = 0;
+        for (std::uint32_t d = 0; d < shape.dim; ++d) logits[t] += q[d] * kv.key(t, kv_head, d);
+        most = std::max(most, logits[t]);
+      }
+      double sum = 0;
+      std::vector<double> expected(dim, 0.0);
+      for (std::uint32_t t = 0; t < kv.tokens(); ++t) {
+        const double p =
+            logits[t] == -std::numeric_limits<double>::infinity() ? 0 : std::exp(logits[t] - most);
+        if (p == 0) continue;
+        sum += p;
+        for (std::uint32_t d = 0; d < dim; ++d) {
+          expected[d] += p * kv.value(t, kv_head, d);
+          largest = std::max(largest, std::fabs(kv.value(t, kv_head, d)));
+        }
+      }
+      for (std::uint32_t d = 0; d < dim; ++d) {
+        const double right = sum > 0 ? expected[d] / sum : 0;
+        const double difference = std::fabs(out[tile.row(i, h) * dim + d] - right);
+        worst = difference <= worst ? worst : difference;  // a NaN stays
+      }
+      const double lse = sum > 0 ? most + std::log(sum) : -std::numeric_limits<double>::infinity();
+      if (sum > 0)
+        REQUIRE(std::fabs(row_lse(state, tile.row(i, h)) - lse) <= 2e-5 + 1e-6 * std::fabs(lse));
+      else
+        REQUIRE(state.scalars(tile.row(i, h)).empty());
+    }
+  }
+  return worst / largest;
+}
+
+bool same_bits(const partial_state& a, const partial_state& b, std::size_t row_a, std::size_t row_b) {
+  const auto same = [](float x, float y) { return std::memcmp(&x, &y, sizeof x) == 0; };
+  return same(a.m(row_a), b.m(row_b)) && same(a.l(row_a), b.l(row_b)) &&
+         std::memcmp(a.o(row_a).data(), b.o(row_b).data(), a.dim() * sizeof(float)) == 0;
+}
+
+}  // namespace
+
+TEST_CASE("attend agrees with a float64 reference over shapes, element types and page orders") {
+  struct shape_case {
+    std::uint32_t q_heads, kv_heads, dim, block, tokens, queries;
+  };
+  const shape_case cases[] = {{1, 1, 16, 64, 1, 1},     {2, 2, 64, 16, 37, 3},   {4, 2, 64, 256, 300, 5},
+                              {3, 1, 80, 96, 200, 4},   {4, 1, 96, 48, 130, 1},  {8, 2, 128, 256, 257, 7},
+                              {16, 1, 128, 64, 129, 2}, {5, 1, 256, 5, 23, 6},   {7, 1, 112, 100, 150, 3},
+                              {6, 3, 64, 1, 9, 9},      {2, 1, 256, 128, 70, 70}};
+  std::mt19937 random(1);
+  for (const shape_case& c : cases) {
+    for (const element type : {element::fp16, element::bf16, element::fp32}) {
+      for (const page_order order : {page_order::hnd, page_order::nhd}) {
+        const attention_shape shape{
+            .q_heads = c.q_heads, .kv_heads = c.kv_heads, .dim = c.dim, .scale = 0, .keep = {}};
+        context_of_tokens kv(shape, blocks_of(c.block, type, order), c.tokens);
+        kv.fill(random);
+        REQUIRE(validate(shape, kv.group()));
+        const query_tile tile =
+            tile_of(shape, random_queries(random, shape, c.queries), c.tokens - c.queries);
+        for (const isa set : sets_here()) {
+          INFO(name(set) << " dim " << c.dim << " heads " << c.q_heads << "/" << c.kv_heads << " block "
+                         << c.block);
+          REQUIRE(error_against_reference(kv, tile, attend_all(kv, tile, set)) < 3e-6);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("each query sees its window and the sinks") {
+  std::mt19937 random(2);
+  for (const retention keep : {retention{1, 0}, retention{7, 0}, retention{64, 4}, retention{20, 70},
+                               retention{500, 3}, retention{3, 3}, retention{0, 9}}) {
+    const attention_shape shape{.q_heads = 6, .kv_heads = 2, .dim = 32, .scale = 0.3f, .keep = keep};
+    context_of_tokens kv(shape, blocks_of(80), 200);
+    kv.fill(random);
+    for (const std::uint32_t queries : {1u, 90u, 200u}) {
+      const query_tile tile = tile_of(shape, random_queries(random, shape, queries), 200 - queries);
+      for (const isa set : sets_here()) {
+        INFO(name(set) << " window " << keep.window << " sinks " << keep.sinks);
+        REQUIRE(error_against_reference(kv, tile, attend_all(kv, tile, set)) < 3e-6);
+      }
+    }
+  }
+}
+
+TEST_CASE("the visible tokens of a tile are those of the definition") {
+  for (const retention keep :
+       {retention{0, 0}, retention{1, 0}, retention{5, 2}, retention{70, 66}, retention{64, 64}})
+    for (std::uint64_t position = 0; position < 150; ++position)
+      for (std::uint64_t first = 0; first <= 128; first += 32)
+        for (const std::uint32_t tokens : {1u, 31u, 64u}) {
+          token_mask expected = 0;
+          for (std::uint32_t t = 0; t < tokens; ++t)
+            expected |= token_mask{sees(keep, position, first + t) ? 1u : 0u} << t;
+          REQUIRE(visible_tokens(keep, position, first, tokens) == expected);
+        }
+}
+
+TEST_CASE("the bits of a row do not depend on what else is computed with it") {
+  std::mt19937 random(3);
+  struct shape_case {
+    std::uint32_t q_heads, kv_heads, dim, block;
+    retention keep;
+    element type;
+  };
+  const shape_case cases[] = {{8, 2, 64, 64, {}, element::fp16},     {2, 2, 128, 96, {}, element::bf16},
+                              {3, 1, 80, 16, {}, element::fp32},     {2, 1, 96, 256, {50, 5}, element::fp16},
+                              {7, 1, 64, 48, {9, 0}, element::bf16}, {16, 1, 64, 256, {}, element::fp16}};
+  for (const shape_case& c : cases) {
+    const attention_shape shape{
+        .q_heads = c.q_heads, .kv_heads = c.kv_heads, .dim = c.dim, .scale = 0, .keep = c.keep};
+    constexpr std::uint32_t tokens = 210, queries = 150;
+    context_of_tokens kv(shape, blocks_of(c.block, c.type), tokens);
+    kv.fill(random, 3);
+    const std::vector<float> q = random_queries(random, shape, queries, 2);
+    const query_tile prefill = tile_of(shape, q, tokens - queries);
+    for (const isa set : sets_here()) {
+      INFO(name(set) << " dim " << c.dim << " heads " << c.q_heads << "/" << c.kv_heads);
+      const partial_state together = attend_all(kv, prefill, set);
+      for (const std::uint32_t chunk : {1u, 2u, 3u, 5u, 64u, 149u}) {
+        const partial_state apart = attend_all(kv, prefill, set, chunk);
+        for (std::size_t row = 0; row < prefill.rows(); ++row) REQUIRE(same_bits(together, apart, row, row));
+      }
+      // Decode, and recomputation of a few: each query as a tile of its own, with only the tokens up to it
+      // there.
+      const std::size_t row_floats = std::size_t{shape.q_heads} * shape.dim;
+      for (const std::uint32_t i : {0u, 1u, 3u, 4u, 63u, 64u, 100u, 149u}) {
+        const std::uint32_t position = tokens - queries + i;
+        const query_tile one = tile_of(shape, std::span(q).subspan(i * row_floats, row_floats), position);
+        partial_state decoded;
+        REQUIRE(decoded.reset(one.rows(), c.dim));
+        for (std::size_t b = 0; b < kv.blocks() && b * c.block <= position; ++b) {
+          block_view view = kv.view(b);
+          view.tokens = std::min(view.tokens, position + 1 - static_cast<std::uint32_t>(view.first_position));
+          for (std::uint32_t head = 0; head < shape.kv_heads; ++head)
+            attend(one, view, decoded, head, 0, 1, set);
+        }
+        for (std::uint32_t h = 0; h < shape.q_heads; ++h)
+          REQUIRE(same_bits(together, decoded, prefill.row(i, h), one.row(0, h)));
+      }
+    }
+  }
+}
+
+TEST_CASE("keys and values that a query does not see may be anything") {
+  std::mt19937 random(4);
+  const attention_shape shape{
+      .q_heads = 4, .kv_heads = 2, .dim = 64, .scale = 0, .keep = {.window = 30, .sinks = 2}};
+  context_of_tokens kv(shape, blocks_of(96), 160);
+  kv.fill(random);
+  const query_tile tile = tile_of(shape, random_queries(random, shape, 40), 100);
+  for (const isa set : sets_here()) {
+    const partial_state clean = attend_all(kv, tile, set);
+    for (const float poison : {not_a_number, infinity, -infinity}) {
+      context_of_tokens poisoned = kv;
+      // Query 20 sees 91 to 120 and the sinks.
+      for (std::uint32_t t = 2; t < 160; ++t) {
+        if (t >= 91 && t <= 120) continue;
+        for (std::uint32_t d = 0; d < 64; ++d) {
+          poisoned.set_key(t, 1, d, poison);
+          poisoned.set_value(t, 1, d, poison);
+        }
+      }
+      const partial_state state = attend_all(poisoned, tile, set);
+      for (std::uint32_t h = 0; h < 4; ++h)
+        REQUIRE(same_bits(clean, state, tile.row(20, h), tile.row(20, h)));
+      for (std::uint32_t h = 0; h < 2; ++h)
+        REQUIRE(same_bits(clean, state, tile.row(33, h), tile.row(33, h)));
+    }
+  }
+}
+
+TEST_CASE("an item touches the rows of its head and its queries alone") {
+  std::mt19937 random(5);
+  const attention_shape shape{.q_heads = 6, .kv_heads = 3, .dim = 32, .scale = 0, .keep = {}};
+  context_of_tokens kv(shape, blocks_of(64), 64);
+  kv.fill(random);
+  const query_tile tile = tile_of(shape, random_queries(random, shape, 10), 54);
+  for (const isa set : sets_here()) {
+    partial_state state, untouched;
+    REQUIRE(state.reset(tile.rows(), 32));
+    REQUIRE(untouched.reset(tile.rows(), 32));
+    attend(tile, kv.view(0), state, 1, 3, 4, set);
+    for (std::uint32_t i = 0; i < 10; ++i)
+      for (std::uint32_t h = 0; h < 6; ++h) {
+        const bool mine = i >= 3 && i < 7 && h / 2 == 1;
+        REQUIRE(same_bits(state, untouched, tile.row(i, h), tile.row(i, h)) == !mine);
+      }
+    attend(tile, kv.view(0), state, 0, 10, 0, set);  // no queries: nothing
+    REQUIRE(state.scalars(tile.row(9, 0)).empty());
+  }
+}
+
+TEST_CASE("a block that lies wholly in a query's future leaves its row as it was") {
+  std::mt19937 random(6);
+  const attention_shape shape{.q_heads = 2, .kv_heads = 1, .dim = 64, .scale = 0, .keep = {}};
+  context_of_tokens kv(shape, blocks_of(64), 128);
+  kv.fill(random);
+  const query_tile tile = tile_of(shape, random_queries(random, shape, 1), 63);
+  for (const isa set : sets_here()) {
+    partial_state state, before;
+    REQUIRE(state.reset(2, 64));
+    REQUIRE(before.reset(2, 64));
+    attend(tile, kv.view(1), state, 0, 0, 1, set);
+    for (std::size_t row = 0; row < 2; ++row) REQUIRE(same_bits(state, before, row, row));
+  }
+}
+
+TEST_CASE("huge logits give the answer of the largest, and ties share it") {
+  const attention_shape shape{.q_heads = 1, .kv_heads = 1, .dim = 16, .scale = 1, .keep = {}};
+  for (const float size : {1e4f, 1e30f, 3e38f}) {
+    context_of_tokens kv(shape, blocks_of(64, element::fp32), 130);
+    for (std::uint32_t t = 0; t < 130; ++t)
+      for (std::uint32_t d = 0; d < 16; ++d) {
+        kv.set_key(t, 0, d, d == 0 ? (t == 70 || t == 129 ? size : -size) : 0.0f);
+        kv.set_value(t, 0, d, static_cast<float>(t));
+      }
+    std::vector<float> q(16, 0.0f);
+    for (const float direction : {1.0f, 8.0f}) {  // 8 * 3e38 is beyond the floats
+      q[0] = direction;
+      const query_tile tile = tile_of(shape, q, 129);
+      for (const isa set : sets_here()) {
+        std::vector<float> out(16);
+        attend_all(kv, tile, set).finish(std::span(out));
+        INFO(name(set) << " " << size);
+        CHECK(out[3] == (70.0f + 129.0f) / 2);
+      }
+    }
+  }
+}
+
+TEST_CASE("logits of minus infinity weigh nothing, and a row with no others is empty") {
+  const attention_shape shape{.q_heads = 1, .kv_heads = 1, .dim = 16, .scale = 1, .keep = {}};
+  context_of_tokens kv(shape, blocks_of(64, element::fp32), 100);
+  for (std::uint32_t t = 0; t < 100; ++t)
+    for (std::uint32_t d = 0; d < 16; ++d) {
+      kv.set_key(t, 0, d, d == 0 ? -infinity : 0.0f);
+      kv.set_value(t, 0, d, 1.0f + static_cast<float>(t));
+    }
+  std::vector<float> q(16, 0.0f);
+  q[0] = 1;
+  const query_tile tile = tile_of(shape, q, 99);
+  for (const isa set : sets_here()) {
+    context_of_tokens mixed = kv;
+    std::vector<float> out(16);
+    partial_state none = attend_all(kv, tile, set);
+    none.finish(std::span(out));
+    CHECK(none.scalars(0).empty());
+    CHECK(out[5] == 0);
+    mixed.set_key(80, 0, 0, -1e30f);
+    attend_all(mixed, tile, set).finish(std::span(out));
+    CHECK(out[5] == 81);
+  }
+}
+
+TEST_CASE("a NaN in a visible key or value shows in its rows") {
+  std::mt19937 random(7);
+  const attention_shape shape{.q_heads = 1, .kv_heads = 1, .dim = 32, .scale = 0, .keep = {}};
+  for (const bool in_key : {true, false}) {
+    context_of_tokens kv(shape, blocks_of(64), 100);
+    kv.fill(random);
+    in_key ? kv.set_key(20, 0, 7, not_a_number) : kv.set_value(20, 0, 7, not_a_number);
+    const query_tile tile = tile_of(shape, random_queries(random, shape, 1), 99);
+    for (const isa set : sets_here()) {
+      std::vector<float> out(32);
+      attend_all(kv, tile, set).finish(std::span(out));
+      CHECK(std::isnan(out[7]));
+    }
+  }
+}
+
+TEST_CASE("the weights are exponentials to two units in the last place, exactly 1 at the largest logit") {
+  // Token t has logit x[t], and its weight appears in element t of the output, alone.
+  const attention_shape shape{.q_heads = 1, .kv_heads = 1, .dim = 64, .scale = 1, .keep = {}};
+  std::vector<float> q(64, 0.0f);
+  q[0] = 1;
+  const query_tile tile = tile_of(shape, q, 63);
+  std::mt19937 random(8);
+  std::uniform_real_distribution<float> uniform(-1, 0);
+  for (const isa set : sets_here()) {
+    double worst = 0;
+    for (int round = 0; round < 300; ++round) {
+      context_of_tokens kv(shape, blocks_of(64, element::fp32), 64);
+      const float range = round % 3 == 0 ? 1.0f : round % 3 == 1 ? 12.0f : 87.0f;
+      std::vector<float> x(64);
+      for (std::uint32_t t = 0; t < 64; ++t) {
+        x[t] = t == 13 ? 0.0f : range * uniform(random);
+        for (std::uint32_t d = 0; d < 64; ++d) {
+          kv.set_key(t, 0, d, d == 0 ? x[t] : 0.0f);
+          kv.set_value(t, 0, d, d == t ? 1.0f : 0.0f);
+        }
+      }
+      const partial_state state = attend_all(kv, tile, set);
+      REQUIRE(state.o(0)[13] == 1.0f);
+      for (std::uint32_t t = 0; t < 64; ++t) {
+        const double right = std::exp(double{x[t]});
+        const float rounded = static_cast<float>(right);
+        const double unit = double{std::nextafter(rounded, infinity)} - rounded;
+        worst = std::max(worst, std::fabs(state.o(0)[t] - right) / unit);
+      }
+    }
+    INFO(name(set));
+    CHECK(worst <= 2.0);
+  }
+}
+
+TEST_CASE("a q8_0 block gives the same bits in place as decoded") {
+  std::mt19937 random(9);
+  for (const element type : {element::fp16, element::bf16}) {
+    for (const page_order order : {page_order::hnd, page_order::nhd}) {
+      const attention_shape shape{.q_heads = 6, .kv_heads = 2, .dim = 96, .scale = 0, .keep = {}};
+      layer_group group = blocks_of(80, type, order);
+      group.v.dim = 64;
+      context_of_tokens kv(shape, group, 160);
+      kv.fill(random);
+      std::vector<std::vector<std::byte>> encoded(kv.blocks());
+      for (std::size_t i = 0; i < kv.blocks(); ++i) {
+        encoded[i].resize(q8_0::max_encoded_size(kv.group()));
+        REQUIRE(q8_0::encode(kv.group(), kv.block(i), encoded[i]));
+        REQUIRE(q8_0::decode(kv.group(), encoded[i], kv.block(i)));
+      }
+      REQUIRE(validate(shape, kv.group(), block_encoding::q8_0));
+      const query_tile tile = tile_of(shape, random_queries(random, shape, 5), 150);
+      for (const isa set : sets_here()) {
+        const partial_state decoded = attend_all(kv, tile, set);
+        partial_state in_place;
+        REQUIRE(in_place.reset(tile.rows(), 64));
+        for (std::size_t i = 0; i < kv.blocks(); ++i)
+          for (std::uint32_t head = 0; head < 2; ++head) {
+            block_view view = kv.view(i);
+            view.data = encoded[i].data();
+            view.encoding = block_encoding::q8_0;
+            attend(tile, view, in_place, head, 0, tile.size(), set);
+          }
+        for (std::size_t row = 0; row < tile.rows(); ++row) REQUIRE(same_bits(decoded, in_place, row, row));
+      }
+    }
+  }
+}
+
+TEST_CASE("any layer of a block of several is read") {
+  std::mt19937 random(10);
+  const attention_shape shape{.q_heads = 2, .kv_heads = 2, .dim = 32, .scale = 0, .keep = {}};
+  context_of_tokens kv(shape, blocks_of(64), 64);
+  kv.fill(random);
+  const query_tile tile = tile_of(shape, random_queries(random, shape, 2), 62);
+  layer_group three = kv.group();
+  three.layers = three.layers_per_block = 3;
+  std::vector<std::byte> block(three.block_bytes(), std::byte{0xff});
+  std::copy(kv.block(0).begin(), kv.block(0).end(),
+            block.begin() + static_cast<std::ptrdiff_t>(three.k_offset(2)));
+  const partial_state expected = attend_all(kv, tile, best_isa());
+  partial_state state;
+  REQUIRE(state.reset(tile.rows(), 32));
+  for (std::uint32_t head = 0; head < 2; ++head)
+    attend(tile,
+           {.group = &three, .data = block.data(), .layer_in_block = 2, .first_position = 0, .tokens = 64},
+           state, head, 0, 2);
+  for (std::size_t row = 0; row < tile.rows(); ++row) CHECK(same_bits(state, expected, row, row));
+}
+
+TEST_CASE("windows that are folded apart merge to the whole, and their shares add up") {
+  std::mt19937 random(11);
+  const attention_shape shape{.q_heads = 4, .kv_heads = 1, .dim = 64, .scale = 0, .keep = {}};
+  context_of_tokens kv(shape, blocks_of(64), 320);
+  kv.fill(random, 4);
+  const query_tile tile = tile_of(shape, random_queries(random, shape, 3), 317);
+  partial_state merged;
+  REQUIRE(merged.reset(tile.rows(), 64));
+  std::vector<partial_state> parts(kv.blocks());
+  for (std::size_t i = 0; i < kv.blocks(); ++i) {
+    REQUIRE(parts[i].reset(tile.rows(), 64));
+    attend(tile, kv.view(i), parts[i], 0, 0, 3);
+    merged.merge(parts[i]);
+  }
+  CHECK(error_against_reference(kv, tile, merged) < 3e-6);
+  for (std::size_t row = 0; row < tile.rows(); ++row) {
+    double mass = 0;
+    for (const partial_state& part : parts) mass += std::exp(row_lse(part, row) - row_lse(merged, row));
+    CHECK(std::fabs(mass - 1.0) < 1e-5);
+  }
+}
+
+TEST_CASE("queries are taken from any element type") {
+  std::mt19937 random(12);
+  const attention_shape shape{.q_heads = 2, .kv_heads = 1, .dim = 32, .scale = 0.5f, .keep = {}};
+  const std::vector<float> q = random_queries(random, shape, 3);
+  std::vector<fp16> half(q.size());
+  std::vector<bf16> brain(q.size());
+  convert(std::span(q), std::span(half));
+  convert(std::span(q), std::span(brain));
+  query_tile tile;
+  REQUIRE(tile.load(shape, std::span<const fp16>(half), 7));
+  CHECK(tile.size() == 3);
+  CHECK(tile.first_position() == 7);
+  CHECK(tile.rows() == 6);
+  CHECK(tile.values(tile.row(2, 1))[31] == 0.5f * to_float(half.back()));
+  REQUIRE(tile.load(shape, std::span<const bf16>(brain), 0));
+  CHECK(tile.values(0)[0] == 0.5f * to_float(brain[0]));
+  CHECK(tile.load(shape, std::span<const float>(q).first(65), 0).error().code == errc::invalid_argument);
+  REQUIRE(tile.load(shape, std::span<const float>(), 0));
+  CHECK(tile.size() == 0);
+}
+
+TEST_CASE("shapes and groups that cannot be attended are refused with a reason") {
+  attention_shape shape{.q_heads = 4, .kv_heads = 2, .dim = 64, .scale = 0, .keep = {}};
+  layer_group group = blocks_of(64);
+  group.k.heads = group.v.heads = 2;
+  group.k.dim = group.v.dim = 64;
+  CHECK(validate(shape, group));
+  const auto refused = [&](attention_shape s, layer_group g, block_encoding e = block_encoding::raw) {
+    return validate(s, g, e).error().code == errc::invalid_argument;
+  };
+  auto other = shape;
+  other.q_heads = 3;
+  CHECK(refused(other, group));
+  other = shape;
+  other.kv_heads = 0;
+  CHECK(refused(other, group));
+  other = shape;
+  other.dim = 72;
+  CHECK(refused(other, group));
+  other = shape;
+  other.scale = not_a_number;
+  CHECK(refused(other, group));
+  auto bad = group;
+  bad.v = {};
+  CHECK(refused(shape, bad));
+  bad = group;
+  bad.k.heads = 4;
+  CHECK(refused(shape, bad));
+  bad = group;
+  bad.k.dim = 128;
+  CHECK(refused(shape, bad));
+  bad = group;
+  bad.v.dim = 40;
+  CHECK(refused(shape, bad));
+  bad = group;
+  bad.k.type = element::fp8_e4m3;
+  CHECK(refused(shape, bad));
+  bad = group;
+  bad.v.type = element::fp32;
+  CHECK(refused(shape, bad, block_encoding::q8_0));
+  CHECK(refused(shape, group, static_cast<block_encoding>(2)));
+}

@@ -1,0 +1,285 @@
+#include "terrace/attention/stream.hpp"
+
+#include <cmath>
+#include <optional>
+#include <random>
+
+#include "catch.hpp"
+#include "pattern.hpp"
+#include "terrace/execution/sync_wait.hpp"
+#include "terrace/medium/nvme.hpp"
+#include "terrace/medium/ram.hpp"
+#include "terrace/policy/lru.hpp"
+#include "terrace/testing/scripted.hpp"
+#include "terrace/tiered_cache.hpp"
+
+using namespace terrace;
+
+namespace {
+
+constexpr std::uint32_t layers = 2, q_heads = 2, dim = 64;
+
+std::vector<float> queries(std::uint32_t tokens, unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<float> q(std::size_t{tokens} * q_heads * dim);
+  for (float& x : q) x = static_cast<float>(static_cast<int>(random() % 2001) - 1000) / 250.0f;
+  return q;
+}
+
+// Full attention in double over what `pattern` wrote.
+std::vector<double> reference(std::uint32_t tag, std::uint32_t layer, const std::vector<float>& q,
+                              std::uint64_t first, retention keep = {}, std::uint64_t forgotten = 0) {
+  const std::size_t tokens = q.size() / (q_heads * dim);
+  std::vector<double> out(q.size());
+  for (std::size_t t = 0; t < tokens; ++t)
+    for (std::uint32_t h = 0; h < q_heads; ++h) {
+      const float* row = q.data() + (t * q_heads + h) * dim;
+      const std::uint64_t position = first + t;
+      std::vector<double> p(position + 1, -INFINITY);
+      double most = -INFINITY, sum = 0;
+      for (std::uint64_t k = forgotten; k <= position; ++k) {
+        if (keep.window != 0 && k >= keep.sinks && k + keep.window <= position) continue;
+        double s = 0;
+        for (std::uint32_t d = 0; d < dim; ++d)
+          s += static_cast<double>(row[d]) *
+               static_cast<double>(to_float(pattern::element_at(tag, layer, false, 0, k, d)));
+        p[k] = s / std::sqrt(static_cast<double>(dim));
+        most = std::max(most, p[k]);
+      }
+      for (double& x : p) sum += x = std::exp(x - most);
+      for (std::uint64_t k = 0; k <= position; ++k)
+        for (std::uint32_t d = 0; d < dim; ++d)
+          out[(t * q_heads + h) * dim + d] +=
+              p[k] / sum * static_cast<double>(to_float(pattern::element_at(tag, layer, true, 0, k, d)));
+    }
+  return out;
+}
+
+double rel_l2(const std::vector<float>& got, const std::vector<double>& want) {
+  double error = 0, norm = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    error += std::pow(static_cast<double>(got[i]) - want[i], 2);
+    norm += want[i] * want[i];
+  }
+  return std::sqrt(error / norm);
+}
+
+// Appends tokens in chunks, attending each; returns all results of layer 1.
+template <class Cache>
+std::vector<float> decode(context& ctx, Cache& cache, const std::vector<std::uint32_t>& chunks,
+                          unsigned seed = 1) {
+  sequence s = cache.make_sequence();
+  std::vector<float> all;
+  std::uint32_t step = 0;
+  for (const std::uint32_t n : chunks) {
+    cache.advance_step(++step);
+    auto r = s.reserve(n);
+    REQUIRE(r);
+    pattern::write(*r, layers, 1);
+    for (std::uint32_t layer = 0; layer < layers; ++layer) {
+      // A query depends on its position only, whatever the chunks.
+      std::vector<float> q;
+      for (std::uint32_t t = 0; t < n; ++t) {
+        const auto one = queries(1, seed + static_cast<unsigned>(s.length()) + t);
+        q.insert(q.end(), one.begin(), one.end());
+      }
+      std::vector<float> out(q.size());
+      auto done = ctx.sync_wait(stream(cache, s, *r, layer, q, out));
+      REQUIRE(done);
+      if (layer == 1) all.insert(all.end(), out.begin(), out.end());
+    }
+    s.commit(std::move(*r), n);
+  }
+  return all;
+}
+
+using resident = tiered_cache<tier<ram>, lru>;
+using ladder = tiered_cache<tier<ram>, tier<ram>, tier<nvme>, lru>;
+using over_script = tiered_cache<tier<ram>, tier<scripted>, lru>;
+
+}  // namespace
+
+TEST_CASE("stream equals full attention in double") {
+  context ctx;
+  auto cache =
+      ladder::open(ctx, pattern::layout(layers), {.capacity = 20 * pattern::block_bytes},
+                   {.capacity = 10 * pattern::block_bytes}, {.capacity = 200 * pattern::block_bytes});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  for (int i = 0; i < 40; ++i) REQUIRE(pattern::append(s, 17, layers, 3));
+  auto r = s.reserve(5);
+  REQUIRE(r);
+  pattern::write(*r, layers, 3);
+  for (std::uint32_t layer = 0; layer < layers; ++layer) {
+    const auto q = queries(5, layer);
+    std::vector<float> out(q.size());
+    REQUIRE(ctx.sync_wait(stream(*cache, s, *r, layer, q, out)));
+    CHECK(rel_l2(out, reference(3, layer, q, s.length())) < 1e-5);
+  }
+}
+
+TEST_CASE("the same bits wherever the blocks are, however many tokens come at once") {
+  context ctx;
+  const std::vector<std::uint32_t> ones(150, 1), mixed{1, 31, 2, 16, 33, 7, 60};
+  auto all = resident::open(ctx, pattern::layout(layers), {.capacity = 64 * pattern::block_bytes});
+  REQUIRE(all);
+  const auto want = decode(ctx, *all, ones);
+  CHECK(decode(ctx, *all, mixed) == want);
+  auto small = ladder::open(ctx, pattern::layout(layers), {.capacity = 12 * pattern::block_bytes},
+                            {.capacity = 6 * pattern::block_bytes}, {.capacity = 64 * pattern::block_bytes});
+  REQUIRE(small);
+  CHECK(decode(ctx, *small, ones) == want);
+  CHECK(decode(ctx, *small, mixed) == want);
+  CHECK(small->stats().tiers[2].loads > 0);
+  CHECK(small->stats().hot_bytes_peak <= 12 * pattern::block_bytes);
+}
+
+TEST_CASE("a tier 0 that holds little more than the open blocks still gets through") {
+  context ctx;
+  medium_script script;
+  auto cache = over_script::open(ctx, pattern::layout(layers), {.capacity = 5 * pattern::block_bytes},
+                                 {.capacity = 64 * pattern::block_bytes, .script = &script});
+  REQUIRE(cache);
+  auto all = resident::open(ctx, pattern::layout(layers), {.capacity = 64 * pattern::block_bytes});
+  REQUIRE(all);
+  const std::vector<std::uint32_t> ones(200, 1);
+  CHECK(decode(ctx, *cache, ones) == decode(ctx, *all, ones));
+}
+
+TEST_CASE("a sliding window with sinks sees what it keeps and no more") {
+  context ctx;
+  kv_layout layout = pattern::layout(layers);
+  layout.groups[0].keep = {.window = 40, .sinks = 4};
+  medium_script script;
+  auto cache = over_script::open(ctx, layout, {.capacity = 16 * pattern::block_bytes},
+                                 {.capacity = 64 * pattern::block_bytes, .script = &script});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  for (int i = 0; i < 20; ++i) REQUIRE(pattern::append(s, 10, layers, 4));
+  auto r = s.reserve(3);
+  REQUIRE(r);
+  pattern::write(*r, layers, 4);
+  const auto q = queries(3, 9);
+  std::vector<float> out(q.size());
+  REQUIRE(ctx.sync_wait(stream(*cache, s, *r, 1, q, out)));
+  CHECK(rel_l2(out, reference(4, 1, q, 200, {40, 4})) < 1e-5);
+}
+
+TEST_CASE("what a sequence forgot is not seen any more") {
+  context ctx;
+  auto cache = resident::open(ctx, pattern::layout(layers), {.capacity = 64 * pattern::block_bytes});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  REQUIRE(pattern::append(s, 100, layers, 5));
+  s.forget(0, 64);
+  auto r = s.reserve(1);
+  REQUIRE(r);
+  pattern::write(*r, layers, 5);
+  const auto q = queries(1, 3);
+  std::vector<float> out(q.size());
+  REQUIRE(ctx.sync_wait(stream(*cache, s, *r, 0, q, out)));
+  CHECK(rel_l2(out, reference(5, 0, q, 100, {}, 64)) < 1e-5);
+}
+
+TEST_CASE("a lost block fails the stream and names itself; nothing stays pinned") {
+  context ctx{{.codec_threads = 0}};
+  medium_script script;
+  auto cache = over_script::open(ctx, pattern::layout(layers), {.capacity = 10 * pattern::block_bytes},
+                                 {.capacity = 64 * pattern::block_bytes, .script = &script});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  for (int i = 0; i < 20; ++i) REQUIRE(pattern::append(s, 16, layers, 6));
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  cache->use({});
+  auto r = s.reserve(1);
+  REQUIRE(r);
+  pattern::write(*r, layers, 6);
+  const auto pinned = cache->stats().pins;
+  script.fail_reads = 1;
+  const auto q = queries(1, 3);
+  std::vector<float> out(q.size(), 7.0f);
+  {
+    auto done = ctx.sync_wait(stream(*cache, s, *r, 0, q, out));
+    REQUIRE_FALSE(done);
+    CHECK(done.error().code == errc::lost);
+    REQUIRE(done.error().lost.size() == 1);
+    CHECK(done.error().lost[0].cause.code == errc::io_error);
+    CHECK(out == std::vector<float>(q.size(), 7.0f));
+  }
+  while (!ctx.idle()) ctx.poll();
+  CHECK(cache->stats().pins == pinned);
+}
+
+TEST_CASE("a stream that is stopped ends, and gives everything back") {
+  context ctx{{.codec_threads = 0}};
+  medium_script script;
+  auto cache = over_script::open(ctx, pattern::layout(layers), {.capacity = 10 * pattern::block_bytes},
+                                 {.capacity = 64 * pattern::block_bytes, .script = &script});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  for (int i = 0; i < 20; ++i) REQUIRE(pattern::append(s, 16, layers, 6));
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  auto r = s.reserve(1);
+  REQUIRE(r);
+  pattern::write(*r, layers, 6);
+  const auto pinned = cache->stats().pins;
+  const auto q = queries(1, 3);
+  std::vector<float> out(q.size(), 7.0f);
+
+  struct receiver {
+    using receiver_concept = ex::receiver_t;
+    int* how;
+    ex::inplace_stop_token token;
+    void set_value() noexcept { *how = 1; }
+    void set_error(block_error) noexcept { *how = 2; }
+    void set_stopped() noexcept { *how = 3; }
+    struct env {
+      ex::inplace_stop_token token;
+      ex::inplace_stop_token query(ex::get_stop_token_t) const noexcept { return token; }
+    };
+    env get_env() const noexcept { return {token}; }
+  };
+  // Stops after each possible number of completed transfers.
+  for (unsigned after = 0; after < 40; ++after) {
+    CAPTURE(after);
+    int how = 0;
+    ex::inplace_stop_source stop;
+    auto operation = stream(*cache, s, *r, 0, q, out).connect(receiver{&how, stop.get_token()});
+    script.hold = true;
+    ex::start(operation);
+    for (unsigned i = 0; i < after && how == 0; ++i) {
+      script.release_all();
+      ctx.poll();
+    }
+    stop.request_stop();
+    ctx.poll();
+    CHECK((how == 3 || how == 1));
+    script.hold = false;
+    while (script.in_flight != 0 || !ctx.idle()) {
+      script.release_all();
+      ctx.poll();
+    }
+    CHECK(how != 0);
+    CHECK(cache->stats().pins == pinned);
+    if (how == 1) break;
+  }
+  REQUIRE(ctx.sync_wait(stream(*cache, s, *r, 0, q, out)));
+  CHECK(rel_l2(out, reference(6, 0, q, s.length())) < 1e-5);
+}
+
+TEST_CASE("spans of a wrong size are refused") {
+  context ctx;
+  auto cache = resident::open(ctx, pattern::layout(layers), {.capacity = 64 * pattern::block_bytes});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  auto r = s.reserve(2);
+  REQUIRE(r);
+  pattern::write(*r, layers, 1);
+  std::vector<float> q(2 * q_heads * dim), out(q.size());
+  std::vector<float> odd(q.size() + 1);
+  CHECK(ctx.sync_wait(stream(*cache, s, *r, 0, q, out)));
+  auto bad = ctx.sync_wait(stream(*cache, s, *r, 0, odd, out));
+  REQUIRE_FALSE(bad);
+  CHECK(bad.error().code == errc::invalid_argument);
+  CHECK_FALSE(ctx.sync_wait(stream(*cache, s, *r, 0, q, odd)));
+}

@@ -1,0 +1,167 @@
+#include "terrace/sequence.hpp"
+
+#include "catch.hpp"
+#include "pattern.hpp"
+#include "terrace/execution/sync_wait.hpp"
+#include "terrace/medium/ram.hpp"
+#include "terrace/policy/lru.hpp"
+#include "terrace/tiered_cache.hpp"
+
+using namespace terrace;
+
+namespace {
+
+using two_tiers = tiered_cache<tier<ram>, tier<ram>, lru>;
+
+struct fixture {
+  context ctx;
+  result<two_tiers> cache = two_tiers::open(ctx, pattern::layout(), {.capacity = 64 * pattern::block_bytes},
+                                            {.capacity = 256 * pattern::block_bytes});
+
+  // Every sealed block of every layer holds what was written.
+  bool right(const sequence& s, std::uint32_t tag) {
+    for (std::uint32_t row = 0; row < 2; ++row) {
+      const auto ids = pattern::sealed(s, row);
+      auto held = ctx.sync_wait(cache->acquire(ids));
+      if (!held) return false;
+      for (std::size_t i = 0; i < ids.size(); ++i)
+        if (!pattern::holds(cache->layout().groups[0], (*held)[i].data, row, i, tag, 16)) return false;
+    }
+    return true;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("tokens that are not committed vanish") {
+  fixture f;
+  sequence s = f.cache->make_sequence();
+  {
+    auto r = s.reserve(40);
+    REQUIRE(r);
+    CHECK(r->tokens() == 40);
+    CHECK(f.cache->stats().blocks == 6);
+  }
+  CHECK(s.length() == 0);
+  CHECK(f.cache->stats().blocks == 0);
+  CHECK(f.cache->stats().pins == 0);
+  auto r = s.reserve(40);
+  REQUIRE(r);
+  pattern::write(*r, 2, 1);
+  s.commit(std::move(*r), 17);
+  CHECK(s.length() == 17);
+  CHECK(s.pages().sealed(0) == 1);
+  CHECK(s.pages().rows[0].size() == 2);
+  CHECK(f.right(s, 1));
+}
+
+TEST_CASE("a block seals when a commit fills it, and only then") {
+  fixture f;
+  sequence s = f.cache->make_sequence();
+  for (int i = 0; i < 15; ++i) REQUIRE(pattern::append(s, 1, 2, 3));
+  CHECK(s.pages().sealed(0) == 0);
+  auto r = s.reserve(1);
+  REQUIRE(r);
+  CHECK(s.pages().sealed(0) == 0);
+  pattern::write(*r, 2, 3);
+  s.commit(std::move(*r), 1);
+  CHECK(s.pages().sealed(0) == 1);
+  CHECK(f.right(s, 3));
+}
+
+TEST_CASE("a fork shares blocks and copies the open tail when either writes") {
+  fixture f;
+  sequence a = f.cache->make_sequence();
+  REQUIRE(pattern::append(a, 24, 2, 5));
+  const auto before = f.cache->stats().blocks;
+  sequence b = f.cache->fork(a);
+  CHECK(f.cache->stats().blocks == before);
+  CHECK(b.length() == 24);
+  // Both go on from the same tail, with different tokens.
+  auto ra = a.reserve(8);
+  REQUIRE(ra);
+  pattern::write(*ra, 2, 5);
+  a.commit(std::move(*ra), 8);
+  REQUIRE(pattern::append(b, 8, 2, 6));
+  CHECK(f.cache->stats().blocks == before + 2);
+  CHECK(f.right(a, 5));
+  const auto ids = pattern::sealed(b, 1);
+  REQUIRE(ids.size() == 2);
+  auto held = f.ctx.sync_wait(f.cache->acquire(ids));
+  REQUIRE(held);
+  const layer_group& g = f.cache->layout().groups[0];
+  CHECK(pattern::holds(g, (*held)[1].data, 1, 1, 5, 8));  // the shared half
+  CHECK_FALSE(pattern::holds(g, (*held)[1].data, 1, 1, 5, 9));
+  held->release();
+  // The blocks outlive the sequence that made them.
+  a.release();
+  held = f.ctx.sync_wait(f.cache->acquire(std::span(ids).first(1)));
+  REQUIRE(held);
+  CHECK(pattern::holds(g, (*held)[0].data, 1, 0, 5, 16));
+}
+
+TEST_CASE("truncating into a sealed block copies the part that stays") {
+  fixture f;
+  sequence s = f.cache->make_sequence();
+  REQUIRE(pattern::append(s, 50, 2, 7));
+  REQUIRE(s.truncate(20));
+  CHECK(s.length() == 20);
+  CHECK(s.pages().sealed(0) == 1);
+  CHECK(s.pages().rows[0].size() == 2);
+  // Going on writes behind the 20 tokens, and the first four of the second block are still there.
+  REQUIRE(pattern::append(s, 12, 2, 7));
+  CHECK(f.right(s, 7));
+  REQUIRE(s.truncate(16));
+  CHECK(s.pages().rows[0].size() == 1);
+  CHECK_FALSE(s.truncate(17));
+  REQUIRE(s.truncate(0));
+  REQUIRE(f.ctx.sync_wait(f.cache->flush()));  // what is being written behind goes when that has ended
+  CHECK(f.cache->stats().blocks == 0);
+}
+
+TEST_CASE("forgetting lets whole sealed blocks go") {
+  fixture f;
+  sequence s = f.cache->make_sequence();
+  REQUIRE(pattern::append(s, 70, 2, 9));
+  s.forget(0, 40);
+  CHECK_FALSE(s.pages().rows[0][0].valid());
+  CHECK_FALSE(s.pages().rows[1][1].valid());
+  CHECK(s.pages().rows[0][2].valid());
+  s.forget(0, 1000);  // the open tail stays
+  CHECK(s.pages().rows[0][4].valid());
+  CHECK(s.length() == 70);
+  s.release();
+  REQUIRE(f.ctx.sync_wait(f.cache->flush()));
+  CHECK(f.cache->stats().blocks == 0);
+}
+
+TEST_CASE("everything comes back when sequences end") {
+  fixture f;
+  for (std::uint32_t i = 0; i < 10; ++i) {
+    sequence s = f.cache->make_sequence();
+    REQUIRE(pattern::append(s, 100 + i, 2, i));
+    sequence t = f.cache->fork(s);
+    REQUIRE(pattern::append(t, 30, 2, i));
+  }
+  REQUIRE(f.ctx.sync_wait(f.cache->flush()));
+  const cache_stats end = f.cache->stats();
+  CHECK(end.blocks == 0);
+  CHECK(end.pins == 0);
+  CHECK(end.tiers[0].resident_bytes == 0);
+  CHECK(end.tiers[1].resident_bytes == 0);
+}
+
+TEST_CASE("out_of_capacity shows at once, and nothing has changed") {
+  context ctx;
+  auto cache =
+      tiered_cache<tier<ram>, lru>::open(ctx, pattern::layout(), {.capacity = 4 * pattern::block_bytes});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  REQUIRE(pattern::append(s, 30, 2, 1));
+  auto r = s.reserve(3);  // a third block for each of two layers, and there are none
+  REQUIRE_FALSE(r);
+  CHECK(r.error().code == errc::out_of_capacity);
+  CHECK(s.length() == 30);
+  CHECK(cache->stats().blocks == 4);
+  REQUIRE(pattern::append(s, 2, 2, 1));
+}
