@@ -1,0 +1,97 @@
+#pragma once
+#include <stdlib.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <string>
+#include <vector>
+
+/// A directory of its own for one test, gone with it.
+class temporary_directory {
+ public:
+  temporary_directory() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "terrace-test-XXXXXX").string();
+    if (::mkdtemp(pattern.data()) != nullptr) path_ = pattern;
+  }
+  temporary_directory(const temporary_directory&) = delete;
+  temporary_directory& operator=(const temporary_directory&) = delete;
+  ~temporary_directory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::filesystem::path& path() const noexcept { return path_; }
+  void write(const std::string& name, const std::string& bytes) const {
+    std::ofstream(path_ / name, std::ios::binary) << bytes;
+  }
+
+ private:
+  std::filesystem::path path_;
+};
+
+/// The bytes of a safetensors file: the header's length in 8 bytes, the header, the data.
+inline std::string safetensors_bytes(const std::string& header, const std::string& data) {
+  std::string out;
+  for (unsigned i = 0; i < 8; ++i) out += static_cast<char>(header.size() >> (8 * i) & 0xff);
+  return out + header + data;
+}
+
+template <class T>
+std::string bytes_of(const std::vector<T>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+}
+
+/// A checkpoint with random weights, made shape by shape, as a test wants it.
+class toy_checkpoint {
+ public:
+  nlohmann::json config;
+
+  void add(const std::string& name, std::vector<std::uint64_t> shape, float scale = 0.3f) {
+    std::uint64_t elements = 1;
+    for (const std::uint64_t n : shape) elements *= n;
+    std::normal_distribution<float> normal(0, scale);
+    std::vector<float> values(elements);
+    for (float& value : values) value = normal(random_);
+    header_[name] = {
+        {"dtype", "F32"}, {"shape", shape}, {"data_offsets", {data_.size(), data_.size() + elements * 4}}};
+    data_ += bytes_of(values);
+    tensors[name] = std::move(values);
+  }
+  void write(const temporary_directory& directory) const {
+    directory.write("config.json", config.dump());
+    directory.write("model.safetensors", safetensors_bytes(header_.dump(), data_));
+  }
+  std::map<std::string, std::vector<float>> tensors;
+
+ private:
+  std::mt19937 random_{7};
+  nlohmann::json header_ = nlohmann::json::object();
+  std::string data_;
+};
+
+/// A small Llama with sizes that no vector length divides, several query heads a KV head, and a separate
+/// output layer.
+inline toy_checkpoint toy_llama() {
+  toy_checkpoint toy;
+  toy.config = {{"model_type", "llama"},    {"vocab_size", 100},      {"hidden_size", 20},
+                {"intermediate_size", 70},  {"num_hidden_layers", 2}, {"num_attention_heads", 6},
+                {"num_key_value_heads", 2}, {"head_dim", 10},         {"rms_norm_eps", 1e-5},
+                {"rope_theta", 500.0},      {"hidden_act", "silu"},   {"tie_word_embeddings", false}};
+  toy.add("model.embed_tokens.weight", {100, 20}, 1.0f);
+  toy.add("lm_head.weight", {100, 20}, 1.0f);
+  toy.add("model.norm.weight", {20}, 1.0f);
+  for (const std::string prefix : {"model.layers.0.", "model.layers.1."}) {
+    toy.add(prefix + "input_layernorm.weight", {20}, 1.0f);
+    toy.add(prefix + "self_attn.q_proj.weight", {60, 20});
+    toy.add(prefix + "self_attn.k_proj.weight", {20, 20});
+    toy.add(prefix + "self_attn.v_proj.weight", {20, 20});
+    toy.add(prefix + "self_attn.o_proj.weight", {20, 60});
+    toy.add(prefix + "post_attention_layernorm.weight", {20}, 1.0f);
+    toy.add(prefix + "mlp.gate_proj.weight", {70, 20});
+    toy.add(prefix + "mlp.up_proj.weight", {70, 20});
+    toy.add(prefix + "mlp.down_proj.weight", {20, 70});
+  }
+  return toy;
+}
