@@ -14,6 +14,11 @@
 #include "terrace/codec/q8_0.hpp"
 #include "terrace/core/convert.hpp"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 using namespace terrace;
 
 namespace {
@@ -333,6 +338,38 @@ TEST_CASE("keys and values that a query does not see may be anything") {
     }
   }
 }
+
+#if defined(__linux__)
+TEST_CASE("nothing is read behind the valid tokens of a block") {
+  // Keys and values of 256 bytes; the pages that begin behind the 13th of each cannot be read.
+  constexpr std::uint32_t valid = 13;
+  const attention_shape shape{.q_heads = 4, .kv_heads = 1, .dim = 64, .scale = 0, .keep = {}};
+  layer_group group = blocks_of(64, element::fp32);
+  group.k.heads = group.v.heads = 1;
+  group.k.dim = group.v.dim = 64;
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  const std::size_t bytes = 4 * page + group.block_bytes();
+  void* const mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(mapped != MAP_FAILED);
+  auto* const block = static_cast<std::byte*>(mapped) + 2 * page - valid * group.token_stride(group.k);
+  REQUIRE(group.plane_bytes(group.k) % page == 0);
+  for (const std::size_t plane_start : {group.k_offset(), group.v_offset()})
+    REQUIRE(mprotect(block + plane_start + valid * group.token_stride(group.k), page, PROT_NONE) == 0);
+
+  std::mt19937 random(13);
+  for (const std::uint32_t queries : {1u, 9u}) {
+    const query_tile tile = tile_of(shape, random_queries(random, shape, queries), 20);
+    for (const isa set : sets_here()) {
+      partial_state state;
+      REQUIRE(state.reset(tile.rows(), 64));
+      attend(tile, {.group = &group, .data = block, .first_position = 0, .tokens = valid}, state, 0, 0,
+             queries, set);
+      CHECK(std::fabs(row_lse(state, 0) - std::log(13.0f)) < 1e-6f);  // of keys that are all zero
+    }
+  }
+  munmap(mapped, bytes);
+}
+#endif
 
 TEST_CASE("an item touches the rows of its head and its queries alone") {
   std::mt19937 random(5);

@@ -80,19 +80,19 @@ TEST_CASE("a callback that is gone does not run, wherever it stood in the list")
 
 TEST_CASE("a callback may destroy itself, and others") {
   inplace_stop_source source;
-  std::optional<callback> self, waiting, done;
+  std::unique_ptr<callback> self, waiting, done;  // on the heap, where the sanitizer sees a late access
   int ran = 0;
-  waiting.emplace(source.get_token(), [] { FAIL("destroyed before its turn"); });
-  self.emplace(source.get_token(), [&] {
+  waiting = std::make_unique<callback>(source.get_token(), [] { FAIL("destroyed before its turn"); });
+  self = std::make_unique<callback>(source.get_token(), [&] {
     ++ran;
     waiting.reset();
     done.reset();
     self.reset();
   });
-  done.emplace(source.get_token(), [&] { ++ran; });  // the newest runs first
+  done = std::make_unique<callback>(source.get_token(), [&] { ++ran; });  // the newest runs first
   source.request_stop();
   CHECK(ran == 2);
-  CHECK_FALSE(self.has_value());
+  CHECK(self == nullptr);
 }
 
 TEST_CASE("a callback may register another, which runs at once") {

@@ -50,15 +50,13 @@ struct flush_request {
 ///
 /// Its rules:
 /// - A sealed block is written behind to the next tier as soon as there is room. In tier 0 the policy has
-/// charge only
-///   of blocks that a farther tier has too, so a slot is always free to be taken at once.
+///   charge only of blocks that a farther tier has too, so a slot is always free to be taken at once.
 /// - A farther tier that needs room takes its policy's victim: lets it go where a still farther tier has it,
 ///   else moves it there first. A block that a sequence refers to never leaves the last tier.
 /// - Slots for all blocks of an acquire are reserved together, first come first served; only the first in
-/// line holds
-///   anything, so two half-served acquires never wait for each other. It waits for transfers only, never for
-///   a lease to be released: when nothing is on its way and there is still no slot, it is refused with
-///   out_of_capacity.
+///   line holds anything, so two half-served acquires never wait for each other. It waits for transfers only,
+///   never for a lease to be released: when nothing is on its way and there is still no slot, it is refused
+///   with out_of_capacity.
 /// - A better copy is never replaced by a worse one; a lossy copy is written to a tier once, not over itself.
 class planner {
  public:

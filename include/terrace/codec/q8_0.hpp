@@ -23,11 +23,6 @@ struct q8_0_limits {
   static constexpr float scale = 65504.0f;
 };
 template <>
-struct q8_0_limits<bf16> {
-  static constexpr float value = 8323072.0f;  // 127 * 65504, rounded to bf16
-  static constexpr float scale = 65504.0f;
-};
-template <>
 struct q8_0_limits<fp16> {
   static constexpr float value = 65504.0f;
   static constexpr float scale = 515.5f;
@@ -45,7 +40,7 @@ namespace terrace {
 /// Encoding is quantize_row_q8_0_ref, bit for bit: d = largest magnitude / 127, q = round(x / d) with the
 /// unrounded d, ties away from zero. It differs where ggml's result is undefined or would not survive a
 /// second encoding:
-/// - NaN counts as 0, infinity and magnitudes beyond about 127 * 65504 as the largest that can be stored:
+/// - NaN counts as 0, infinity and magnitudes beyond 127 * 65504 as the largest that can be stored:
 /// ggml's codes are
 ///   undefined there.
 /// - In an fp16 plane, a group that holds 65504 gets the scale 515.5: ggml's 516 decodes to infinity.

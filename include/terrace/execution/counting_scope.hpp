@@ -7,6 +7,7 @@
 
 #include "terrace/core/config.hpp"
 #include "terrace/execution/ex.hpp"
+#include "terrace/execution/sender_traits.hpp"
 
 namespace terrace {
 inline namespace TERRACE_EX {
@@ -21,6 +22,9 @@ inline namespace TERRACE_EX {
 /// All members may be called on any thread.
 class counting_scope {
  public:
+  /// What the scope tells the senders that are spawned: its stop token.
+  using env_type = ex::prop<ex::get_stop_token_t, ex::inplace_stop_token>;
+
   counting_scope() = default;
   counting_scope(const counting_scope&) = delete;  // what was spawned holds its address
   counting_scope& operator=(const counting_scope&) = delete;
@@ -31,6 +35,9 @@ class counting_scope {
   /// once the scope is closed or where there is no memory. One allocation.
   template <ex::sender S>
   bool spawn(S&& sender) {
+    static_assert(
+        sends_nothing<S, env_type> && never_fails<S, env_type>,
+        "What is spawned must complete with set_value() or set_stopped() only: use then and upon_error.");
     using operation = spawned<std::decay_t<S>>;
     if (!try_enter()) return false;
     ticket held{this};
@@ -77,9 +84,7 @@ class counting_scope {
       spawned* owner;
       void set_value() noexcept { owner->end(); }
       void set_stopped() noexcept { owner->end(); }
-      auto get_env() const noexcept {
-        return ex::prop{ex::get_stop_token, owner->held.scope->get_stop_token()};
-      }
+      env_type get_env() const noexcept { return {ex::get_stop_token, owner->held.scope->get_stop_token()}; }
     };
     template <class Sender>
     spawned(Sender&& sender, ticket& from)

@@ -13,6 +13,7 @@
 #include "terrace/core/config.hpp"
 #include "terrace/execution/elide.hpp"
 #include "terrace/execution/ex.hpp"
+#include "terrace/execution/sender_traits.hpp"
 
 namespace terrace {
 inline namespace TERRACE_EX {
@@ -68,6 +69,9 @@ class for_each_operation {
   }
 
  private:
+  static_assert(sends_nothing<std::invoke_result_t<F&, std::size_t>, ex::env_of_t<R>>,
+                "An element of for_each must complete with set_value() and no value: drop it by then.");
+
   struct slot;
   struct element_receiver {
     using receiver_concept = ex::receiver_t;

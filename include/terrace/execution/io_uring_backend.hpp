@@ -144,10 +144,10 @@ class io_uring_backend final : public io_backend {
   }
 
   // Makes the eventfd unreadable; whether it was readable. Only called when nothing has ended, so that a busy
-  // ring costs no system call here. The kernel may write it a little after the completion shows, hence the
-  // look that an idle ring takes now and then.
+  // ring costs no system call here. The kernel may write it a little after the completion shows: hence the
+  // look now and then, without which such a late write would keep the owner from sleeping.
   bool drain_event() noexcept {
-    if (event_ < 0 || (count_ == 0 && !signalled_ && ++idle_polls_ % 64 != 0)) return false;
+    if (event_ < 0 || (!signalled_ && ++empty_looks_ % 64 != 0)) return false;
     std::uint64_t count = 0;
     signalled_ = ::read(event_, &count, sizeof count) == sizeof count;
     return signalled_;
@@ -190,7 +190,7 @@ class io_uring_backend final : public io_backend {
   bool open_ = false;
   int event_ = -1;          // -1: the ring's own descriptor will do
   bool signalled_ = false;  // event_ may have been written since it was last found unreadable
-  unsigned idle_polls_ = 0;
+  unsigned empty_looks_ = 0;
   unsigned capacity_ = 0;  // of the completion queue
   unsigned count_ = 0;     // operations that the ring has: in_flight_, to_cancel_ and cancelled_
   io_list queued_;

@@ -42,10 +42,9 @@ struct block_use {
 ///
 /// - `P(options)`, `name`
 /// - `bind(states)`: the array, again when it has grown; the old contents come along. `block_state` is
-/// trivial to copy.
+///   trivial to copy.
 /// - `admit(i, info)`: precondition: i is not in charge. `remove(i)`: precondition: it is. Both amortised
-/// O(1) or
-///   O(log n), and so is
+///   O(1) or O(log n), and so is
 /// - `touch(i, use)`: i was used. It may be out of the policy's charge (pinned): then only its state changes.
 /// - `victim()`: the index that should leave first, or `index_link::none`. It stays in charge until removed.
 /// - `advance_step(t)`: the engine's clock. It never goes back.

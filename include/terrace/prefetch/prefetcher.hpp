@@ -29,11 +29,10 @@ struct prefetch_wish {
 /// - `name`
 /// - `observe(row_use)`: a row begins to be streamed. Called once a row and step, by the owner.
 /// - `suggest(out) -> std::size_t`: writes at most out.size() wishes, most urgent first, and returns how
-/// many. The
-///   cache loads as many of their blocks as bandwidth, staging and free-to-leave slots allow, in that order,
-///   and skips those that attention can read already. It drops wishes that it could not begin: the next row
-///   brings new ones. A prefetch never waits, and never evicts a block that was brought for the same row or
-///   one that is pinned.
+///   many. The cache loads as many of their blocks as bandwidth, staging and free-to-leave slots allow, in
+///   that order, and skips those that attention can read already. It drops wishes that it could not begin:
+///   the next row brings new ones. A prefetch never waits, and never evicts a block that was brought for the
+///   same row or one that is pinned.
 /// Neither allocates. Whether wishes were used, wasted or late is counted by the cache.
 template <class P>
 concept prefetcher = requires(P p, const row_use& use, std::span<prefetch_wish> out) {

@@ -1,0 +1,341 @@
+#pragma once
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "terrace/attention/attend.hpp"
+#include "terrace/attention/stream_workspace.hpp"
+#include "terrace/cache/store.hpp"
+#include "terrace/sequence.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+/// How a stream goes about it. The defaults serve; the last two are for measuring.
+struct stream_options {
+  std::size_t window_bytes = 0;  ///< raw bytes of the blocks of one window; 0: a share of tier 0
+  bool attend = true;            ///< false: bring and pin all blocks, compute nothing, leave `out` as it is
+  const_bytes stand_in = {};     ///< not empty: move nothing; what attention cannot read is taken from here
+};
+
+/// Attention of a reservation's queries over one layer of a sequence, wherever its blocks are: load > compute
+/// > merge over windows of blocks, up to three in flight, so that transfers run under compute and memory is
+/// bounded by the windows, not by the context. Loads are asked for in order; windows are folded in order,
+/// whatever comes first, so the result's bits do not depend on where blocks were. Compute is shared by the
+/// owner and the context's pool.
+///
+/// `run` is the part that does not depend on who is told. It stays in place until `done` was called.
+class stream_run {
+ public:
+  using function = void (*)(stream_run*) noexcept;
+
+  stream_run(kv_store& cache, const sequence& s, const reservation& r, std::uint32_t layer, stream_options o,
+             function done) noexcept
+      : cache_(cache),
+        pages_(s.pages()),
+        options_(o),
+        done_(done),
+        first_(r.first_position()),
+        tokens_(r.tokens()) {
+    const auto [row, in_block] = pages_.row_of(layer);
+    row_ = row;
+    layer_in_block_ = in_block;
+  }
+  stream_run(stream_run&&) = delete;
+  ~stream_run() {
+    if (work_ != nullptr) cache_.workspaces().give_back(work_);
+  }
+
+  const layer_group& group() const noexcept { return pages_.group(row_); }
+  std::uint32_t tokens() const noexcept { return tokens_; }
+  bool attends() const noexcept { return options_.attend; }
+  partial_state& state() noexcept { return work_->state; }
+
+  /// Takes the queries, [token][q_head][dim]. Errors: invalid_argument for a span of another size.
+  template <element_type Q>
+  result<void> load(std::span<const Q> queries) {
+    const layer_group& g = group();
+    const std::size_t per_head = std::size_t{tokens_} * g.k.dim;
+    if (per_head == 0 || queries.size() % per_head != 0)
+      return fail(errc::invalid_argument,
+                  "the queries are not a whole number of heads for each reserved token");
+    const attention_shape shape{.q_heads = static_cast<std::uint32_t>(queries.size() / per_head),
+                                .kv_heads = g.k.heads,
+                                .dim = g.k.dim,
+                                .keep = g.keep};
+    if (auto good = validate(shape, g); !good) return good;
+    work_ = cache_.workspaces().take();
+    if (auto loaded = work_->queries.load(shape, queries, first_); !loaded) return loaded;
+    return work_->state.reset(work_->queries.rows(), g.v.dim);
+  }
+  /// Elements of the result: [token][q_head][v dim].
+  std::size_t result_size() const noexcept { return work_->queries.rows() * group().v.dim; }
+
+  void start();
+  /// Gives up: pins are returned, loads cancelled. `done` is called before this returns, unless it has been
+  /// called.
+  void stop() noexcept;
+
+  std::optional<block_error> failure;
+  bool stopped = false;
+
+ private:
+  static constexpr std::size_t depth = 3;
+
+  struct window : acquire_request {
+    explicit window() : acquire_request({}, &arrived) {}
+    static void arrived(acquire_request* r) noexcept;
+    stream_run* run = nullptr;
+    std::size_t first = 0, blocks = 0;
+    bool busy = false, here = false;
+    lease held;
+  };
+
+  void choose_blocks();
+  std::size_t window_blocks() const noexcept;
+  void pump() noexcept;
+  void ask(window& w) noexcept;
+  bool take_front();
+  void drop_windows() noexcept;
+  void fold_window(const window& w);
+  void fold_in_place();
+  void fold_open_tail();
+  template <class View>
+  void fold(std::size_t blocks, View view_of);
+  block_view view(std::size_t position, const std::byte* data) const noexcept;
+  void suggest_next();
+  void finish() noexcept;
+
+  kv_store& cache_;
+  const page_table& pages_;
+  stream_options options_;
+  function done_;
+  std::uint64_t first_;
+  std::uint32_t tokens_, row_ = 0, layer_in_block_ = 0;
+  stream_workspace* work_ = nullptr;
+  std::array<window, depth> windows_;
+  std::size_t front_ = 0;      // the window that is folded next
+  std::size_t in_flight_ = 0;  // windows asked for and not folded
+  std::size_t limit_ = depth;  // fewer where tier 0 turned out to be too small for so many
+  std::size_t asked_ = 0;      // blocks asked for
+  std::size_t most_blocks_ = static_cast<std::size_t>(-1);  // of a window, likewise
+  bool pumping_ = false, again_ = false, over_ = false;
+};
+
+inline void stream_run::choose_blocks() {
+  work_->blocks.clear();
+  work_->positions.clear();
+  const layer_group& g = group();
+  const auto& row = pages_.rows[row_];
+  const std::uint64_t sealed = pages_.sealed(row_);
+  // Keys that the first query still sees; later queries see fewer of the old ones.
+  const std::uint64_t oldest =
+      g.keep.window == 0 || first_ + 1 < g.keep.window ? 0 : first_ + 1 - g.keep.window;
+  for (std::uint64_t i = 0; i < sealed; ++i) {
+    const bool seen = (i + 1) * g.tokens > oldest || (g.keep.window != 0 && i * g.tokens < g.keep.sinks);
+    if (!seen || !row[i].valid()) continue;
+    work_->blocks.push_back(row[i]);
+    work_->positions.push_back(static_cast<std::uint32_t>(i));
+  }
+}
+
+// A window is large enough to keep a disk busy and a kernel streaming, and small enough that all windows in
+// flight take at most about half of tier 0.
+inline std::size_t stream_run::window_blocks() const noexcept {
+  const std::size_t block = group().block_bytes();
+  std::size_t bytes = options_.window_bytes;
+  if (bytes == 0) bytes = std::min<std::size_t>(2_MiB, cache_.control().hot_capacity() / (2 * depth));
+  return std::max<std::size_t>(1, bytes / block);
+}
+
+inline void stream_run::start() {
+  choose_blocks();
+  cache_.prefetcher().observe({.sequence = pages_.number,
+                               .row = row_,
+                               .rows = static_cast<std::uint32_t>(pages_.rows.size()),
+                               .blocks = static_cast<std::uint32_t>(work_->blocks.size()),
+                               .step = cache_.control().step()});
+  for (window& w : windows_) w.run = this;
+  if (!options_.stand_in.empty()) {
+    fold_in_place();
+    fold_open_tail();
+    return finish();
+  }
+  pump();
+}
+
+inline void stream_run::window::arrived(acquire_request* r) noexcept {
+  auto& w = *static_cast<window*>(r);
+  w.here = true;
+  w.run->pump();
+}
+
+inline void stream_run::ask(window& w) noexcept {
+  w.first = asked_;
+  w.blocks = std::min({window_blocks(), most_blocks_, work_->blocks.size() - asked_});
+  asked_ += w.blocks;
+  w.wanted = std::span<const block_id>(work_->blocks).subspan(w.first, w.blocks);
+  w.busy = true;
+  w.here = false;
+  w.refusal.reset();
+  w.waiting = w.lost = 0;
+  ++in_flight_;
+  cache_.control().request(w);
+}
+
+// Folds windows in order as they come, and asks for the next ones as soon as there is a free window. What
+// completes while it computes is noted by `arrived` and found in the next round.
+inline void stream_run::pump() noexcept {
+  again_ = true;
+  if (pumping_ || over_) return;
+  pumping_ = true;
+  while (std::exchange(again_, false) && !over_) {
+    while (in_flight_ < limit_ && asked_ < work_->blocks.size()) {
+      ask(windows_[(front_ + in_flight_) % depth]);
+      if (asked_ == work_->blocks.size()) suggest_next();
+    }
+    if (in_flight_ != 0 && windows_[front_].here) again_ = take_front();
+    if (in_flight_ == 0 && asked_ == work_->blocks.size() && !failure) {
+      fold_open_tail();
+      over_ = true;
+    }
+    if (failure) over_ = true;
+  }
+  pumping_ = false;
+  if (over_) finish();
+}
+
+// The front window has come, or cannot come. Returns whether there may be more to do at once.
+inline bool stream_run::take_front() {
+  window& w = windows_[front_];
+  if (w.refusal && (limit_ > 1 || w.blocks > 1)) {
+    // Tier 0 has no room for so much at once: go on with one window at a time, and then with smaller ones.
+    if (limit_ == 1) most_blocks_ = w.blocks / 2;
+    limit_ = 1;
+    drop_windows();
+    return true;
+  }
+  if (w.refusal) {
+    failure.emplace(*w.refusal);
+    return true;
+  }
+  if (w.lost != 0) {
+    failure.emplace(error{errc::lost, "blocks that attention needs could not be had from any tier"});
+    for (const lease_entry& e : w.record->entries)
+      if (e.now == lease_entry::state::lost) failure->lost.push_back({e.id, e.cause});
+    failure->rest = lease(std::exchange(w.record, nullptr));
+    w.busy = false;
+    return true;
+  }
+  w.held = lease(std::exchange(w.record, nullptr));
+  // Completions that are due go first: they free the disk and the codecs to work on the next windows
+  // meanwhile.
+  cache_.owner().poll();
+  if (over_) return true;
+  if (options_.attend) fold_window(w);
+  front_ = (front_ + 1) % depth;
+  --in_flight_;
+  w.busy = w.here = false;
+  w.held.release();
+  return true;
+}
+
+inline void stream_run::drop_windows() noexcept {
+  for (std::size_t i = 0; i < in_flight_; ++i) {
+    window& w = windows_[(front_ + i) % depth];
+    if (w.now == acquire_request::phase::ended && w.record != nullptr)
+      lease(std::exchange(w.record, nullptr)).release();
+    if (w.now != acquire_request::phase::ended) cache_.control().cancel(w);
+    w.held.release();
+    w.busy = w.here = false;
+  }
+  if (in_flight_ != 0) asked_ = windows_[front_].first;
+  in_flight_ = 0;
+}
+
+inline block_view stream_run::view(std::size_t position, const std::byte* data) const noexcept {
+  const layer_group& g = group();
+  const std::uint64_t start = std::uint64_t{position} * g.tokens;
+  return {.group = &g,
+          .data = data,
+          .layer_in_block = layer_in_block_,
+          .first_position = start,
+          .tokens = static_cast<std::uint32_t>(std::min<std::uint64_t>(g.tokens, first_ + tokens_ - start))};
+}
+
+// One round of compute: work items are (KV head, run of queries), each goes through all blocks, in order.
+template <class View>
+void stream_run::fold(std::size_t blocks, View view_of) {
+  const query_tile& tile = work_->queries;
+  const std::uint32_t heads = tile.shape().kv_heads;
+  const std::uint32_t cut = tile.size() > 64 ? 32 : tile.size();  // queries an item
+  const std::uint32_t cuts = (tile.size() + cut - 1) / cut;
+  cache_.owner().parallel_for(std::size_t{heads} * cuts, [&](std::size_t item) noexcept {
+    const auto head = static_cast<std::uint32_t>(item / cuts);
+    const std::uint32_t first = static_cast<std::uint32_t>(item % cuts) * cut;
+    for (std::size_t b = 0; b < blocks; ++b)
+      terrace::attend(tile, view_of(b), work_->state, head, first, std::min(cut, tile.size() - first));
+  });
+}
+
+inline void stream_run::fold_window(const window& w) {
+  fold(w.blocks, [&](std::size_t b) { return view(work_->positions[w.first + b], w.held[b].data); });
+}
+
+// For measuring compute alone: nothing is brought, other memory of the same size stands in for what is not
+// here.
+inline void stream_run::fold_in_place() {
+  const std::size_t size = group().block_bytes();
+  const std::size_t slots = options_.stand_in.size() / size;
+  std::size_t next = 0;
+  std::vector<const std::byte*> data;
+  for (const block_id id : work_->blocks) {
+    const std::byte* here = cache_.control().readable_data(id.index);
+    if (here == nullptr && slots != 0) here = options_.stand_in.data() + size * (next++ % slots);
+    data.push_back(here);
+  }
+  fold(data.size(), [&](std::size_t b) { return view(work_->positions[b], data[b]); });
+}
+
+inline void stream_run::fold_open_tail() {
+  if (!options_.attend) return;
+  const auto& row = pages_.rows[row_];
+  const std::size_t sealed = pages_.sealed(row_);
+  fold(row.size() - sealed,
+       [&](std::size_t b) { return view(sealed + b, cache_.control().open_data(row[sealed + b].index)); });
+}
+
+// All of this row is asked for: what will be wanted next may come meanwhile.
+inline void stream_run::suggest_next() {
+  std::array<prefetch_wish, 4> wishes;
+  const std::size_t count = cache_.prefetcher().suggest(wishes);
+  for (const prefetch_wish& wish : std::span(wishes).first(count)) {
+    if (wish.row >= pages_.rows.size()) continue;
+    const std::size_t sealed = pages_.sealed(wish.row);
+    work_->wanted.clear();
+    for (std::size_t i = wish.first; i < sealed && work_->wanted.size() < wish.blocks; ++i)
+      work_->wanted.push_back(pages_.rows[wish.row][i]);
+    cache_.prefetch(work_->wanted);
+  }
+}
+
+inline void stream_run::stop() noexcept {
+  if (over_) return;
+  stopped = true;
+  over_ = true;
+  drop_windows();
+  if (!pumping_) finish();  // else pump() does, when the computation that runs now has ended
+}
+
+inline void stream_run::finish() noexcept {
+  drop_windows();
+  done_(this);
+}
+
+}  // namespace TERRACE_EX
+}  // namespace terrace

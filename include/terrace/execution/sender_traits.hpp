@@ -1,0 +1,25 @@
+#pragma once
+#include <type_traits>
+
+#include "terrace/execution/ex.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+namespace detail {
+template <class... T>
+using is_empty = std::bool_constant<sizeof...(T) == 0>;
+template <class... B>
+using are_all = std::bool_constant<(B::value && ...)>;
+}  // namespace detail
+
+/// Whether a sender of type S, in environment E, completes without a value in each way that it may succeed.
+template <class S, class E = ex::env<>>
+inline constexpr bool sends_nothing = ex::value_types_of_t<S, E, detail::is_empty, detail::are_all>::value;
+
+/// Whether it has no error to give.
+template <class S, class E = ex::env<>>
+inline constexpr bool never_fails = ex::error_types_of_t<S, E, detail::is_empty>::value;
+
+}  // namespace TERRACE_EX
+}  // namespace terrace
