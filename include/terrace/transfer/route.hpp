@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstring>
 
-#include "terrace/codec/codec.hpp"
+#include "terrace/codec/identity.hpp"
 #include "terrace/core/bytes.hpp"
 #include "terrace/core/layout.hpp"
 #include "terrace/medium/medium.hpp"

@@ -1,0 +1,56 @@
+#include "terrace/transfer/route.hpp"
+
+#include <vector>
+
+#include "catch.hpp"
+#include "terrace/codec/q8_0.hpp"
+#include "terrace/medium/nvme.hpp"
+#include "terrace/medium/ram.hpp"
+#include "terrace/tier.hpp"
+
+using namespace terrace;
+
+namespace {
+using hot = tier<ram>;
+using warm = tier<ram, q8_0>;
+using cool = tier<nvme, q8_0>;
+using raw_cool = tier<nvme>;
+}  // namespace
+
+TEST_CASE("routes take the fewest steps") {
+  // Encoded bytes that stay as they are travel straight between a slot and the disk.
+  STATIC_REQUIRE(route_between<raw_cool, hot>().read);
+  STATIC_REQUIRE(route_between<raw_cool, hot>().staging_buffers() == 0);
+  STATIC_REQUIRE(route_between<raw_cool, hot>().what == route::work::none);
+  STATIC_REQUIRE(route_between<hot, raw_cool>().write);
+  STATIC_REQUIRE(route_between<warm, cool>().what == route::work::none);
+  STATIC_REQUIRE(route_between<warm, cool>().staging_buffers() == 0);
+  // A codec between two addresses needs no staging; between an address and a disk it needs one buffer.
+  STATIC_REQUIRE(route_between<hot, warm>().what == route::work::encode);
+  STATIC_REQUIRE(route_between<hot, warm>().staging_buffers() == 0);
+  STATIC_REQUIRE(route_between<warm, hot>().what == route::work::decode);
+  STATIC_REQUIRE(route_between<cool, hot>().staging_buffers() == 1);
+  STATIC_REQUIRE(route_between<hot, cool>().staging_buffers() == 1);
+  // From one codec to another by way of the raw block.
+  STATIC_REQUIRE(route_between<warm, raw_cool>().what == route::work::decode);
+  STATIC_REQUIRE(route_between<hot, hot>().what == route::work::copy);
+}
+
+TEST_CASE("transcode is what the codecs say") {
+  const layer_group g{.layers = 1, .tokens = 4, .k = {1, 64}, .v = {1, 64}};
+  std::vector<std::byte> raw(g.block_bytes()), back(raw.size()), encoded(q8_0::max_encoded_size(g));
+  for (std::size_t i = 0; i < raw.size(); ++i) raw[i] = static_cast<std::byte>(i % 2 == 0 ? i : 0x3c);
+  const auto down = transcode<hot, warm>(g, raw, encoded, {});
+  REQUIRE(down);
+  CHECK(*down == encoded.size());
+  const auto up = transcode<warm, hot>(g, encoded, back, {});
+  REQUIRE(up);
+  CHECK(*up == raw.size());
+  std::vector<std::byte> want(raw.size());
+  REQUIRE(q8_0::decode(g, encoded, want));
+  CHECK(back == want);
+  const auto copied = transcode<hot, hot>(g, raw, back, {});
+  REQUIRE(copied);
+  CHECK(back == raw);
+  CHECK_FALSE(transcode<warm, hot>(g, std::span(encoded).first(10), back, {}));
+}
