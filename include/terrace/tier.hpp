@@ -17,9 +17,10 @@ struct tier {
 
   /// Attention can read its blocks without decoding them.
   static constexpr bool attendable = Medium::addressable != reach::nobody && Codec::attendable;
-  /// Host attention reads its blocks where they are. Attendable codecs other than identity will follow; until
-  /// then their blocks are decoded into tier 0 first.
-  static constexpr bool read_in_place = Medium::addressable == reach::host && std::is_same_v<Codec, identity>;
+  /// Host attention reads its blocks where they are, encoded as they may be.
+  static constexpr bool read_in_place = Medium::addressable == reach::host && Codec::attendable;
+  /// Its blocks lie at host addresses as the engine wrote them.
+  static constexpr bool raw_in_place = read_in_place && std::is_same_v<Codec, identity>;
 };
 
 template <class T>

@@ -47,19 +47,20 @@ inline result<void> validate(const attention_shape& shape, const layer_group& gr
 /// **Bits do not depend on grouping.** After the blocks 0..i a row is a function of its query, their keys,
 /// values and positions, and of the instruction set: not of the number of queries in the call, nor of how
 /// work is cut into items, windows or threads. A block is cut into tiles of min(64, tokens of the group) at
-/// fixed positions, and
+/// fixed positions, and for each tile
 ///
-///     s   = sum of q * k    16 lanes of FMA over dim, ascending, then one fixed tree; at most the largest
-///     float m'  = max(m, max of s over the tile's visible keys);   p = exp(s - m') l   = l * exp(m - m') +
-///     (sum of p, one fixed tree) o   = o * exp(m - m'), then o = p * v + o by FMA over the visible tokens,
-///     ascending
+///     s  = sum of q * k        16 lanes of FMA over dim, ascending, then one fixed tree; at most FLT_MAX
+///     m' = max(m, max of s)    over the tile's visible keys
+///     p  = exp(s - m')
+///     l  = l * exp(m - m') + (sum of p, one fixed tree)
+///     o  = o * exp(m - m'), then p * v + o by FMA, over the visible tokens, ascending
 ///
 /// Logits may have any size. A row whose logits are all -infinity stays empty. A NaN in a visible key makes
 /// its rows NaN.
 ///
-/// Preconditions: validate(shape, group) held; `state` has the tile's rows and the values' dim; first_query +
-/// queries
-/// <= tile.size(). O(queries * group * tokens * dim), no allocation. Source: FlashAttention-2, algorithm 1.
+/// Preconditions: validate(shape, group, encoding) succeeded; `state` has the tile's rows and the values'
+/// dim; first_query + queries <= tile.size(). No allocation, no error. O(queries * group * tokens * dim).
+/// Source: FlashAttention-2, algorithm 1.
 inline void attend(const query_tile& tile, const block_view& block, partial_state& state,
                    std::uint32_t kv_head, std::uint32_t first_query, std::uint32_t queries,
                    isa set = best_isa()) noexcept {

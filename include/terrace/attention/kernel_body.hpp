@@ -1,6 +1,6 @@
-// Included once for each instruction set (see core/for_each_isa.hpp): the arithmetic of `attend`, whose
-// definition stands in attention/attend.hpp. Whatever the shape of a register block, each row's sums are
-// formed in one order.
+// Included once for each instruction set (see core/for_each_isa.hpp): the arithmetic that
+// attention/attend.hpp defines. Whatever the shape of a register block, each row's sums are formed in the
+// same order.
 #if defined(TERRACE_ISA)
 
 namespace terrace::kernels::TERRACE_ISA {
@@ -29,7 +29,7 @@ struct q8_0_elements {
     const std::byte* const group = row + d / q8_0::group_values * q8_0::group_bytes;
     fp16 scale;
     std::memcpy(&scale, group, sizeof scale);
-    return round_as<T>(mul(splat(widen(scale)), load_i8(group + sizeof scale + d % q8_0::group_values)));
+    return round_as<T>(mul(splat(scale), load_i8(group + sizeof scale + d % q8_0::group_values)));
   }
 };
 
@@ -51,8 +51,7 @@ TERRACE_TARGET inline void with_elements(const token_rows& rows, F f) noexcept {
   }
 }
 
-// Rows that will be read next. They are asked for row by row between the arithmetic, so that memory is never
-// idle.
+// Rows that will be read next, asked for one by one between the arithmetic: memory is never idle.
 struct rows_ahead {
   const std::byte* first = nullptr;
   std::size_t stride = 0;
@@ -66,8 +65,7 @@ struct rows_ahead {
 
 // ---- scores
 
-// scores[row][token] = q . k for the tokens of `mask`; other entries stay, or become the scores of other
-// tokens.
+// scores[row][token] = q . k for the tokens of `mask`. The other entries are without meaning.
 template <class elements, int rows>
 TERRACE_TARGET inline void score(const float* const (&query)[rows], const token_rows& keys, token_mask mask,
                                  const rows_ahead& ahead, float* scores) noexcept {
@@ -99,8 +97,8 @@ TERRACE_TARGET inline void score(const float* const (&query)[rows], const token_
   }
 }
 
-// e^x for x <= 0, to 1 ulp. Exactly 1 for 0; 0 for what would be below the normal floats; NaN for NaN.
-// Polynomial of Cephes' expf.
+// e^x for x <= 0, to about 1 ulp. Exactly 1 for 0, 0 for what would be below the normal floats, NaN for NaN.
+// The polynomial is that of Cephes' expf.
 TERRACE_TARGET TERRACE_ALWAYS_INLINE f32x16 exp_nonpositive(f32x16 x) noexcept {
   const f32x16 shift = splat(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to an integer
   const f32x16 shifted = fma(x, splat(1.44269504f), shift);
@@ -223,7 +221,7 @@ TERRACE_TARGET inline void add_visible_values(const float* p, const token_mask (
 // ---- one tile
 
 struct tile {
-  token_rows keys, values;
+  token_rows keys, values;  // from the tile's first token on
   std::uint64_t first_position;
   std::uint32_t tokens;
 };
@@ -249,8 +247,7 @@ TERRACE_TARGET inline void fold_rows(const attend_item& item, const tile& tile, 
   }
   if (any == 0) return;
 
-  // The tile's values arrive while its first rows are scored, the next tile's keys while its last rows are
-  // summed.
+  // The tile's values arrive while its first rows are scored, the next tile's keys during its last sums.
   const token_rows &keys = tile.keys, &values = tile.values;
   rows_ahead values_ahead, keys_ahead;
   if (first == 0) values_ahead = {values.first, values.stride, values.row_bytes()};
@@ -275,17 +272,17 @@ TERRACE_TARGET inline void fold_rows(const attend_item& item, const tile& tile, 
 
 TERRACE_TARGET inline void attend(const attend_item& item) noexcept {
   for (std::uint32_t begin = 0; begin < item.tokens; begin += item.tile_tokens) {
-    tile tile{item.keys, item.values, item.first_position + begin,
+    tile part{item.keys, item.values, item.first_position + begin,
               std::min(item.tile_tokens, item.tokens - begin)};
-    tile.keys.first = item.keys[begin];
-    tile.values.first = item.values[begin];
+    part.keys.first = item.keys[begin];
+    part.values.first = item.values[begin];
     const std::size_t rows = item.rows();
     std::size_t row = 0;
     if constexpr (max_rows >= 4)
-      for (; row + 4 <= rows; row += 4) fold_rows<4>(item, tile, row);
+      for (; row + 4 <= rows; row += 4) fold_rows<4>(item, part, row);
     if constexpr (max_rows >= 2)
-      for (; row + 2 <= rows; row += 2) fold_rows<2>(item, tile, row);
-    for (; row < rows; ++row) fold_rows<1>(item, tile, row);
+      for (; row + 2 <= rows; row += 2) fold_rows<2>(item, part, row);
+    for (; row < rows; ++row) fold_rows<1>(item, part, row);
   }
 }
 

@@ -108,7 +108,7 @@ class partial_state {
                    "only attention states of one shape can be merged");
     for (std::size_t row = 0; row < rows_; ++row) merge_row(row, later.scalars(row), later.o(row));
   }
-  /// Merges one row with a state that came from elsewhere, such as a device. Precondition: `o` has dim()
+  /// Merges one row with one that came from elsewhere, such as a device. Precondition: `later_o` has dim()
   /// values.
   void merge_row(std::size_t row, softmax_row later, std::span<const float> later_o) noexcept {
     const merged_row w = terrace::merge(scalars(row), later);

@@ -11,6 +11,7 @@
 #include "terrace/attention/attend.hpp"
 #include "terrace/attention/stream_workspace.hpp"
 #include "terrace/cache/store.hpp"
+#include "terrace/codec/q8_0.hpp"
 #include "terrace/sequence.hpp"
 
 namespace terrace {
@@ -107,7 +108,8 @@ class stream_run {
   void fold_open_tail();
   template <class View>
   void fold(std::size_t blocks, View view_of);
-  block_view view(std::size_t position, const std::byte* data) const noexcept;
+  lease_form form() const noexcept;
+  block_view view(std::size_t position, const std::byte* data, std::uint32_t format_id = 0) const noexcept;
   void suggest_next();
   void finish() noexcept;
 
@@ -183,6 +185,7 @@ inline void stream_run::ask(window& w) noexcept {
   w.busy = true;
   w.here = false;
   w.refusal.reset();
+  w.form = form();
   w.waiting = w.lost = 0;
   ++in_flight_;
   cache_.control().request(w);
@@ -258,14 +261,23 @@ inline void stream_run::drop_windows() noexcept {
   in_flight_ = 0;
 }
 
-inline block_view stream_run::view(std::size_t position, const std::byte* data) const noexcept {
+// Few queries read each key once or twice: the fewer bytes, the better. Many read it so often that decoding it for
+// each costs more than decoding it once.
+inline lease_form stream_run::form() const noexcept {
+  const attention_shape& shape = work_->queries.shape();
+  return work_->queries.size() * shape.group() <= 16 ? lease_form::attendable : lease_form::raw;
+}
+
+inline block_view stream_run::view(std::size_t position, const std::byte* data,
+                                   std::uint32_t format_id) const noexcept {
   const layer_group& g = group();
   const std::uint64_t start = std::uint64_t{position} * g.tokens;
   return {.group = &g,
           .data = data,
           .layer_in_block = layer_in_block_,
           .first_position = start,
-          .tokens = static_cast<std::uint32_t>(std::min<std::uint64_t>(g.tokens, first_ + tokens_ - start))};
+          .tokens = static_cast<std::uint32_t>(std::min<std::uint64_t>(g.tokens, first_ + tokens_ - start)),
+          .encoding = format_id == q8_0::format_id ? block_encoding::q8_0 : block_encoding::raw};
 }
 
 // One round of compute: work items are (KV head, run of queries), each goes through all blocks, in order.
@@ -284,7 +296,9 @@ void stream_run::fold(std::size_t blocks, View view_of) {
 }
 
 inline void stream_run::fold_window(const window& w) {
-  fold(w.blocks, [&](std::size_t b) { return view(work_->positions[w.first + b], w.held[b].data); });
+  fold(w.blocks, [&](std::size_t b) {
+    return view(work_->positions[w.first + b], w.held[b].data, w.held[b].format_id);
+  });
 }
 
 // For measuring compute alone: nothing is brought, other memory of the same size stands in for what is not
@@ -320,7 +334,7 @@ inline void stream_run::suggest_next() {
     work_->wanted.clear();
     for (std::size_t i = wish.first; i < sealed && work_->wanted.size() < wish.blocks; ++i)
       work_->wanted.push_back(pages_.rows[wish.row][i]);
-    cache_.prefetch(work_->wanted);
+    cache_.prefetch(work_->wanted, form());
   }
 }
 

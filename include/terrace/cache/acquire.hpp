@@ -24,14 +24,17 @@ class acquire_sender {
                                      ex::set_stopped_t()>{};
   }
 
-  acquire_sender(planner& p, std::span<const block_id> ids) noexcept : planner_(&p), wanted_(ids) {}
+  acquire_sender(planner& p, std::span<const block_id> ids, lease_form form = lease_form::raw) noexcept
+      : planner_(&p), wanted_(ids), form_(form) {}
 
   template <class R>
   class operation : acquire_request {
    public:
     using operation_state_concept = ex::operation_state_t;
-    operation(planner& p, std::span<const block_id> ids, R r)
-        : acquire_request(ids, &finish), planner_(&p), receiver_(std::move(r)) {}
+    operation(planner& p, std::span<const block_id> ids, lease_form wanted_form, R r)
+        : acquire_request(ids, &finish), planner_(&p), receiver_(std::move(r)) {
+      this->form = wanted_form;
+    }
     operation(operation&&) = delete;
 
     void start() noexcept {
@@ -92,12 +95,13 @@ class acquire_sender {
 
   template <class R>
   operation<R> connect(R receiver) const {
-    return operation<R>(*planner_, wanted_, std::move(receiver));
+    return operation<R>(*planner_, wanted_, form_, std::move(receiver));
   }
 
  private:
   planner* planner_;
   std::span<const block_id> wanted_;
+  lease_form form_;
 };
 
 /// The sender that `tiered_cache::flush` returns: set_value() when every block sealed before is in a tier

@@ -51,7 +51,7 @@ struct checked {
       "tiers must be listed nearest first: a tier that attention can read may not follow one that it cannot");
   static consteval bool hot_is_raw() {
     if constexpr (has_tiers && policy_last && tiers_first)
-      return std::tuple_element_t<0, std::tuple<Tiers...>>::read_in_place || !order();
+      return std::tuple_element_t<0, std::tuple<Tiers...>>::raw_in_place || !order();
     else
       return true;
   }

@@ -13,10 +13,15 @@ namespace terrace {
 class planner;
 class acquire_request;
 
+/// What an acquire asks for: blocks as the engine wrote them, or as they are stored wherever attention can read
+/// them without decoding (`attendable` codecs), which saves a copy.
+enum class lease_form : std::uint8_t { raw, attendable };
+
 /// A block that a lease holds in place: its address, as long as the lease lives, and how good this copy is.
 struct leased_block {
   block_id id;
-  const std::byte* data = nullptr;  ///< the block as its layer group lays it out
+  const std::byte* data = nullptr;
+  std::uint32_t format_id = 0;  ///< of the codec that `data` is encoded in; 0: as its layer group lays it out
   fidelity quality;
   std::uint8_t tier = 0;  ///< where it is read
 };

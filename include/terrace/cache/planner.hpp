@@ -28,6 +28,7 @@ class acquire_request {
   acquire_request(std::span<const block_id> ids, function call) noexcept : wanted(ids), done(call) {}
 
   std::span<const block_id> wanted;
+  lease_form form = lease_form::raw;
   function done;                   ///< called once, on the owner, when nothing is waited for any more
   lease_record* record = nullptr;  ///< what is pinned
   std::optional<error> refusal;    ///< the whole request was refused; nothing is pinned
@@ -102,7 +103,7 @@ class planner {
   /// Unpins and recycles. The other end of `lease`.
   void release(lease_record* record);
   /// Begins to load blocks that attention could not read, without pinning them. Returns how many were begun.
-  std::size_t prefetch(std::span<const block_id> wanted);
+  std::size_t prefetch(std::span<const block_id> wanted, lease_form form);
 
   /// Where attention could read a block now, or nullptr. Nothing is pinned: for measuring only.
   const std::byte* readable_data(std::uint32_t block) noexcept;
@@ -155,7 +156,7 @@ class planner {
   void start_loads();
   void serve_line();
   bool serve(acquire_request& r);
-  std::size_t readable_copy(const block_record& r) const noexcept;
+  std::size_t readable_copy(const block_record& r, lease_form form) const noexcept;
   void abandon(acquire_request& r);
   void begin_load(std::uint32_t block, extent slot, bool speculative);
   void drop_queued_load(std::uint32_t block);

@@ -84,17 +84,18 @@ inline void planner::serve_line() {
 
 // The best copy that attention reads where it is: the highest fidelity, then the nearest. tiers() where none
 // is.
-inline std::size_t planner::readable_copy(const block_record& r) const noexcept {
+inline std::size_t planner::readable_copy(const block_record& r, lease_form form) const noexcept {
   std::size_t best = tiers();
   for (std::size_t t = 0; t < tiers(); ++t)
-    if (tiers_[t]->what.readable && r.copies[t].readable() &&
+    if (r.copies[t].readable() &&
+        (form == lease_form::raw ? tiers_[t]->what.raw : tiers_[t]->what.readable) &&
         (best == tiers() || r.copies[t].quality > r.copies[best].quality))
       best = t;
   return best;
 }
 
 inline const std::byte* planner::readable_data(std::uint32_t block) noexcept {
-  const std::size_t t = readable_copy(blocks_[block]);
+  const std::size_t t = readable_copy(blocks_[block], lease_form::raw);
   return t == tiers() ? nullptr : tiers_[t]->address(blocks_[block].copies[t].where);
 }
 
@@ -112,12 +113,13 @@ inline bool planner::serve(acquire_request& r) {
       e.cause = error{errc::lost, "this block is gone, or was never sealed"};
       continue;
     }
-    const std::size_t readable = readable_copy(*found);
+    const std::size_t readable = readable_copy(*found, r.form);
     if (readable != tiers()) {
       pin(e.id.index, readable);
       e.now = lease_entry::state::pinned;
       e.tier = static_cast<std::uint8_t>(readable);
       e.quality = found->copies[readable].quality;
+      e.format_id = tiers_[readable]->what.format_id;
       e.data = tiers_[readable]->address(found->copies[readable].where);
     } else if (found->copies[0].now == state::filling) {
       pin(e.id.index, 0);
@@ -268,14 +270,14 @@ inline void planner::give_back(lease_record* record) noexcept {
   record->next = std::exchange(free_records_, record);
 }
 
-inline std::size_t planner::prefetch(std::span<const block_id> wanted) {
+inline std::size_t planner::prefetch(std::span<const block_id> wanted, lease_form form) {
   std::size_t begun = 0;
   for (const block_id id : wanted) {
     if (stopping_ || prefetches_ == options_.prefetches_in_flight) break;
     const block_record* b = blocks_.find(id);
     if (b == nullptr || b->now != block_record::phase::sealed || b->copies[0].now != state::absent) continue;
     const std::size_t from = blocks_.best_copy(*b, 1);
-    if (from == tiers() || tiers_[from]->what.readable) continue;
+    if (from == tiers() || readable_copy(*b, form) != tiers()) continue;
     const claim slot = claim_slot(slot_bytes(*b));
     if (slot.what != room::ready) break;
     begin_load(id.index, slot.where, true);

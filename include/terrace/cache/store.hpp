@@ -30,9 +30,13 @@ class kv_store {
 
   /// Brings sealed blocks to where attention can read them, and pins them: a sender of a lease
   /// (cache/acquire.hpp). `ids` must stay until it completes.
-  acquire_sender acquire(std::span<const block_id> ids) noexcept { return {*planner_, ids}; }
+  acquire_sender acquire(std::span<const block_id> ids, lease_form form = lease_form::raw) noexcept {
+    return {*planner_, ids, form};
+  }
   /// Begins to bring blocks without pinning them; returns how many loads were begun. Never waits.
-  std::size_t prefetch(std::span<const block_id> ids) { return planner_->prefetch(ids); }
+  std::size_t prefetch(std::span<const block_id> ids, lease_form form = lease_form::raw) {
+    return planner_->prefetch(ids, form);
+  }
   /// A sender that completes when every sealed block is in a tier below tier 0.
   flush_sender flush() noexcept { return flush_sender(*planner_); }
   /// The engine's clock: the step that begins now. It never goes back.

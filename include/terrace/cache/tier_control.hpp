@@ -20,6 +20,7 @@ class tier_control {
     std::string_view medium;
     std::string_view codec;
     bool readable = false;        ///< host attention reads its blocks where they are
+    bool raw = false;             ///< and they are as the engine wrote them
     bool addressable = false;     ///< its encoded bytes have host addresses
     std::uint8_t loss = 0;        ///< of its codec
     std::uint32_t format_id = 0;  ///< of its codec

@@ -21,6 +21,7 @@ class tier_runtime final : public tier_control {
       : tier_control({.medium = medium_type::name,
                       .codec = codec_type::name,
                       .readable = Tier::read_in_place,
+                      .raw = Tier::raw_in_place,
                       .addressable = medium_type::addressable == reach::host,
                       .loss = codec_type::loss,
                       .format_id = codec_type::format_id}),

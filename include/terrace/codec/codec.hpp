@@ -18,24 +18,23 @@ namespace terrace {
 /// allocates memory that outlives it, or reads or writes outside its spans. Spans do not overlap.
 ///
 /// Constants:
-/// - `format_id`   names the encoded format on disk, for ever; 0 is identity, ggml's formats have ggml's type
-///   numbers
-/// - `name`        for people and command lines
-/// - `lossless`    decode gives back the bytes that encode was given
-/// - `loss`        rank of fidelity of what decode gives: 0 exactly for lossless codecs, larger is worse
-///   (core/block.hpp)
-/// - `fixed_rate`  encode always writes max_encoded_size bytes
-/// - `attendable`  attention reads the encoded bytes in place, as the values that decode would give
+/// - `format_id`: names the encoded format on disk, for ever. 0 is identity; ggml's have ggml's numbers.
+/// - `name`: for people and command lines.
+/// - `lossless`: decode gives back the bytes that encode was given.
+/// - `loss`: rank of fidelity of what decode gives (core/block.hpp). 0 is exact; larger is worse.
+/// - `fixed_rate`: encode always writes max_encoded_size bytes.
+/// - `attendable`: attention reads the encoded bytes in place, as the values that decode would give.
 ///
 /// Operations:
-/// - `supports(group)`          success, or invalid_argument with a sentence that says which groups can be
-///   encoded. Asked once, when a cache is opened. The others require that it succeeded.
-/// - `max_encoded_size(group)`  bytes that encode may write for any block of the group. O(1).
-/// - `encode(group, raw, out)`  the bytes written, a prefix of `out`. `raw` has block_bytes() bytes, of any
-///   content: NaN and garbage are encoded as something. `out` has at least max_encoded_size(group). Errors:
-///   invalid_argument where the spans have other sizes. O(raw.size()).
-/// - `decode(group, in, raw)`   fills `raw`, block_bytes() bytes. `in` may hold anything at all:
-///   errc::corrupt where it cannot come from encode, and then `raw` holds anything. O(raw.size()).
+/// - `supports(group)`: success, or invalid_argument with a sentence that says which groups can be encoded.
+///   Asked once, when a cache is opened. The other operations require that it succeeded.
+/// - `max_encoded_size(group)`: bytes that encode may write for any block of the group. O(1).
+/// - `encode(group, raw, out)`: the bytes written, a prefix of `out`. `raw` has block_bytes() bytes of any
+///   content: NaN and garbage are encoded as something. `out` has at least max_encoded_size(group).
+///   Errors: invalid_argument where a span has another size. O(raw.size()).
+/// - `decode(group, in, raw)`: fills `raw`, block_bytes() bytes. `in` may hold anything at all. Errors:
+///   invalid_argument where `raw` has another size; corrupt where `in` cannot come from encode, and then
+///   `raw` holds anything. O(raw.size()).
 ///
 /// Laws, for every block x, with e = encode and d = decode:
 /// - d(e(d(e(x)))) == d(e(x)), and e(d(e(x))) == e(x): going up and down between tiers loses nothing after

@@ -40,17 +40,14 @@ namespace terrace {
 /// Encoding is quantize_row_q8_0_ref, bit for bit: d = largest magnitude / 127, q = round(x / d) with the
 /// unrounded d, ties away from zero. It differs where ggml's result is undefined or would not survive a
 /// second encoding:
-/// - NaN counts as 0, infinity and magnitudes beyond 127 * 65504 as the largest that can be stored:
-/// ggml's codes are
-///   undefined there.
-/// - In an fp16 plane, a group that holds 65504 gets the scale 515.5: ggml's 516 decodes to infinity.
+/// - NaN counts as 0, and infinities and magnitudes beyond 127 * 65504 as the largest that can be stored.
+///   ggml's codes are undefined there.
+/// - In an fp16 plane, a group that holds 65504 gets the scale 515.5. ggml's 516 decodes to infinity.
 /// - A scale that rounds to zero (largest magnitude at most 127 * 2^-25) gets codes of zero. ggml writes
-/// codes that
-///   decode to zeros too.
-/// - In a bf16 plane, a group that some codes within one of ggml's reproduce exactly gets those. Only values
-/// that have
-///   been through q8_0 are like that; bf16 rounds them so far that ggml's rule alone would move codes again
-///   and again.
+///   other codes, which decode to zeros as well.
+/// - In a bf16 plane, a group that codes within one of ggml's reproduce exactly gets those codes. Only values
+///   that have been through q8_0 are like that. bf16 rounds them so far that ggml's rule alone would move
+///   some codes again with each encoding.
 ///
 /// Decoding rounds q * d to the plane's element type. Attention reads encoded blocks as exactly these values.
 struct q8_0 {

@@ -19,7 +19,7 @@ struct nearby_codes {
   bool exact;
 };
 template <element_type T>
-TERRACE_TARGET TERRACE_ALWAYS_INLINE nearby_codes exact_codes(simd::TERRACE_ISA::f32x16 x, float scale,
+TERRACE_TARGET TERRACE_ALWAYS_INLINE nearby_codes exact_codes(simd::TERRACE_ISA::f32x16 x, fp16 scale,
                                                               simd::TERRACE_ISA::f32x16 code) noexcept {
   using namespace simd::TERRACE_ISA;
   const f32x16 d = splat(scale);
@@ -50,9 +50,9 @@ TERRACE_TARGET inline void encode_q8_0(const std::byte* in, std::byte* out, std:
     store_i8(out + 18, mul(b, inverse));
     // bf16 is so coarse that decoded values can lie half a code from where they came: see codec/q8_0.hpp.
     if constexpr (std::is_same_v<T, bf16>) {
-      const nearby_codes lo = exact_codes<T>(a, widen(scale), load_i8(out + 2));
+      const nearby_codes lo = exact_codes<T>(a, scale, load_i8(out + 2));
       if (!lo.exact) continue;
-      const nearby_codes hi = exact_codes<T>(b, widen(scale), load_i8(out + 18));
+      const nearby_codes hi = exact_codes<T>(b, scale, load_i8(out + 18));
       if (!hi.exact) continue;
       store_i8(out + 2, lo.code);
       store_i8(out + 18, hi.code);
@@ -69,7 +69,7 @@ TERRACE_TARGET inline bool decode_q8_0(const std::byte* in, std::byte* out, std:
     fp16 scale;
     std::memcpy(&scale, in, sizeof scale);
     good &= (scale.bits & 0x7c00u) != 0x7c00u;
-    const f32x16 d = splat(widen(scale));
+    const f32x16 d = splat(scale);
     store_as<T>(out, mul(d, load_i8(in + 2)));
     store_as<T>(out + 16 * sizeof(T), mul(d, load_i8(in + 18)));
   }

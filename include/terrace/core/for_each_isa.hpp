@@ -1,13 +1,12 @@
-// Compiles one file of kernels for each instruction set, the way Highway does. The owner of the kernels
-// writes
+// Compiles a file of kernels once for each instruction set, the way Highway does. The owner writes
 //
 //     #define TERRACE_KERNEL "terrace/attention/kernel_body.hpp"
 //     #include "terrace/core/for_each_isa.hpp"
 //
-// and the file, which is included once a set, opens the namespace TERRACE_ISA inside its own and marks each
-// function, lambdas included, with TERRACE_TARGET, and loops over registers with TERRACE_UNROLL. In it `using
-// namespace simd::TERRACE_ISA` gives the words of core/simd.hpp. The result is, for example,
-// terrace::kernels::avx512::attend beside terrace::kernels::portable::attend.
+// and the file opens the namespace TERRACE_ISA inside its own, marks each function, lambdas included, with
+// TERRACE_TARGET, and loops over registers with TERRACE_UNROLL. In it simd::TERRACE_ISA has the words of
+// core/simd.hpp. The result is, for example, terrace::kernels::avx512::attend beside
+// terrace::kernels::portable::attend.
 
 #ifdef TERRACE_KERNEL
 

@@ -7,23 +7,24 @@
 //
 //   f32x16                           sixteen lanes
 //   mask16                           bit i is about lane i
-//   splat(x), load(p), store(p, v)   floats, no alignment needed
+//   splat(x)                         a float, or an fp16 widened, in every lane
+//   load(p), store(p, v)             floats, no alignment needed
 //   load_as<T>(bytes)                16 elements of type fp16, bf16 or float, widened exactly
 //   store_as<T>(bytes, v)            rounded to T, to nearest, ties to even
 //   round_as<T>(v)                   what load_as would read after store_as
 //   load_i8(bytes)                   16 signed bytes
 //   store_i8(bytes, v)               rounded to nearest, ties away from zero; precondition |v| < 127.5
-//   widen(fp16), narrow(float)       one value
+//   narrow(x)                        one float to fp16
 //   add, sub, mul, fma(a, b, c)      fma is a * b + c with one rounding where the set has it
 //   min(a, b), max(a, b), abs(v)     b where either is NaN
 //   select(mask, a, b)               a where the bit is set
 //   is_number(v)                     mask; a NaN is no number
 //   less(a, b), equal(a, b)          masks; false where either is NaN
-//   power_of_two(n + shift)          2^n for integral n in [-126, 127]; shift = 1.5 * 2^23 puts n into the
-//   low bits sum(v), largest(v)               over the lanes, in one fixed order sums_per_block how many
-//   vectors store_sums adds up at a time store_sums<rows>(v, out, stride) sum of each vector, in one fixed
-//   order; vectors row by row, rows `stride` apart;
-//                                    rows is a power of two, at most most_sum_rows
+//   power_of_two(n + 1.5 * 2^23)     2^n for integral n in [-126, 127]
+//   sum(v), largest(v)               over the lanes, in one fixed order
+//   largest_magnitude(a, b)          over the lanes of both; a NaN where there is one
+//   store_sums<rows>(v, out, stride) the sum of each of sums_per_block vectors, in one fixed order; in rows
+//                                    `stride` apart, a power of two of them, at most most_sum_rows
 
 #include <cstddef>
 #include <cstdint>

@@ -20,6 +20,10 @@ struct f32x16 {
 };
 
 TERRACE_INLINE f32x16 splat(float x) noexcept { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+TERRACE_INLINE f32x16 splat(fp16 x) noexcept {
+  const __m256 v = _mm256_cvtph_ps(_mm_set1_epi16(static_cast<short>(x.bits)));
+  return {v, v};
+}
 TERRACE_INLINE f32x16 load(const float* p) noexcept { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 TERRACE_INLINE void store(float* p, f32x16 v) noexcept {
   _mm256_storeu_ps(p, v.lo);
@@ -121,7 +125,6 @@ TERRACE_INLINE void store_i8(std::byte* p, f32x16 v) noexcept {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
-TERRACE_INLINE float widen(fp16 h) noexcept { return _cvtsh_ss(h.bits); }
 TERRACE_INLINE fp16 narrow(float x) noexcept { return {static_cast<std::uint16_t>(_cvtss_sh(x, 0))}; }
 
 TERRACE_INLINE f32x16 add(f32x16 a, f32x16 b) noexcept {

@@ -27,6 +27,9 @@ struct f32x16 {
 };
 
 TERRACE_INLINE f32x16 splat(float x) noexcept { return {_mm512_set1_ps(x)}; }
+TERRACE_INLINE f32x16 splat(fp16 x) noexcept {
+  return {_mm512_cvtph_ps(_mm256_set1_epi16(static_cast<short>(x.bits)))};
+}
 TERRACE_INLINE f32x16 load(const float* p) noexcept { return {_mm512_loadu_ps(p)}; }
 TERRACE_INLINE void store(float* p, f32x16 v) noexcept { _mm512_storeu_ps(p, v.v); }
 
@@ -96,7 +99,6 @@ TERRACE_INLINE void store_i8(std::byte* p, f32x16 v) noexcept {
   const __m512i code = _mm512_srai_epi32(_mm512_add_epi32(twice, bias), 1);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(code));
 }
-TERRACE_INLINE float widen(fp16 h) noexcept { return _cvtsh_ss(h.bits); }
 TERRACE_INLINE fp16 narrow(float x) noexcept { return {static_cast<std::uint16_t>(_cvtss_sh(x, 0))}; }
 
 TERRACE_INLINE f32x16 add(f32x16 a, f32x16 b) noexcept { return {_mm512_add_ps(a.v, b.v)}; }

@@ -36,6 +36,7 @@ TERRACE_ALWAYS_INLINE mask16 mask(F f) noexcept {
 TERRACE_ALWAYS_INLINE f32x16 splat(float x) noexcept {
   return detail::each([=](int) { return x; });
 }
+TERRACE_ALWAYS_INLINE f32x16 splat(fp16 x) noexcept { return splat(to_float(x)); }
 TERRACE_ALWAYS_INLINE f32x16 load(const float* p) noexcept {
   f32x16 r;
   std::memcpy(&r, p, sizeof r);
@@ -71,7 +72,6 @@ TERRACE_ALWAYS_INLINE void store_i8(std::byte* p, const f32x16& v) noexcept {
     p[i] = static_cast<std::byte>((twice + (twice < 0 ? 0 : 1)) >> 1);
   }
 }
-TERRACE_ALWAYS_INLINE float widen(fp16 h) noexcept { return to_float(h); }
 TERRACE_ALWAYS_INLINE fp16 narrow(float x) noexcept { return to_fp16(x); }
 
 TERRACE_ALWAYS_INLINE f32x16 add(const f32x16& a, const f32x16& b) noexcept {

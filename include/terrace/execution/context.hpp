@@ -289,6 +289,7 @@ inline void context::watch(int descriptor) const noexcept {
 }
 
 inline void context::attach(event_source& source) {
+  TERRACE_ASSERT(on_owner_thread(), "an event source was attached by a thread that does not own the context");
   watched_.reserve(sources_.size() + 2);  // block() must not allocate
   sources_.push_back(&source);
   watch(source.descriptor());

@@ -18,31 +18,26 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-namespace detail {
-
-template <class... E>
-using element_errors = ex::completion_signatures<ex::set_error_t(E)...>;
-template <class... E>
-using error_storage = std::variant<std::monostate, E...>;
-
-// The union with set_error_t(std::exception_ptr), without repeating it.
-template <class Signatures, bool Nothrow>
-struct for_each_signatures;
-template <class... E, bool Nothrow>
-struct for_each_signatures<ex::completion_signatures<ex::set_error_t(E)...>, Nothrow> {
-  static constexpr bool known = Nothrow || (std::is_same_v<E, std::exception_ptr> || ...);
-  using type = std::conditional_t<
-      known, ex::completion_signatures<ex::set_value_t(), ex::set_error_t(E)..., ex::set_stopped_t()>,
+/// How for_each completes, and what its operation keeps of an error: E are the errors of the elements, to which
+/// std::exception_ptr is added, once, where the callable may throw.
+template <bool Nothrow, class... E>
+struct for_each_completions {
+  static constexpr bool complete = Nothrow || (std::is_same_v<E, std::exception_ptr> || ...);
+  using signatures = std::conditional_t<
+      complete, ex::completion_signatures<ex::set_value_t(), ex::set_error_t(E)..., ex::set_stopped_t()>,
       ex::completion_signatures<ex::set_value_t(), ex::set_error_t(E)..., ex::set_error_t(std::exception_ptr),
                                 ex::set_stopped_t()>>;
-  using errors = std::conditional_t<known, error_storage<E...>, error_storage<E..., std::exception_ptr>>;
-};
-template <class F, class... Env>
-using for_each_types = for_each_signatures<
-    ex::error_types_of_t<std::invoke_result_t<F&, std::size_t>, ex::env<Env...>, element_errors>,
-    std::is_nothrow_invocable_v<F&, std::size_t>>;
+  using kept_error = std::conditional_t<complete, std::variant<std::monostate, E...>,
+                                        std::variant<std::monostate, E..., std::exception_ptr>>;
 
-}  // namespace detail
+  template <class... Errors>
+  using with = for_each_completions<Nothrow, Errors...>;
+};
+/// The same for a callable F in an environment.
+template <class F, class... Env>
+using for_each_completions_of_t =
+    ex::error_types_of_t<std::invoke_result_t<F&, std::size_t>, ex::env<Env...>,
+                         for_each_completions<std::is_nothrow_invocable_v<F&, std::size_t>>::template with>;
 
 /// for_each(n, in_flight, f) connected to a receiver. Each of the slots runs one element after the other.
 template <class F, class R>
@@ -164,7 +159,7 @@ class for_each_operation {
   std::atomic<std::size_t> retired_{0};
   std::atomic<bool> failed_{false};
   std::atomic<bool> stopped_{false};
-  typename detail::for_each_types<F, ex::env_of_t<R>>::errors error_;
+  typename for_each_completions_of_t<F, ex::env_of_t<R>>::kept_error error_;
   std::unique_ptr<slot[]> slots_;
 };
 
@@ -178,7 +173,7 @@ class for_each_sender {
 
   template <class Self, class... E>
   static consteval auto get_completion_signatures() {
-    return typename detail::for_each_types<F, E...>::type{};
+    return typename for_each_completions_of_t<F, E...>::signatures{};
   }
   template <class R>
   for_each_operation<F, R> connect(R target) && {

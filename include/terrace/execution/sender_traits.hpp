@@ -6,20 +6,22 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-namespace detail {
-template <class... T>
-using is_empty = std::bool_constant<sizeof...(T) == 0>;
-template <class... B>
-using are_all = std::bool_constant<(B::value && ...)>;
-}  // namespace detail
+/// What the traits below gather a sender's completions into.
+struct gathered {
+  template <class... T>
+  using is_empty = std::bool_constant<sizeof...(T) == 0>;
+  template <class... B>
+  using are_all = std::bool_constant<(B::value && ...)>;
+};
 
 /// Whether a sender of type S, in environment E, completes without a value in each way that it may succeed.
 template <class S, class E = ex::env<>>
-inline constexpr bool sends_nothing = ex::value_types_of_t<S, E, detail::is_empty, detail::are_all>::value;
+inline constexpr bool sends_nothing =
+    ex::value_types_of_t<S, E, gathered::is_empty, gathered::are_all>::value;
 
 /// Whether it has no error to give.
 template <class S, class E = ex::env<>>
-inline constexpr bool never_fails = ex::error_types_of_t<S, E, detail::is_empty>::value;
+inline constexpr bool never_fails = ex::error_types_of_t<S, E, gathered::is_empty>::value;
 
 }  // namespace TERRACE_EX
 }  // namespace terrace

@@ -11,6 +11,9 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
+/// The environment that context::sync_wait gives to the sender: its scheduler is the context's.
+using sync_wait_env = ex::prop<ex::get_scheduler_t, task_scheduler<context>>;
+
 namespace waiting {
 
 template <class... T>
@@ -114,14 +117,11 @@ struct wait_receiver {
     result->emplace(failure<E>{E(error{errc::stopped, "the operation was stopped"})});
     state->finish();
   }
-  auto get_env() const noexcept { return ex::prop{ex::get_scheduler, state->ctx->get_scheduler()}; }
+  sync_wait_env get_env() const noexcept { return {ex::get_scheduler, task_scheduler<context>(*state->ctx)}; }
 };
 
 }  // namespace waiting
 
-/// The environment that context::sync_wait gives to the sender: its scheduler is the context's.
-using sync_wait_env = decltype(ex::prop{ex::get_scheduler,
-                                        task_scheduler<context>(std::declval<context&>())});
 /// basic_result<T, E>: what context::sync_wait returns for a sender S.
 template <class S>
 using sync_wait_result_t = basic_result<

@@ -1,0 +1,202 @@
+// Host attention beside what bounds it on this machine: a plain read of the same bytes for decode, and the
+// peak of FMA for prefill, both measured in the same run. One thread.
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "terrace/attention/attend.hpp"
+#include "terrace/core/simd.hpp"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace {
+
+using namespace terrace;
+using clock_type = std::chrono::steady_clock;
+
+template <class F>
+double seconds(F&& work) {
+  const auto start = clock_type::now();
+  work();
+  return std::chrono::duration<double>(clock_type::now() - start).count();
+}
+template <class F>
+double best_of(int rounds, F&& work) {
+  double best = 1e9;
+  for (int i = 0; i < rounds; ++i) best = std::min(best, seconds(work));
+  return best;
+}
+
+struct free_memory {
+  void operator()(std::byte* p) const noexcept { std::free(p); }
+};
+using memory = std::unique_ptr<std::byte[], free_memory>;
+
+memory random_fp16(std::size_t bytes) {
+  memory out(static_cast<std::byte*>(std::aligned_alloc(2u << 20, align_up(bytes, 2u << 20))));
+  if (!out) std::exit(1);
+#if defined(__linux__)
+  madvise(out.get(), bytes, MADV_HUGEPAGE);
+#endif
+  std::uint32_t seed = 1;
+  for (std::size_t i = 0; i < bytes; i += 2) {
+    seed = seed * 1664525u + 1013904223u;
+    const fp16 value = to_fp16(static_cast<float>(static_cast<std::int32_t>(seed) >> 8) * 0x1p-22f);
+    out[i] = static_cast<std::byte>(value.bits & 255);
+    out[i + 1] = static_cast<std::byte>(value.bits >> 8);
+  }
+  return out;
+}
+
+volatile std::uint64_t sink;
+
+// Four streams of vectors, the widest loads there are.
+#if TERRACE_X86
+TERRACE_TARGET_AVX512 void read_avx512(const std::byte* data, std::size_t bytes) {
+  __m512i sum[4] = {};
+  for (std::size_t i = 0; i + 256 <= bytes; i += 256)
+    for (std::size_t k = 0; k < 4; ++k)
+      sum[k] = _mm512_xor_si512(sum[k], _mm512_loadu_si512(data + i + 64 * k));
+  std::uint64_t lanes[8];
+  _mm512_storeu_si512(lanes,
+                      _mm512_xor_si512(_mm512_xor_si512(sum[0], sum[1]), _mm512_xor_si512(sum[2], sum[3])));
+  for (const std::uint64_t lane : lanes) sink = sink + lane;
+}
+#endif
+void plain_read(const std::byte* data, std::size_t bytes) {
+#if TERRACE_X86
+  if (probe_isa() == isa::avx512) return read_avx512(data, bytes);
+#endif
+  std::uint64_t sum[8] = {};
+  for (std::size_t i = 0; i + 64 <= bytes; i += 64) {
+    std::uint64_t line[8];
+    std::memcpy(line, data + i, sizeof line);
+    for (int k = 0; k < 8; ++k) sum[k] += line[k];
+  }
+  for (const std::uint64_t s : sum) sink = sink + s;
+}
+
+constexpr int fma_rounds = 4'000'000;
+volatile float fma_factor = 0.999f;
+#if TERRACE_X86
+TERRACE_TARGET_AVX512 void fma_avx512() {
+  namespace v = simd::avx512;
+  v::f32x16 a[12];
+  for (auto& x : a) x = v::splat(1.0f);
+  const v::f32x16 b = v::splat(fma_factor), c = v::splat(1 - fma_factor);
+  for (int i = 0; i < fma_rounds; ++i) {
+#if defined(__clang__)
+#pragma clang loop unroll(full)
+#else
+#pragma GCC unroll 12
+#endif
+    for (auto& x : a) x = v::fma(x, b, c);
+  }
+  for (auto& x : a) {
+    sink = sink + static_cast<std::uint64_t>(v::sum(x));
+  }
+}
+TERRACE_TARGET_AVX2 void fma_avx2() {
+  namespace v = simd::avx2;
+  v::f32x16 a[6];
+  for (auto& x : a) x = v::splat(1.0f);
+  const v::f32x16 b = v::splat(fma_factor), c = v::splat(1 - fma_factor);
+  for (int i = 0; i < 2 * fma_rounds; ++i) {
+#if defined(__clang__)
+#pragma clang loop unroll(full)
+#else
+#pragma GCC unroll 6
+#endif
+    for (auto& x : a) x = v::fma(x, b, c);
+  }
+  for (auto& x : a) {
+    sink = sink + static_cast<std::uint64_t>(v::sum(x));
+  }
+}
+#endif
+
+// GFLOP/s of FMA alone with the instruction set in use; 0 where it is not known.
+double fma_peak() {
+#if TERRACE_X86
+  const double flops = fma_rounds * 12.0 * 32;
+  if (best_isa() == isa::avx512) return flops / best_of(5, fma_avx512) / 1e9;
+  if (best_isa() == isa::avx2) return flops / best_of(5, fma_avx2) / 1e9;
+#endif
+  return 0;
+}
+
+struct job {
+  const char* name;
+  std::uint32_t group, dim, tokens, queries;
+  block_encoding encoding = block_encoding::raw;
+};
+
+void run(const job& j, const std::byte* data, std::size_t bytes, double peak) {
+  constexpr std::uint32_t kv_heads = 8;
+  layer_group group;
+  group.tokens = j.tokens;
+  group.k = group.v = {.heads = kv_heads, .dim = j.dim, .type = element::fp16};
+  const attention_shape shape{
+      .q_heads = kv_heads * j.group, .kv_heads = kv_heads, .dim = j.dim, .scale = 0, .keep = {}};
+  const std::size_t block = token_rows::encoded_bytes(group.block_bytes(), element::fp16, j.encoding);
+  const std::size_t blocks = j.queries == 1 ? bytes / block : 4;
+  const std::size_t kv_tokens = blocks * j.tokens;
+
+  std::vector<float> q(std::size_t{j.queries} * shape.q_heads * j.dim);
+  for (std::size_t i = 0; i < q.size(); ++i) q[i] = static_cast<float>(i * 2654435761u % 2001) * 1e-3f - 1.0f;
+  query_tile tile;
+  partial_state state;
+  if (!tile.load(shape, std::span<const float>(q), kv_tokens)) std::exit(1);
+  const std::uint32_t heads = j.queries == 1 ? kv_heads : 1;
+  double read = 1e9, attend_time = 1e9;
+  for (int round = 0; round < 5; ++round) {
+    if (!state.reset(tile.rows(), j.dim)) std::exit(1);
+    if (j.queries == 1) read = std::min(read, seconds([&] { plain_read(data, blocks * block); }));
+    attend_time =
+        std::min(attend_time, seconds([&] {
+                   for (std::size_t b = 0; b < blocks; ++b) {
+                     const block_view view{&group, data + b * block, 0, b * j.tokens, j.tokens, j.encoding};
+                     for (std::uint32_t h = 0; h < heads; ++h) attend(tile, view, state, h, 0, j.queries);
+                   }
+                 }));
+  }
+  const double flops = 4.0 * j.dim * static_cast<double>(kv_tokens) * heads * j.group * j.queries;
+  if (j.queries == 1) {
+    const double rate = static_cast<double>(blocks * block) / attend_time / 1e9;
+    const double limit = static_cast<double>(blocks * block) / read / 1e9;
+    std::printf("%-34s %8.2f GB/s     read %8.2f GB/s     %.2f\n", j.name, rate, limit, rate / limit);
+  } else {
+    const double rate = flops / attend_time / 1e9;
+    std::printf("%-34s %8.1f GFLOP/s  FMA  %8.1f GFLOP/s  %.2f\n", j.name, rate, peak,
+                peak > 0 ? rate / peak : 0.0);
+  }
+}
+
+}  // namespace
+
+int main() {
+  constexpr std::size_t bytes = 256_MiB;
+  const memory data = random_fp16(bytes);
+  const double peak = fma_peak();
+  std::printf("instruction set %s\n%-34s %13s     limit measured in this run   share\n",
+              name(best_isa()).data(), "case", "figure");
+  const job jobs[] = {
+      {"decode GQA 4, dim 128, fp16", 4, 128, 256, 1},
+      {"decode GQA 8, dim 128, fp16", 8, 128, 256, 1},
+      {"decode MHA, dim 128, fp16", 1, 128, 256, 1},
+      {"decode GQA 2, dim 64, fp16", 2, 64, 256, 1},
+      {"decode GQA 4, dim 128, 16-token", 4, 128, 16, 1},
+      {"decode GQA 4, dim 128, q8_0", 4, 128, 256, 1, block_encoding::q8_0},
+      {"prefill 512 x GQA 2, dim 64", 2, 64, 256, 512},
+      {"prefill 512 x GQA 4, dim 128", 4, 128, 256, 512},
+      {"prefill 512 x GQA 4, dim 80", 4, 80, 256, 512},
+  };
+  for (const job& j : jobs) run(j, data.get(), bytes, peak);
+}

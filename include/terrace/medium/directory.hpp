@@ -1,0 +1,314 @@
+#pragma once
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "terrace/execution/context.hpp"
+#include "terrace/execution/thread_pool.hpp"
+#include "terrace/medium/medium.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+/// Plain files under a directory: for the tier that nobody waits for, on a hard disk or a network file
+/// system. One file an extent, written and read from front to back: that is what a disk with a head reads
+/// ahead and what a file server caches, it needs no room in advance and no rewriting of what lies beside it,
+/// and releasing an extent gives its room back to everybody. Blocks of a megabyte and more suit it best.
+///
+/// A file appears under its name only when it is complete and the file system has taken all of it: it is
+/// written under a temporary name, synchronised (a server that is full may say so only then), and renamed.
+/// Files are the owner's alone (0600), in a folder of the medium's own (0700) that is made under the
+/// directory; so nobody else's file is ever touched, and several caches may share one directory. Files and
+/// folder are removed at the end, unless `keep` says otherwise. A later cache does not take up what is kept:
+/// the persistent form is a later format.
+///
+/// Calls to the system block, so two threads of its own make them. A transfer that is asked to stop before a
+/// thread has come to it is not carried out.
+class directory {
+ public:
+  static constexpr std::string_view name = "directory";
+  static constexpr reach addressable = reach::nobody;
+  static constexpr bool persistent = false;
+  static constexpr std::size_t alignment = 1;  // through the page cache: any buffer, any length
+  static constexpr std::size_t granularity = std::size_t{1} << 20;
+
+  struct options {
+    std::size_t capacity = 0;  ///< bytes that the files may have together; 0: no such tier
+    std::string path = {};     ///< made if it is not there, its parent is not; empty: $TMPDIR or /tmp
+    bool keep = false;         ///< leave the files where they are at the end
+  };
+
+  /// Space is not claimed: a disk that is full says so in the write that it refuses. While a file is replaced
+  /// both versions of it are there, so the disk needs a few extents more than `capacity`.
+  static result<std::unique_ptr<directory>> open(context& ctx, options o) {
+    if (o.capacity < file_unit) return fail(errc::invalid_argument, "a directory tier needs at least 4 KiB");
+    auto medium = std::unique_ptr<directory>(new directory(ctx, o.capacity, o.keep));
+    if (auto opened = medium->open_folder(std::move(o.path)); !opened) return propagate(opened.error());
+    return medium;
+  }
+
+  directory(directory&&) = delete;
+  ~directory() {
+    pool_.finish();  // files that are being removed
+    if (folder_ < 0) return;
+    if (!keep_) {
+      for (const file& f : files_)
+        if (f.exists) ::unlinkat(folder_, file_name(f.number).data(), 0);
+      ::rmdir(folder_path_.c_str());
+      if (made_path_) ::rmdir(path_.c_str());  // fails, as it should, where somebody else has put something
+    }
+    ::close(folder_);
+  }
+
+  /// O(1) amortised. Allocates only where more extents are alive than ever before.
+  std::optional<extent> reserve(std::size_t bytes) {
+    const std::size_t taken = rounded(bytes);
+    if (bytes == 0 || bytes > 0xffffffffu || taken > capacity_ - used_) return std::nullopt;
+    file& f = free_file();
+    used_ += taken;
+    return extent{.offset = 0, .bytes = static_cast<std::uint32_t>(bytes), .node = f.number};
+  }
+  /// The file is removed in the background. Its number is not used again before it is gone.
+  void release(extent e) noexcept {
+    used_ -= rounded(e.bytes);
+    file& f = files_[e.node];
+    if (f.exists)
+      pool_.submit(f);
+    else
+      put_back(f);
+  }
+  auto read(extent e, mutable_bytes into) noexcept {
+    return transfer{{this, &files_[e.node], into.data(), into.size(), true}};
+  }
+  auto write(extent e, const_bytes from) noexcept {
+    return transfer{{this, &files_[e.node], const_cast<std::byte*>(from.data()), from.size(), false}};
+  }
+  std::size_t capacity() const noexcept { return capacity_; }
+  /// Whole units of 4 KiB, as file systems give them.
+  std::size_t used() const noexcept { return used_; }
+
+  /// The folder that holds the files.
+  const std::string& folder() const noexcept { return folder_path_; }
+
+ private:
+  static constexpr std::size_t file_unit = 4096;
+  static constexpr std::size_t rounded(std::size_t bytes) noexcept { return align_up(bytes, file_unit); }
+
+  // What is known of one file; as a task it removes the file.
+  struct file : task {
+    file(directory* d, std::uint32_t n) noexcept : task(&remove), owner(d), number(n) {}
+    static void remove(task* self) noexcept {
+      file& f = *static_cast<file*>(self);
+      ::unlinkat(f.owner->folder_, file_name(f.number).data(), 0);
+      f.exists = false;
+      f.owner->put_back(f);
+    }
+    directory* owner;
+    std::uint32_t number;
+    bool exists = false;    // under its final name
+    std::size_t bytes = 0;  // its size, where it exists
+    file* next_free = nullptr;
+  };
+
+  // A descriptor that is closed on every way out.
+  struct descriptor {
+    int fd;
+    explicit descriptor(int opened) noexcept : fd(opened) {}
+    descriptor(const descriptor&) = delete;
+    ~descriptor() {
+      if (fd >= 0) ::close(fd);
+    }
+    int close() noexcept { return ::close(std::exchange(fd, -1)); }
+  };
+
+  struct request {
+    directory* medium;
+    file* where;
+    std::byte* data;
+    std::size_t size;
+    bool reading;
+    result<void> perform() const noexcept {
+      return reading ? medium->read_file(*where, {data, size}) : medium->write_file(*where, {data, size});
+    }
+  };
+
+  // First on a thread of the pool, then home to the owner.
+  template <class R>
+  struct operation : task {
+    using operation_state_concept = ex::operation_state_t;
+    operation(const request& asked, R r) noexcept : task(&step), what(asked), receiver(std::move(r)) {}
+
+    void start() noexcept { what.medium->pool_.submit(*this); }
+    static void step(task* self) noexcept {
+      auto& o = *static_cast<operation*>(self);
+      if (!std::exchange(o.performed, true)) {
+        o.stopped = ex::get_stop_token(ex::get_env(o.receiver)).stop_requested();
+        if (!o.stopped) o.outcome = o.what.perform();
+        return o.what.medium->context_.post(o);
+      }
+      if (o.stopped) return ex::set_stopped(std::move(o.receiver));
+      if (!o.outcome) return ex::set_error(std::move(o.receiver), error(o.outcome.error()));
+      ex::set_value(std::move(o.receiver));
+    }
+    request what;
+    R receiver;
+    result<void> outcome;
+    bool performed = false, stopped = false;
+  };
+  struct transfer {
+    using sender_concept = ex::sender_t;
+    template <class Self, class... E>
+    static consteval auto get_completion_signatures() {
+      return ex::completion_signatures<ex::set_value_t(), ex::set_error_t(error), ex::set_stopped_t()>{};
+    }
+    template <class R>
+    operation<R> connect(R receiver) const noexcept {
+      return {what, std::move(receiver)};
+    }
+    request what;
+  };
+
+  directory(context& ctx, std::size_t capacity, bool keep)
+      : context_(ctx), capacity_(capacity / file_unit * file_unit), keep_(keep) {}
+
+  result<void> open_folder(std::string path) {
+    if (path.empty()) {
+      const char* temporary = std::getenv("TMPDIR");
+      path = temporary != nullptr && *temporary != 0 ? temporary : "/tmp";
+    }
+    path_ = std::move(path);
+    made_path_ = ::mkdir(path_.c_str(), 0700) == 0;
+    if (!made_path_ && errno != EEXIST)
+      return fail(errc::io_error, "the directory of a directory tier cannot be made", errno);
+    folder_path_ = path_ + "/terrace-XXXXXX";
+    if (::mkdtemp(folder_path_.data()) == nullptr)  // 0700
+      return give_up("the directory of a directory tier cannot be written", errno);
+    folder_ = ::open(folder_path_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (folder_ >= 0) return {};
+    const int why = errno;
+    ::rmdir(folder_path_.c_str());
+    return give_up("the folder of a directory tier cannot be opened", why);
+  }
+  result<void> give_up(const char* sentence, int why) {
+    if (made_path_) ::rmdir(path_.c_str());
+    return fail(errc::io_error, sentence, why);
+  }
+
+  using name_type = std::array<char, 16>;
+  static name_type file_name(std::uint32_t number, const char* suffix = "") noexcept {
+    name_type text{};
+    std::snprintf(text.data(), text.size(), "%08x%s", number, suffix);
+    return text;
+  }
+
+  // Below: on a thread of the pool. A file has one transfer at a time, so its record needs no lock.
+
+  result<void> read_file(const file& f, mutable_bytes into) const noexcept {
+    const descriptor source(::openat(folder_, file_name(f.number).data(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+    if (source.fd < 0) return fail(errc::io_error, "a file of a directory tier cannot be opened", errno);
+    return read_all(source.fd, into, 0);
+  }
+
+  result<void> write_file(file& f, const_bytes from) const noexcept {
+    const name_type final_name = file_name(f.number), temporary = file_name(f.number, ".new");
+    descriptor target(
+        ::openat(folder_, temporary.data(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
+    if (target.fd < 0) return fail(errc::io_error, "a file of a directory tier cannot be made", errno);
+    auto written = write_all(target.fd, from, 0);
+    const std::size_t bytes = std::max(f.exists ? f.bytes : 0, from.size());
+    if (written && bytes > from.size()) written = copy_rest(f, target.fd, from.size());
+    if (written && ::fdatasync(target.fd) != 0)
+      written = fail(errc::io_error, "a file of a directory tier cannot be made durable", errno);
+    // A network file system may keep its last word until a file is closed.
+    if (target.close() != 0 && written)
+      written = fail(errc::io_error, "a file of a directory tier cannot be closed", errno);
+    if (written && ::renameat(folder_, temporary.data(), folder_, final_name.data()) != 0)
+      written = fail(errc::io_error, "a file of a directory tier cannot be renamed", errno);
+    if (!written) {
+      ::unlinkat(folder_, temporary.data(), 0);
+      return written;
+    }
+    f.exists = true;
+    f.bytes = bytes;
+    return {};
+  }
+
+  // What a shorter write does not replace.
+  result<void> copy_rest(const file& f, int target, std::size_t from) const noexcept {
+    const descriptor source(::openat(folder_, file_name(f.number).data(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+    if (source.fd < 0) return fail(errc::io_error, "a file of a directory tier cannot be opened", errno);
+    std::array<std::byte, 16 << 10> buffer;
+    for (std::size_t at = from; at < f.bytes;) {
+      const auto piece = mutable_bytes(buffer).first(std::min(buffer.size(), f.bytes - at));
+      if (auto read = read_all(source.fd, piece, at); !read) return read;
+      if (auto written = write_all(target, piece, at); !written) return written;
+      at += piece.size();
+    }
+    return {};
+  }
+
+  static result<void> read_all(int fd, mutable_bytes into, std::size_t at) noexcept {
+    while (!into.empty()) {
+      const ::ssize_t n = ::pread(fd, into.data(), into.size(), static_cast<::off_t>(at));
+      if (n == 0) return fail(errc::io_error, "a file of a directory tier ends before the bytes to be read");
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) return fail(errc::io_error, "a file of a directory tier cannot be read", errno);
+      into = into.subspan(static_cast<std::size_t>(n));
+      at += static_cast<std::size_t>(n);
+    }
+    return {};
+  }
+  static result<void> write_all(int fd, const_bytes from, std::size_t at) noexcept {
+    while (!from.empty()) {
+      const ::ssize_t n = ::pwrite(fd, from.data(), from.size(), static_cast<::off_t>(at));
+      if (n < 0 && errno == EINTR) continue;
+      if (n <= 0)
+        return fail(errc::io_error, "a file of a directory tier cannot be written", n < 0 ? errno : ENOSPC);
+      from = from.subspan(static_cast<std::size_t>(n));
+      at += static_cast<std::size_t>(n);
+    }
+    return {};
+  }
+
+  // Free records are a stack that threads only push on, and that the owner takes as a whole.
+  void put_back(file& f) noexcept {
+    file* top = removed_.load(std::memory_order_relaxed);
+    do f.next_free = top;
+    while (!removed_.compare_exchange_weak(top, &f, std::memory_order_release, std::memory_order_relaxed));
+  }
+  file& free_file() {
+    if (free_ == nullptr) free_ = removed_.exchange(nullptr, std::memory_order_acquire);
+    if (free_ == nullptr) return files_.emplace_back(this, static_cast<std::uint32_t>(files_.size()));
+    return *std::exchange(free_, free_->next_free);
+  }
+
+  context& context_;
+  std::size_t capacity_;
+  std::size_t used_ = 0;
+  bool keep_;
+  std::string path_, folder_path_;
+  bool made_path_ = false;
+  int folder_ = -1;
+  std::deque<file> files_;  // by number; they stay where they are
+  file* free_ = nullptr;
+  std::atomic<file*> removed_{nullptr};
+  thread_pool pool_{2};  // the last member: its threads use the others
+};
+static_assert(medium<directory>);
+
+}  // namespace TERRACE_EX
+}  // namespace terrace

@@ -1,0 +1,124 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "terrace/policy/block_queue.hpp"
+#include "terrace/policy/ghost_list.hpp"
+#include "terrace/policy/policy.hpp"
+
+namespace terrace {
+
+/// S3-FIFO (J. Yang et al., SOSP 2023): three queues, none of which moves on a hit. A new block waits in the
+/// small queue. From its front it goes to the main queue if it was used often enough meanwhile; otherwise it
+/// leaves, and its key is remembered. A block whose key is remembered enters the main queue at once. From the
+/// main queue's front a block goes round again once for each of its (at most three) uses, and then leaves.
+///
+/// It need not be told the size of the tier: when a victim is asked for, the tier is full, and the small
+/// queue gives one if it has its share of the blocks in charge or more. The ghosts are as many as the main
+/// queue could be of the most blocks ever in charge at once. Private blocks (key 0) leave no ghost. All
+/// operations are amortised O(1): each round that `victim` makes a block go has been paid by a use.
+class s3_fifo {
+ public:
+  static constexpr std::string_view name = "s3_fifo";
+  struct options {
+    double small = 0.1;               ///< share of the small queue
+    std::uint8_t promotion_uses = 2;  ///< uses in the small queue that lead to the main queue
+  };
+  struct block_state : block_place {
+    enum class queue : std::uint8_t { none, small, main };
+    queue where = queue::none;
+    std::uint8_t uses = 0;
+    bool named = false;    ///< was the victim, and has not been used since
+    bool ghostly = false;  ///< has left, as far as is known: its key is among the ghosts
+    std::uint64_t key = 0;
+  };
+
+  s3_fifo() noexcept = default;
+  explicit s3_fifo(options o) noexcept : options_(o) {}
+
+  void bind(std::span<block_state> states) {
+    states_ = states;
+    ghosts_.reserve(states.size() + 1);
+  }
+
+  void admit(std::uint32_t i, const block_info& info) noexcept {
+    block_state& s = states_[i];
+    if (info.why == block_info::admission::returned && s.where != block_state::queue::none) {
+      if (s.ghostly) ghosts_.erase(s.key);
+      s.ghostly = false;
+      queue_of(s).resume(states_, i);
+    } else {
+      enter(i, info.key);
+    }
+    most_ = std::max(most_, small_.size() + main_.size());
+  }
+
+  // A removal does not say whether the block is pinned or leaves: one that was the victim is taken to leave.
+  void remove(std::uint32_t i) noexcept {
+    block_state& s = states_[i];
+    queue_of(s).suspend(states_, i);
+    s.ghostly = s.named && s.where == block_state::queue::small && s.key != 0;
+    if (s.ghostly) ghosts_.push(s.key);
+  }
+
+  void touch(std::uint32_t i, const block_use&) noexcept {
+    block_state& s = states_[i];
+    s.named = false;
+    s.uses = static_cast<std::uint8_t>(std::min<int>(s.uses + 1, most_uses));
+  }
+
+  std::uint32_t victim() noexcept {
+    for (;;) {
+      const double blocks = small_.size() + main_.size();
+      const bool from_small =
+          main_.size() == 0 || (small_.size() != 0 && small_.size() >= blocks * options_.small);
+      const std::uint32_t i = (from_small ? small_ : main_).front(states_);
+      if (i == index_link::none) return i;
+      block_state& s = states_[i];
+      if (from_small && s.uses >= options_.promotion_uses) {
+        small_.erase(states_, i);
+        s.uses = 0;  // they have paid for the promotion
+        s.where = block_state::queue::main;
+        main_.push(states_, i);
+      } else if (!from_small && s.uses != 0) {
+        --s.uses;
+        main_.refresh(states_, i);
+      } else {
+        s.named = true;
+        return i;
+      }
+    }
+  }
+
+  void advance_step(std::uint64_t) noexcept {}
+
+ private:
+  static constexpr int most_uses = 3;  // two bits in the paper: more would keep a block for too long
+
+  block_queue& queue_of(const block_state& s) noexcept {
+    return s.where == block_state::queue::main ? main_ : small_;
+  }
+
+  void enter(std::uint32_t i, std::uint64_t key) noexcept {
+    block_state& s = states_[i];
+    queue_of(s).erase(states_, i);  // the place of the block that had this index before
+    const bool comes_back = key != 0 && ghosts_.erase(key);
+    s = {};
+    s.key = key;
+    s.where = comes_back ? block_state::queue::main : block_state::queue::small;
+    queue_of(s).push(states_, i);
+    // Only now, so that a block is still known whose own return has pushed out the oldest ghost.
+    ghosts_.trim(static_cast<std::size_t>((1 - options_.small) * most_));
+  }
+
+  options options_;
+  std::span<block_state> states_;
+  block_queue small_, main_;
+  ghost_list ghosts_;
+  std::uint32_t most_ = 0;
+};
+static_assert(eviction_policy<s3_fifo>);
+
+}  // namespace terrace

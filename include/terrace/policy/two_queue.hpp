@@ -1,0 +1,105 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "terrace/policy/block_queue.hpp"
+#include "terrace/policy/ghost_list.hpp"
+#include "terrace/policy/policy.hpp"
+
+namespace terrace {
+
+/// 2Q (T. Johnson and D. Shasha, VLDB 1994, the full version): a block that is new waits in a short queue
+/// (A1in), where further uses in quick succession count for nothing. If it is asked for again after it has
+/// left, while its key is remembered (A1out), it is one that comes back, and joins the main queue (Am), which
+/// is a least-recently-used one. So a scan passes through without washing out what is used over and over.
+///
+/// It need not be told the size of the tier: when a victim is asked for, the tier is full, and A1in gives one
+/// if it has more than its share of the blocks in charge. The ghosts' share is of the most blocks that were
+/// ever in charge at once. Private blocks (key 0) leave no ghost. All operations are amortised O(1).
+class two_queue {
+ public:
+  static constexpr std::string_view name = "two_queue";
+  struct options {
+    double in = 0.25;  ///< Kin: the share of A1in
+    double out = 0.5;  ///< Kout: how many keys A1out remembers, as a share of the blocks
+  };
+  struct block_state : block_place {
+    enum class queue : std::uint8_t { none, in, main };
+    queue where = queue::none;
+    bool named = false;    ///< was the victim, and has not been used since
+    bool ghostly = false;  ///< has left, as far as is known: its key is among the ghosts
+    std::uint64_t key = 0;
+  };
+
+  two_queue() noexcept = default;
+  explicit two_queue(options o) noexcept : options_(o) {}
+
+  void bind(std::span<block_state> states) {
+    states_ = states;
+    ghosts_.reserve(states.size() + 1);
+  }
+
+  void admit(std::uint32_t i, const block_info& info) noexcept {
+    block_state& s = states_[i];
+    if (info.why == block_info::admission::returned && s.where != block_state::queue::none) {
+      if (s.ghostly) ghosts_.erase(s.key);
+      s.ghostly = false;
+      queue_of(s).resume(states_, i);
+    } else {
+      enter(i, info.key);
+    }
+    most_ = std::max(most_, in_.size() + main_.size());
+  }
+
+  // A removal does not say whether the block is pinned or leaves: one that was the victim is taken to leave.
+  void remove(std::uint32_t i) noexcept {
+    block_state& s = states_[i];
+    queue_of(s).suspend(states_, i);
+    s.ghostly = s.named && s.where == block_state::queue::in && s.key != 0;
+    if (s.ghostly) ghosts_.push(s.key);
+  }
+
+  void touch(std::uint32_t i, const block_use&) noexcept {
+    block_state& s = states_[i];
+    s.named = false;
+    if (s.where == block_state::queue::main) main_.refresh(states_, i);
+  }
+
+  std::uint32_t victim() noexcept {
+    const double blocks = in_.size() + main_.size();
+    const bool from_in = in_.size() > blocks * options_.in || main_.size() == 0;
+    const std::uint32_t i = (from_in ? in_ : main_).front(states_);
+    if (i != index_link::none) states_[i].named = true;
+    return i;
+  }
+
+  void advance_step(std::uint64_t) noexcept {}
+
+ private:
+  block_queue& queue_of(const block_state& s) noexcept {
+    return s.where == block_state::queue::main ? main_ : in_;
+  }
+
+  void enter(std::uint32_t i, std::uint64_t key) noexcept {
+    block_state& s = states_[i];
+    queue_of(s).erase(states_, i);  // the place of the block that had this index before
+    const bool comes_back = key != 0 && ghosts_.erase(key);
+    s = {};
+    s.key = key;
+    s.where = comes_back ? block_state::queue::main : block_state::queue::in;
+    queue_of(s).push(states_, i);
+    // Only now, so that a block is still known whose own return has pushed out the oldest ghost.
+    ghosts_.trim(static_cast<std::size_t>(options_.out * most_));
+  }
+
+  options options_;
+  std::span<block_state> states_;
+  block_queue in_, main_;
+  ghost_list ghosts_;
+  std::uint32_t most_ = 0;
+};
+static_assert(eviction_policy<two_queue>);
+
+}  // namespace terrace
