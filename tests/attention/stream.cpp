@@ -93,6 +93,21 @@ std::vector<float> decode(context& ctx, Cache& cache, const std::vector<std::uin
   return all;
 }
 
+// Notes how a stream ended: 1 with a value, 2 with an error, 3 stopped.
+struct watcher {
+  using receiver_concept = ex::receiver_t;
+  int* how;
+  ex::inplace_stop_token token;
+  void set_value() noexcept { *how = 1; }
+  void set_error(block_error) noexcept { *how = 2; }
+  void set_stopped() noexcept { *how = 3; }
+  struct env {
+    ex::inplace_stop_token token;
+    ex::inplace_stop_token query(ex::get_stop_token_t) const noexcept { return token; }
+  };
+  env get_env() const noexcept { return {token}; }
+};
+
 using resident = tiered_cache<tier<ram>, lru>;
 using ladder = tiered_cache<tier<ram>, tier<ram>, tier<nvme>, lru>;
 using over_script = tiered_cache<tier<ram>, tier<scripted>, lru>;
@@ -226,25 +241,12 @@ TEST_CASE("a stream that is stopped ends, and gives everything back") {
   const auto q = queries(1, 3);
   std::vector<float> out(q.size(), 7.0f);
 
-  struct receiver {
-    using receiver_concept = ex::receiver_t;
-    int* how;
-    ex::inplace_stop_token token;
-    void set_value() noexcept { *how = 1; }
-    void set_error(block_error) noexcept { *how = 2; }
-    void set_stopped() noexcept { *how = 3; }
-    struct env {
-      ex::inplace_stop_token token;
-      ex::inplace_stop_token query(ex::get_stop_token_t) const noexcept { return token; }
-    };
-    env get_env() const noexcept { return {token}; }
-  };
   // Stops after each possible number of completed transfers.
   for (unsigned after = 0; after < 40; ++after) {
     CAPTURE(after);
     int how = 0;
     ex::inplace_stop_source stop;
-    auto operation = stream(*cache, s, *r, 0, q, out).connect(receiver{&how, stop.get_token()});
+    auto operation = stream(*cache, s, *r, 0, q, out).connect(watcher{&how, stop.get_token()});
     script.hold = true;
     ex::start(operation);
     for (unsigned i = 0; i < after && how == 0; ++i) {

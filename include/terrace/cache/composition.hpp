@@ -19,11 +19,6 @@ struct composition {
 
 namespace composing {
 
-template <class Last>
-constexpr bool is_policy() {
-  return !is_tier<Last> && eviction_policy<Last>;
-}
-
 template <class... Tiers>
 constexpr bool nearest_first() {
   bool right = true, far = false;
@@ -34,7 +29,8 @@ constexpr bool nearest_first() {
 // Each check is asked only where the ones before it hold, so that one mistake gives one sentence.
 template <class Policy, class... Tiers>
 struct checked {
-  static constexpr bool has_tiers = sizeof...(Tiers) > 0;
+  // A tier that stands where the policy should is a missing policy, not a missing tier.
+  static constexpr bool has_tiers = sizeof...(Tiers) > 0 || is_tier<Policy>;
   static constexpr bool policy_last = !has_tiers || eviction_policy<Policy>;
   static_assert(has_tiers, "a tiered_cache needs at least one tier before its eviction policy");
   static_assert(policy_last, "the last parameter of tiered_cache must be an eviction policy");

@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <memory>
 #include <tuple>
@@ -19,7 +20,7 @@ inline namespace TERRACE_EX {
 /// What a cache is tuned with, beyond its tiers. The defaults serve.
 struct cache_options {
   planner::options transfers{};
-  std::size_t staging_buffers = 8;  ///< where a codec works between media; cut from tier 0's capacity
+  std::size_t staging_buffers = 16;  ///< where a codec works between media; cut from tier 0's capacity
 };
 
 /// What a cache's handle points at: media, policies, transfers, planner, in the order in which they depend on
@@ -87,18 +88,22 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
   }
 
  private:
-  // Buffers hold whatever any codec makes of the largest block, and the block itself.
+  // Buffers hold what any codec below tier 0 makes of the largest block, and the block itself where it lies between
+  // two codecs.
   static result<staging> cut_staging(context& ctx, const kv_layout& layout, auto& hot,
                                      const cache_options& tuning) {
     constexpr std::size_t at_least = storage::engine_type::most_staging_buffers();
     if constexpr (at_least == 0) return staging::make(ctx, 0, 0);
-    std::size_t bytes = layout.largest_block();
-    for (const layer_group& g : layout.groups)
-      bytes = std::max({bytes, Tiers::codec_type::max_encoded_size(g)...});
+    std::size_t bytes = storage::engine_type::stages_raw_blocks() ? layout.largest_block() : 0;
+    for (const layer_group& g : layout.groups) {
+      const std::array encoded{Tiers::codec_type::max_encoded_size(g)...};
+      bytes =
+          std::max(bytes, *std::max_element(encoded.begin() + (encoded.size() > 1 ? 1 : 0), encoded.end()));
+    }
     bytes = align_up(bytes, ram::alignment);
     // At most an eighth of tier 0, unless even the fewest that work need more.
     const std::size_t count = std::max(at_least, std::min(tuning.staging_buffers, hot.capacity / 8 / bytes));
-    if (hot.memory.empty()) {
+    if (hot.capacity != 0) {  // else tier 0 lies in memory of the caller's, all of which is slots
       if (hot.capacity < count * bytes + layout.largest_block())
         return fail(errc::invalid_argument,
                     "tier 0 is too small for one block and the staging buffers of its codecs");

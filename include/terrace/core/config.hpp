@@ -1,6 +1,6 @@
 #pragma once
-// The only macros of Terrace. Everything here is about the compiler, never about a feature: no type changes
-// its shape because of a macro in this file.
+// The macros of Terrace (TERRACE_EX, which names the execution back end, is in execution/backend.hpp). All of
+// this is about the compiler, never about a feature: no type changes its shape because of a macro in this file.
 
 // Marks a function that the CUDA device pass compiles as well. Empty for every other compiler.
 #if defined(__CUDACC__)

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -24,7 +25,8 @@ inline namespace TERRACE_EX {
 class io_sender;
 
 /// File I/O of one context: io_uring, or a few threads that call pread and pwrite where liburing is absent or
-/// the kernel or a container refuses io_uring. Which one it is shows in speed only. Link with -luring where
+/// the kernel or a container refuses io_uring, or the environment has TERRACE_NO_IO_URING. Which one it is shows in
+/// speed only. Link with -luring where
 /// <liburing.h> exists.
 ///
 /// The senders complete on the owner thread, in poll() or wait(), with
@@ -179,9 +181,11 @@ inline std::unique_ptr<io_backend> io_ring::open_backend(const options& chosen) 
   if (!chosen.force_fallback) {
     int reason = 0;
 #if __has_include(<liburing.h>)
-    auto ring = io_uring_backend::open(chosen.entries);
-    if (ring) return std::move(*ring);
-    reason = ring.error().system;
+    if (std::getenv("TERRACE_NO_IO_URING") == nullptr) {  // set it to see how a machine without io_uring fares
+      auto ring = io_uring_backend::open(chosen.entries);
+      if (ring) return std::move(*ring);
+      reason = ring.error().system;
+    }
 #endif
     [[maybe_unused]] static const bool said_once =
         std::fprintf(stderr,

@@ -158,7 +158,7 @@ class directory {
       if (!std::exchange(o.performed, true)) {
         o.stopped = ex::get_stop_token(ex::get_env(o.receiver)).stop_requested();
         if (!o.stopped) o.outcome = o.what.perform();
-        return o.what.medium->context_.post(o);
+        return o.what.medium->send_home(o);
       }
       if (o.stopped) return ex::set_stopped(std::move(o.receiver));
       if (!o.outcome) return ex::set_error(std::move(o.receiver), error(o.outcome.error()));
@@ -207,6 +207,8 @@ class directory {
     if (made_path_) ::rmdir(path_.c_str());
     return fail(errc::io_error, sentence, why);
   }
+
+  void send_home(task& performed) noexcept { context_.post(performed); }
 
   using name_type = std::array<char, 16>;
   static name_type file_name(std::uint32_t number, const char* suffix = "") noexcept {

@@ -24,7 +24,7 @@ namespace terrace {
 /// Unimportance is taken when the block is admitted or touched, and stands until the next time; all ages grow
 /// alike. So the order of two blocks does not change by itself, and a heap holds it: `victim` is O(1), all
 /// else O(log n), 44 bytes a block. Of equal scores the lower index leaves. Being used while pinned counts
-/// when the block comes back. A block's first admission forgets what was known.
+/// when the block comes back. A new block starts with nothing known.
 class attention_weighted {
  public:
   static constexpr std::string_view name = "attention_weighted";
@@ -55,7 +55,7 @@ class attention_weighted {
 
   void admit(std::uint32_t i, const block_info& info) noexcept {
     block_state& s = states_[i];
-    if (info.why == block_info::admission::first) s = {.step = step_};
+    if (info.why != block_info::admission::returned) s = {.step = step_};
     s.cheapness = 1 / (1 + info.reload_cost);
     enter(i);
   }
@@ -65,7 +65,8 @@ class attention_weighted {
     s.in_charge = false;
     if (!s.measured) return;
     --measured_;
-    total_ = measured_ == 0 ? 0 : std::max(0.0, total_at(step_) - mass_at(s, step_));  // rounding may overshoot
+    total_ =
+        measured_ == 0 ? 0 : std::max(0.0, total_at(step_) - mass_at(s, step_));  // rounding may overshoot
     total_step_ = step_;
   }
   void touch(std::uint32_t i, const block_use& use) noexcept {

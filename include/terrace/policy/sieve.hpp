@@ -33,7 +33,7 @@ class sieve {
 
   void admit(std::uint32_t i, const block_info& info) noexcept {
     block_state& s = states_[i];
-    if (info.why == block_info::admission::first) {
+    if (info.why != block_info::admission::returned) {
       unlink(i);
       s = {};
       order_.push_back(links{states_}, i);
@@ -47,6 +47,9 @@ class sieve {
   void remove(std::uint32_t i) noexcept {
     states_[i].in_charge = false;
     --in_charge_;
+    if (i != named_) return;
+    named_ = index_link::none;
+    if (hand_ == i) hand_ = states_[i].link.next;  // before a new block comes next to it
   }
   void touch(std::uint32_t i, const block_use&) noexcept { states_[i].used = true; }
 
@@ -61,7 +64,7 @@ class sieve {
         s.used = false;
         hand_ = s.link.next;
       } else {
-        return hand_;
+        return named_ = hand_;
       }
     }
   }
@@ -82,7 +85,8 @@ class sieve {
 
   std::span<block_state> states_;
   index_list order_;
-  std::uint32_t hand_ = index_link::none;  // none: at the end, the oldest block is next
+  std::uint32_t hand_ = index_link::none;   // none: at the end, the oldest block is next
+  std::uint32_t named_ = index_link::none;  // the last victim
   std::uint32_t in_charge_ = 0;
 };
 static_assert(eviction_policy<sieve>);

@@ -39,6 +39,14 @@ class transfer_engine final : public transfer_port {
     return most;
   }
 
+  /// Whether some route decodes a block into staging on its way to another codec.
+  static consteval bool stages_raw_blocks() {
+    bool any = false;
+    for (const auto& row : table())
+      for (const auto& e : row) any = any || e.how.scratch;
+    return any;
+  }
+
   transfer_engine(context& ctx, media m, staging buffers, std::size_t carriers)
       : context_(ctx),
         media_(m),

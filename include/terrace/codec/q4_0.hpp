@@ -1,0 +1,163 @@
+#pragma once
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <string_view>
+#include <type_traits>
+
+#include "terrace/codec/codec.hpp"
+#include "terrace/codec/q4_0_simd.hpp"
+#include "terrace/core/bytes.hpp"
+#include "terrace/core/config.hpp"
+#include "terrace/core/cpu.hpp"
+#include "terrace/core/element.hpp"
+#include "terrace/core/error.hpp"
+#include "terrace/core/layout.hpp"
+
+namespace terrace::kernels {
+/// The largest magnitude that q4_0 takes from a plane of T: in fp16 the largest there is, elsewhere the last
+/// float whose eighth still rounds to a finite fp16 scale.
+template <element_type T>
+inline constexpr float q4_0_largest = std::is_same_v<T, fp16> ? 65504.0f : 524159.96875f;
+}  // namespace terrace::kernels
+
+#define TERRACE_KERNEL "terrace/codec/q4_0_kernel.hpp"
+#include "terrace/core/for_each_isa.hpp"
+
+namespace terrace {
+
+/// ggml's block_q4_0: groups of 32 consecutive values along the head dimension, each an fp16 scale d and 32
+/// codes q of four bits, value = (q - 8) * d; 18 bytes. Byte i of the codes has that of value i in its low
+/// nibble and that of value i + 16 in its high one. Groups follow one another as their values do in the
+/// block.
+///
+/// Encoding is quantize_row_q4_0_ref, bit for bit, as its C source rounds (no fused multiply-add): d = m / -8,
+/// where m is the value of largest magnitude, with its sign, the first of several; q = x * (1 / d) + 8.5
+/// without its fraction, at most 15, with the unrounded d. It differs where ggml's result is undefined or
+/// would not survive a second encoding:
+/// - NaN counts as 0, and infinities and magnitudes whose scale would be infinite as the largest that can be
+///   stored: 65504 in an fp16 plane, 8 * 65504 elsewhere.
+/// - A scale that rounds to zero (largest magnitude at most 8 * 2^-25) becomes what ggml writes for zeros:
+///   the scale -0 and codes of 8. ggml writes other codes, which decode to zeros as well.
+///
+/// Decoding rounds (q - 8) * d to the plane's element type. Attention does not read encoded blocks yet.
+struct q4_0 {
+  static constexpr std::uint32_t format_id = 2;  // GGML_TYPE_Q4_0
+  static constexpr std::string_view name = "q4_0";
+  static constexpr bool lossless = false;
+  static constexpr std::uint8_t loss = 64;
+  static constexpr bool fixed_rate = true;
+  static constexpr bool attendable = false;
+
+  static constexpr std::size_t group_values = 32;
+  static constexpr std::size_t group_bytes = 18;
+
+  /// Bytes of so many encoded values, a multiple of 32.
+  static constexpr std::size_t encoded_size(std::size_t values) noexcept {
+    return values / group_values * group_bytes;
+  }
+
+  static result<void> supports(const layer_group& group) noexcept {
+    if (group.k.dim % group_values != 0 || (group.v.present() && group.v.dim % group_values != 0))
+      return fail(errc::invalid_argument, "q4_0 needs head dimensions that are multiples of 32");
+    if (group.k.type == element::fp8_e4m3 || (group.v.present() && group.v.type == element::fp8_e4m3))
+      return fail(errc::invalid_argument, "q4_0 encodes fp16, bf16 and fp32");
+    return {};
+  }
+
+  static constexpr std::size_t max_encoded_size(const layer_group& group) noexcept {
+    return group.layers_per_block *
+           (encoded_size(values(group, group.k)) + encoded_size(values(group, group.v)));
+  }
+
+  static result<std::size_t> encode(const layer_group& group, const_bytes raw, mutable_bytes out,
+                                    isa set = best_isa()) noexcept {
+    const std::size_t bytes = max_encoded_size(group);
+    if (raw.size() != group.block_bytes() || out.size() < bytes)
+      return fail(errc::invalid_argument,
+                  "a block and its encoding must have the sizes that their group says");
+    const std::byte* from = raw.data();
+    std::byte* to = out.data();
+    for (std::uint32_t layer = 0; layer < group.layers_per_block; ++layer) {
+      for (const plane* p : {&group.k, &group.v}) {
+        encode_plane(p->type, from, to, values(group, *p) / group_values, set);
+        from += group.plane_bytes(*p);
+        to += encoded_size(values(group, *p));
+      }
+    }
+    return bytes;
+  }
+
+  /// Refuses scales that are infinite or NaN: no encoder writes them.
+  static result<void> decode(const layer_group& group, const_bytes in, mutable_bytes raw,
+                             isa set = best_isa()) noexcept {
+    if (raw.size() != group.block_bytes())
+      return fail(errc::invalid_argument, "a block must have the size that its group says");
+    if (in.size() != max_encoded_size(group))
+      return fail(errc::corrupt, "a stored q4_0 block has not the size of its group's blocks");
+    const std::byte* from = in.data();
+    std::byte* to = raw.data();
+    bool good = true;
+    for (std::uint32_t layer = 0; layer < group.layers_per_block; ++layer) {
+      for (const plane* p : {&group.k, &group.v}) {
+        good &= decode_plane(p->type, from, to, values(group, *p) / group_values, set);
+        from += encoded_size(values(group, *p));
+        to += group.plane_bytes(*p);
+      }
+    }
+    if (!good) return fail(errc::corrupt, "a stored q4_0 block has a scale that is no number");
+    return {};
+  }
+
+ private:
+  static constexpr std::size_t values(const layer_group& group, const plane& p) noexcept {
+    return std::size_t{p.heads} * p.dim * group.tokens;
+  }
+
+  static void encode_plane(element type, const std::byte* in, std::byte* out, std::size_t groups,
+                           isa set) noexcept {
+    switch (type) {
+      case element::fp16:
+        return encode_groups<fp16>(in, out, groups, set);
+      case element::bf16:
+        return encode_groups<bf16>(in, out, groups, set);
+      default:
+        return encode_groups<float>(in, out, groups, set);
+    }
+  }
+  static bool decode_plane(element type, const std::byte* in, std::byte* out, std::size_t groups,
+                           isa set) noexcept {
+    switch (type) {
+      case element::fp16:
+        return decode_groups<fp16>(in, out, groups, set);
+      case element::bf16:
+        return decode_groups<bf16>(in, out, groups, set);
+      default:
+        return decode_groups<float>(in, out, groups, set);
+    }
+  }
+  template <element_type T>
+  static void encode_groups(const std::byte* in, std::byte* out, std::size_t groups, isa set) noexcept {
+#if TERRACE_X86
+    if (set == isa::avx512) return kernels::avx512::encode_q4_0<T>(in, out, groups);
+    if (set == isa::avx2) return kernels::avx2::encode_q4_0<T>(in, out, groups);
+#endif
+    static_cast<void>(set);
+    kernels::portable::encode_q4_0<T>(in, out, groups);
+  }
+  template <element_type T>
+  static bool decode_groups(const std::byte* in, std::byte* out, std::size_t groups, isa set) noexcept {
+#if TERRACE_X86
+    if (set == isa::avx512) return kernels::avx512::decode_q4_0<T>(in, out, groups);
+    if (set == isa::avx2) return kernels::avx2::decode_q4_0<T>(in, out, groups);
+#endif
+    static_cast<void>(set);
+    return kernels::portable::decode_q4_0<T>(in, out, groups);
+  }
+};
+
+static_assert(codec<q4_0>);
+
+}  // namespace terrace
