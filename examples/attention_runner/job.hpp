@@ -111,7 +111,7 @@ inline outcome<run_result> run(const run_plan& plan, const run_request& request,
   r.plan = plan;
   r.context_tokens = request.context_tokens;
   r.decode_tokens = request.decode_tokens;
-  auto opened = open_ladder(plan.codec, ctx, plan.layout, plan.sizes,
+  auto opened = open_ladder(plan.codec, ctx, plan.layout, plan.sizes, request.policy,
                             request.prefetch == "none" ? terrace::any_prefetcher{} : terrace::layer_ahead{});
   if (!opened) return failed(opened.error(), "the cache cannot be opened");
   ladder& kv = **opened;

@@ -97,17 +97,20 @@ class ladder : public kv_backend {
   std::uint64_t step_ = 0;
 };
 
+/// What --policy chooses from.
+using any_policy = terrace::one_of<terrace::lru, terrace::step_aware, terrace::attention_weighted,
+                                   terrace::two_queue, terrace::s3_fifo, terrace::sieve, terrace::fifo>;
 using lossless_cache = terrace::tiered_cache<terrace::tier<terrace::ram>, terrace::tier<terrace::ram>,
-                                             terrace::tier<terrace::nvme>, terrace::lru>;
+                                             terrace::tier<terrace::nvme>, any_policy>;
 using q8_cache =
     terrace::tiered_cache<terrace::tier<terrace::ram>, terrace::tier<terrace::ram, terrace::q8_0>,
-                          terrace::tier<terrace::nvme, terrace::q8_0>, terrace::lru>;
+                          terrace::tier<terrace::nvme, terrace::q8_0>, any_policy>;
 using resident_cache = terrace::tiered_cache<terrace::tier<terrace::ram>, terrace::lru>;
 
 /// Opens the ladder that `codec` names: "lossless", "q8", or "resident", where everything is in tier 0.
 inline terrace::result<std::unique_ptr<ladder>> open_ladder(std::string_view codec, terrace::context& ctx,
                                                             const terrace::kv_layout& layout,
-                                                            const ladder_sizes& sizes,
+                                                            const ladder_sizes& sizes, std::size_t policy,
                                                             terrace::any_prefetcher prefetcher) {
   const auto finish = [&](auto cache) -> terrace::result<std::unique_ptr<ladder>> {
     if (!cache) return terrace::propagate(cache.error());
@@ -118,9 +121,9 @@ inline terrace::result<std::unique_ptr<ladder>> open_ladder(std::string_view cod
   if (codec == "resident") return finish(resident_cache::open(ctx, layout, {.capacity = sizes.hot}));
   if (codec == "q8")
     return finish(q8_cache::open(ctx, layout, {.capacity = sizes.hot}, {.capacity = sizes.warm},
-                                 {.capacity = sizes.cool, .path = sizes.cool_path}));
+                                 {.capacity = sizes.cool, .path = sizes.cool_path}, {.choice = policy}));
   return finish(lossless_cache::open(ctx, layout, {.capacity = sizes.hot}, {.capacity = sizes.warm},
-                                     {.capacity = sizes.cool, .path = sizes.cool_path}));
+                                     {.capacity = sizes.cool, .path = sizes.cool_path}, {.choice = policy}));
 }
 
 }  // namespace runner

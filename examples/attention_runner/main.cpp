@@ -44,7 +44,9 @@ void declare(CLI::App& app, command_line& c) {
   app.add_option("--cool-path", c.cool_path, "file of the disk tier, created or truncated, removed at exit");
   app.add_option("--cold-path", c.cold_path, "directory of the cold tier; none so far");
   app.add_option("--codec", c.codec, "lossless or q8: how the tiers below the hot one store blocks");
-  app.add_option("--policy", c.policy, "who leaves a tier first: lru");
+  app.add_option(
+      "--policy", c.policy,
+      "who leaves a tier first: lru, step_aware, two_queue, s3_fifo, sieve, fifo, attention_weighted");
   app.add_option("--prefetch", c.prefetch, "layer_ahead or none");
   app.add_option("--device", c.device, "host");
   app.add_option("--attend", c.attend, "dense");
@@ -66,7 +68,8 @@ outcome<bool> refuse_what_is_not_there(const command_line& c) {
   if (c.codec == "q4") return refuse("--codec q4 is not available yet: use lossless or q8");
   if (!c.codec.empty() && c.codec != "lossless" && c.codec != "q8")
     return refuse("--codec knows lossless and q8, not " + runner::in_quotes(c.codec));
-  if (c.policy != "lru") return refuse("--policy knows lru, not " + runner::in_quotes(c.policy));
+  if (!runner::any_policy::index_of(c.policy))
+    return refuse("--policy does not know " + runner::in_quotes(c.policy) + ": see --help");
   if (c.prefetch != "layer_ahead" && c.prefetch != "none")
     return refuse("--prefetch knows layer_ahead and none, not " + runner::in_quotes(c.prefetch));
   if (c.device != "host") return refuse("--device knows host, not " + runner::in_quotes(c.device));
@@ -89,6 +92,7 @@ outcome<runner::run_request> request_of(const command_line& c) {
   r.decode_tokens = c.decode;
   r.cool_path = c.cool_path;
   r.prefetch = c.prefetch;
+  r.policy = runner::any_policy::index_of(c.policy).value_or(0);
   auto hot = size_option("--hot", c.hot), warm = size_option("--warm", c.warm),
        cool = size_option("--cool", c.cool);
   if (!hot) return refuse(hot.error());

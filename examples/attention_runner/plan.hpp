@@ -23,6 +23,7 @@ struct run_request {
   std::uint32_t decode_tokens = 64;
   std::optional<std::size_t> hot, warm, cool;
   std::string cool_path;
+  std::size_t policy = 0;  ///< index into any_policy::names
   std::string prefetch = "layer_ahead";
 };
 

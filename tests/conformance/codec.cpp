@@ -1,5 +1,6 @@
 #include "catch.hpp"
 #include "terrace/codec/identity.hpp"
+#include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
 #include "terrace/medium/ram.hpp"
 #include "terrace/testing/archetypes.hpp"
@@ -133,7 +134,7 @@ struct is_not_of_fixed_rate : codec_archetype {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("a codec keeps its contract", "", identity, q8_0, codec_archetype) {
+TEMPLATE_TEST_CASE("a codec keeps its contract", "", identity, q8_0, q4_0, codec_archetype) {
   for (std::uint32_t seed = 1; seed <= 4; ++seed) {
     const auto violated = codec_conformance<TestType>({.seed = seed});
     INFO(violated.value_or(""));

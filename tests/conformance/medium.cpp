@@ -1,4 +1,8 @@
 #include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
 
 #include "catch.hpp"
 #include "pattern.hpp"
@@ -199,6 +203,16 @@ TEMPLATE_TEST_CASE("a medium keeps its contract", "", ram, nvme, directory, scri
     INFO(violated.value_or(""));
     CHECK_FALSE(violated);
   }
+}
+
+TEST_CASE("nvme keeps its contract where threads stand in for io_uring") {
+  ::setenv("TERRACE_NO_IO_URING", "1", 1);
+  opened<nvme> o(1_MiB);
+  ::unsetenv("TERRACE_NO_IO_URING");
+  REQUIRE_FALSE(o.medium->uses_io_uring());
+  const auto violated = medium_conformance(o.ctx, *o.medium);
+  INFO(violated.value_or(""));
+  CHECK_FALSE(violated);
 }
 
 TEST_CASE("the suite names the sentence that a medium breaks") {

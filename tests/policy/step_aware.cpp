@@ -144,6 +144,33 @@ TEST_CASE("step_aware: among the free blocks the last used is the victim, whoeve
   CHECK(policy.victim() == 1);
 }
 
+TEST_CASE("step_aware: what a prefetch has brought stays until the schedule comes to it") {
+  std::vector<step_aware::block_state> states(6);
+  step_aware policy;
+  policy.bind(states);
+  policy.advance_step(1);
+  const auto bring = [&](std::uint32_t i, block_info::admission why) {
+    policy.admit(i, {.depth = i % 3, .row = i / 3, .why = why});
+  };
+  bring(0, block_info::admission::first);
+  bring(1, block_info::admission::first);
+  bring(3, block_info::admission::ahead);
+  bring(4, block_info::admission::ahead);
+  CHECK(policy.victim() == 1);
+  policy.remove(1);
+  CHECK(policy.victim() == 0);
+  policy.remove(0);
+  CHECK(policy.victim() == 4);  // the later one of those that are still to come
+  policy.touch(3, {.step = 1});
+  CHECK(policy.victim() == 3);
+  bring(0, block_info::admission::ahead);  // lies behind: for the next step, in which it is the first
+  CHECK(policy.victim() == 3);
+  policy.remove(3);
+  CHECK(policy.victim() == 0);
+  policy.remove(0);
+  CHECK(policy.victim() == 4);
+}
+
 TEST_CASE("step_aware: what the schedule passes over leaves first, once patience is at its end") {
   std::vector<step_aware::block_state> states(4);
   step_aware policy(step_aware::options{.patience = 2});

@@ -49,6 +49,7 @@ inline void planner::settle(std::uint32_t block, std::size_t tier) {
                         .row = r.row,
                         .bytes = copy.where.bytes,
                         .why = std::exchange(copy.known, true) ? block_info::admission::returned
+                               : copy.prefetched               ? block_info::admission::ahead
                                                                : block_info::admission::first};
   tiers_[tier]->admit(block, info);
 }

@@ -164,9 +164,10 @@ inline bool planner::serve(acquire_request& r) {
     }
     block_record& b = blocks_[e.id.index];
     if (e.now == lease_entry::state::asked) {
-      if (b.copies[0].now == state::absent)
+      if (b.copies[0].now == state::absent) {
         begin_load(e.id.index, slots_.back(), false);
-      else
+        tiers_[b.load_from]->touch(e.id.index, {.step = step_});  // its tier has been of use
+      } else
         tiers_[0]->release(slots_.back());  // asked for twice in this acquire
       slots_.pop_back();
       pin(e.id.index, 0);

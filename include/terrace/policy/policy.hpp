@@ -13,6 +13,7 @@ struct block_info {
   /// Why a block enters the policy's charge.
   enum class admission : std::uint8_t {
     first,     ///< its first copy in this tier
+    ahead,     ///< its first copy in this tier, brought by a prefetch: it has not been used yet
     returned,  ///< it was pinned meanwhile, or did not leave after all: the policy may restore its place
   };
   std::uint64_t key = 0;  ///< content key, equal for equal prefixes; 0 where the block is private

@@ -1,8 +1,9 @@
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string_view>
-#include <tuple>
+#include <utility>
 
 #include "terrace/policy/index_heap.hpp"
 #include "terrace/policy/policy.hpp"
@@ -15,10 +16,11 @@ namespace terrace {
 /// this is Belady's choice, while a least-recently-used order hits nothing at all.
 ///
 /// A block is taken to be used in the step in which it is admitted, and in every step in which it is touched.
-/// Where sequences share the schedule (a batch), their order within a row is not known, which misjudges a
-/// next use by less than one row. A block that the schedule has passed over for more than `patience` steps,
-/// as happens to those outside a window or of a paused sequence, is not expected any more: the longest unused
-/// of these leave before all others.
+/// One that a prefetch has brought is needed when the schedule comes to it, in this step if it lies after what
+/// was hit in this step. Where sequences share the schedule (a batch), their order within a row is not known,
+/// which misjudges a next use by less than one row. A block that the schedule has passed over for more than
+/// `patience` steps, as happens to those outside a window or of a paused sequence, is not expected any more:
+/// the longest unused of these leave before all others.
 ///
 /// The engine's steps are the clock: without `advance_step` all steps are one, and the victim is the last
 /// block of the last row. `victim` is O(1), all else O(log n), 36 bytes a block.
@@ -29,12 +31,12 @@ class step_aware {
     std::uint64_t patience = 64;  ///< steps without a use after which a block is not expected any more
   };
   struct block_state {
-    std::uint64_t last_step = 0;  ///< in which it was used last
+    std::uint64_t next_step = 0;  ///< in which it is used next
     std::uint32_t row = 0;
     std::uint32_t depth = 0;
     std::uint32_t position = 0;  ///< in the heap
     bool in_charge = false;
-    index_link link;  ///< in the order of last use
+    index_link link;  ///< in the order of admission and use
   };
 
   step_aware() noexcept = default;
@@ -49,7 +51,8 @@ class step_aware {
     block_state& s = states_[i];
     s.row = info.row;
     s.depth = info.depth;
-    enter(i);
+    const bool this_step = info.why == block_info::admission::ahead && place(s) > here_;
+    enter(i, this_step ? step_ : step_ + 1);
   }
   void remove(std::uint32_t i) noexcept {
     by_next_use_.erase(books{states_}, i);
@@ -58,34 +61,42 @@ class step_aware {
   }
   // A pinned block needs no note: it comes back in the step in which it is released.
   void touch(std::uint32_t i, const block_use&) noexcept {
-    if (!states_[i].in_charge) return;
+    block_state& s = states_[i];
+    if (s.next_step == step_) here_ = std::max(here_, place(s));
+    if (!s.in_charge) return;
     remove(i);
-    enter(i);
+    enter(i, step_ + 1);
   }
   std::uint32_t victim() const noexcept {
     const std::uint32_t oldest = by_last_use_.front();
-    if (oldest != index_link::none && step_ - states_[oldest].last_step > options_.patience) return oldest;
+    if (oldest != index_link::none && step_ + 1 - states_[oldest].next_step > options_.patience)
+      return oldest;
     return by_next_use_.top();
   }
-  void advance_step(std::uint64_t step) noexcept { step_ = step; }
+  void advance_step(std::uint64_t step) noexcept {
+    if (step != step_) here_ = {};
+    step_ = step;
+  }
 
  private:
   struct links {
     std::span<block_state> states;
     index_link& operator[](std::uint32_t i) const noexcept { return states[i].link; }
   };
-  // Next uses are one step after the last ones, all of them, so that these tell the order as well.
+  // A position in the schedule of one step: row, depth.
+  using schedule_place = std::pair<std::uint32_t, std::uint32_t>;
+  static schedule_place place(const block_state& s) noexcept { return {s.row, s.depth}; }
   struct books {
     std::span<block_state> states;
     std::uint32_t& position(std::uint32_t i) const noexcept { return states[i].position; }
-    bool before(std::uint32_t a, std::uint32_t b) const noexcept { return next_use(a) > next_use(b); }
-    std::tuple<std::uint64_t, std::uint32_t, std::uint32_t> next_use(std::uint32_t i) const noexcept {
-      return {states[i].last_step, states[i].row, states[i].depth};
+    bool before(std::uint32_t a, std::uint32_t b) const noexcept {
+      const block_state &x = states[a], &y = states[b];
+      return x.next_step != y.next_step ? x.next_step > y.next_step : place(x) > place(y);
     }
   };
 
-  void enter(std::uint32_t i) noexcept {
-    states_[i].last_step = step_;
+  void enter(std::uint32_t i, std::uint64_t next_step) noexcept {
+    states_[i].next_step = next_step;
     states_[i].in_charge = true;
     by_next_use_.push(books{states_}, i);
     by_last_use_.push_back(links{states_}, i);
@@ -94,6 +105,7 @@ class step_aware {
   options options_;
   std::span<block_state> states_;
   std::uint64_t step_ = 0;
+  schedule_place here_;     // the farthest hit in this step
   index_heap by_next_use_;  // the farthest first
   index_list by_last_use_;  // the longest unused first
 };
