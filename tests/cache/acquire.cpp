@@ -152,6 +152,25 @@ TEST_CASE("two acquires that together exceed tier 0 never wait for each other") 
   CHECK(f.right(*held, 3));
 }
 
+TEST_CASE("an acquire that is refused does not take those behind it along") {
+  fixture f(4);
+  const auto ids = f.fill(12);
+  f.script.hold = true;
+  watched first(f, std::span(ids).first(3)), second(f, std::span(ids).subspan(3, 3)),
+      third(f, std::span(ids).first(1)), fourth(f, std::span(ids).subspan(1, 2));
+  first.operation.start();
+  second.operation.start();
+  third.operation.start();
+  fourth.operation.start();
+  f.settle();
+  CHECK(first.held);
+  REQUIRE(second.failure);
+  CHECK(second.failure->code == errc::out_of_capacity);
+  REQUIRE(third.held);
+  REQUIRE(fourth.held);
+  CHECK(f.right(*fourth.held, 1));
+}
+
 TEST_CASE("two acquires of one block share its load") {
   fixture f(4);
   const auto ids = f.fill(12);

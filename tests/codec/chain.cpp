@@ -80,6 +80,14 @@ struct inverted {
   }
 };
 
+struct watched : inverted {
+  static inline std::size_t most_asked = 0;
+  static result<void> decode_bytes(const_bytes in, mutable_bytes out) noexcept {
+    most_asked = std::max(most_asked, out.size());
+    return inverted::decode_bytes(in, out);
+  }
+};
+
 struct lossy_bytes : inverted {
   static constexpr bool lossless = false;
 };
@@ -184,6 +192,21 @@ TEST_CASE("a chain whose sizes lie is corrupt, and large ones are not believed")
   }
   for (std::size_t n = 0; n < 8; ++n)
     CHECK(q8_runs_inverted::decode(group, std::span(stored).first(n), out).error().code == errc::corrupt);
+}
+
+TEST_CASE("a size that no codec writes is refused before memory is taken for it") {
+  using runs_watched = chain<identity, run_length, watched>;
+  const layer_group group = small_group();
+  bytes stored = encoded<runs_watched>(group, bytes(group.block_bytes())), out(group.block_bytes());
+  const auto most = static_cast<std::uint32_t>(run_length::max_encoded_bytes(group.block_bytes()));
+  for (const std::uint32_t size : {most + 1, 0x7fffffffu}) {
+    std::memcpy(stored.data(), &size, sizeof size);
+    CHECK(runs_watched::decode(group, stored, out).error().code == errc::corrupt);
+  }
+  CHECK(watched::most_asked == 0);
+  std::memcpy(stored.data(), &most, sizeof most);
+  CHECK_FALSE(runs_watched::decode(group, stored, out));
+  CHECK(watched::most_asked == most);
 }
 
 TEST_CASE("a chain decodes to what its first codec alone would give") {

@@ -196,6 +196,9 @@ TEST_CASE("a block whose lengths lie is corrupt") {
     std::memcpy(bad.data(), &length, sizeof length);
     CHECK(zstd<>::decode(group, bad, out).error().code == errc::corrupt);
   }
+  bytes longer = encoded;
+  longer.push_back(std::byte{0});
+  CHECK(zstd<>::decode(group, longer, out).error().code == errc::corrupt);
   CHECK(zstd<>::decode(group, encoded, std::span(out).first(16)).error().code == errc::invalid_argument);
 }
 

@@ -79,7 +79,11 @@ inline void planner::request(acquire_request& r) {
 }
 
 inline void planner::serve_line() {
-  while (line_.head != nullptr && serve(*line_.head)) line_.pop();
+  while (acquire_request* const first = line_.head) {
+    acquire_request* const rest = first->next;  // serving may put it into the queue of those that are ready
+    if (!serve(*first)) return;
+    line_.head = rest;
+  }
 }
 
 // The best copy that attention reads where it is: the highest fidelity, then the nearest. tiers() where none

@@ -8,9 +8,9 @@
 //
 // ggml adds 8.5 to a float and cuts off the fraction. That sum rounds: what lies half a unit in the last
 // place below a whole number, or less, counts as that number. A compiler may fuse the sum with the caller's
-// product, and that would round otherwise. So the sum is done in integers here. Values come as multiples of
-// 2^-26, exact wherever a code begins; half a unit in the last place is 32 of them for sums of 8 and more,
-// and 16 for sums of 4 to 8. Smaller sums are exact in floats, and 16 changes none of them.
+// product, and that would round otherwise. So, but for AVX-512, the sum is done in integers. Values come as
+// multiples of 2^-26, exact wherever a code begins; half a unit in the last place is 32 of them for sums of 8
+// and more, and 16 for sums of 4 to 8. Smaller sums are exact in floats, and 16 changes none of them.
 
 #include <algorithm>
 #include <cstddef>
@@ -94,11 +94,11 @@ struct q4_codes {
   f32x16 low, high;
 };
 namespace detail {
+// An addition that says its rounding in the instruction is fused with nothing.
 TERRACE_INLINE __m512i q4_code(__m512 x) noexcept {
-  const __m512i sum = _mm512_add_epi32(_mm512_cvttps_epi32(x), _mm512_set1_epi32(q4_bias));
-  const __m512i more = _mm512_and_si512(_mm512_srli_epi32(sum, 25), _mm512_set1_epi32(16));
-  const __m512i code = _mm512_srli_epi32(_mm512_add_epi32(sum, more), 26);
-  return _mm512_min_epi32(code, _mm512_set1_epi32(15));
+  const __m512 sum =
+      _mm512_add_round_ps(x, _mm512_set1_ps(8.5f * 0x1p26f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return _mm512_min_epi32(_mm512_srli_epi32(_mm512_cvttps_epi32(sum), 26), _mm512_set1_epi32(15));
 }
 }  // namespace detail
 // A permutation looks at the low four bits of each lane, and so widens a code without masking it.
