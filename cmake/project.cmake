@@ -43,7 +43,9 @@ endfunction()
 function(terrace_missing_packages result)
   set(missing "")
   foreach(package IN ITEMS "TERRACE_CLI11_INCLUDE_DIR CLI/ CLI11" "TERRACE_JSON_INCLUDE_DIR nlohmann/ nlohmann-json"
-                           "benchmark_FOUND benchmark/ Google-Benchmark")
+                           "benchmark_FOUND benchmark/ Google-Benchmark"
+                           "TERRACE_ZSTD_LIBRARY terrace/codec/zstd.hpp libzstd"
+                           "TERRACE_LZ4_LIBRARY terrace/codec/lz4.hpp liblz4")
     separate_arguments(package)
     list(GET package 0 found)
     list(GET package 1 folder)

@@ -7,6 +7,7 @@
 #include "terrace/core/layout.hpp"
 #include "terrace/execution/context.hpp"
 #include "terrace/execution/sync_wait.hpp"
+#include "terrace/medium/directory.hpp"
 #include "terrace/medium/ram.hpp"
 #include "terrace/policy/attention_weighted.hpp"
 #include "terrace/policy/fifo.hpp"

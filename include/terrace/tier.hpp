@@ -10,7 +10,7 @@ namespace terrace {
 /// One rung of the ladder: a medium and the codec that its blocks are stored in. Nothing but types;
 /// capacities and paths are given to `tiered_cache::open`, as the medium's options.
 template <medium Medium, codec Codec = identity>
-struct tier {
+requires(Medium::addressable != reach::host || host_addressable_medium<Medium>) struct tier {
   using medium_type = Medium;
   using codec_type = Codec;
   using options = typename Medium::options;

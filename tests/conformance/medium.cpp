@@ -106,7 +106,8 @@ static_assert(!medium<read_blocks> && !medium<write_blocks> && !medium<write_wan
 static_assert(!medium<capacity_is_for_owners> && !medium<used_is_for_owners>);
 
 static_assert(medium<addressable_by_a_device> && !host_addressable_medium<addressable_by_a_device>);
-static_assert(medium<without_address> && !host_addressable_medium<without_address>);
+static_assert(medium<without_address> && !host_addressable_medium<without_address> &&
+              !makes_a_tier<without_address>);
 static_assert(medium<address_is_untyped> && !host_addressable_medium<address_is_untyped>);
 static_assert(medium<address_may_throw> && !host_addressable_medium<address_may_throw>);
 

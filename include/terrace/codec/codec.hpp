@@ -15,7 +15,7 @@ namespace terrace {
 ///
 /// A block's raw bytes are those that the engine writes: layer_group::block_bytes() of them, planes of the
 /// group's element types in its page order. Any thread may call any member at any time. No member throws,
-/// allocates memory that outlives it, or reads or writes outside its spans. Spans do not overlap.
+/// allocates memory that outlives it (a thread's scratch, kept for its next block, apart), or reads or writes outside its spans. Spans do not overlap, and need no alignment.
 ///
 /// Constants:
 /// - `format_id`: names the encoded format on disk, for ever. 0 is identity; ggml's have ggml's numbers.

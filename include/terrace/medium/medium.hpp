@@ -27,20 +27,23 @@ enum class reach : unsigned char { nobody, host, device };
 /// - `granularity`  the smallest transfer that runs at the medium's speed, in bytes: a hint for sizing blocks
 ///
 /// Operations, all called by the owner of the context:
-/// - `open(context&, options) -> result<std::unique_ptr<M>>`. Nothing is left behind where it fails. A medium
-///   stays where it is: transfers in flight refer to it. It is closed after the last of them has completed.
-/// - `reserve(bytes) -> std::optional<extent>`: room for `bytes`, or nothing. Never waits. O(1). Extents are
-///   of any size, so that what a codec saves is capacity.
-/// - `release(extent) noexcept`: O(1). Precondition: no transfer of that extent is in flight.
+/// - `open(context&, options) -> result<std::unique_ptr<M>>`. Asked for by tiered_cache::open, not by the
+///   concept. Nothing is left behind where it fails. A medium stays where it is: transfers in flight refer to
+///   it. It is closed after the last of them has completed.
+/// - `options` has a `capacity` in bytes.
+/// - `reserve(bytes) -> std::optional<extent>`: room for `bytes` > 0, or nothing. Never waits. O(1). Extents
+///   are of any size, so that what a codec saves is capacity.
+/// - `release(extent) noexcept`: O(1). Precondition: no transfer of that extent is in flight. What was never
+///   written reads as anything.
 /// - `read(extent, mutable_bytes) -> sender`, `write(extent, const_bytes) -> sender`: transfer the first
 ///   bytes of the extent, as many as the buffer holds. Complete on the owner with set_value() when all bytes
 ///   are in place, set_error(error) when they are not, set_stopped() once the medium has let go of the
 ///   buffer. Extent and buffer must stay until then, whatever a stop token says.
 /// - `capacity()`, `used()`: bytes; `used` counts what granularity rounds up.
 template <class M>
-concept medium = requires(M& m, const M& c, std::size_t bytes, extent e, mutable_bytes into,
-                          const_bytes from) {
-  typename M::options;
+concept medium = requires(M& m, const M& c, std::size_t bytes, extent e, mutable_bytes into, const_bytes from,
+                          typename M::options o) {
+  { o.capacity } -> std::convertible_to<std::size_t>;
   { M::name } -> std::convertible_to<std::string_view>;
   { M::addressable } -> std::convertible_to<reach>;
   { M::persistent } -> std::convertible_to<bool>;

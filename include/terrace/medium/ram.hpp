@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -39,6 +40,8 @@ class ram {
       return std::unique_ptr<ram>(new ram(o.memory.data(), o.memory.size(), 0));
     }
     if (o.capacity < alignment) return fail(errc::invalid_argument, "a ram tier needs at least 4 KiB");
+    if (o.capacity > std::numeric_limits<std::size_t>::max() / 2)
+      return fail(errc::out_of_memory, "no machine has memory for a ram tier of that capacity");
     const std::size_t mapped = align_up(o.capacity, alignment);
     void* arena = ::mmap(nullptr, mapped + huge_page, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

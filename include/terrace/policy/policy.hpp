@@ -51,8 +51,8 @@ struct block_use {
 /// - `advance_step(t)`: the engine's clock. It never goes back.
 template <class P>
 concept eviction_policy = std::is_trivially_copyable_v<typename P::block_state> &&
-    std::constructible_from<P, typename P::options> &&
-    requires(P p, const P& c, std::uint32_t i, const block_info& info, const block_use& use,
+    std::default_initializable<typename P::block_state> && std::constructible_from<P, typename P::options> &&
+    requires(P p, std::uint32_t i, const block_info& info, const block_use& use,
              std::span<typename P::block_state> states, std::uint64_t step) {
   { P::name } -> std::convertible_to<std::string_view>;
   p.bind(states);

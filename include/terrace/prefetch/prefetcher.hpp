@@ -1,9 +1,11 @@
 #pragma once
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string_view>
+#include <utility>
 
 namespace terrace {
 
@@ -35,7 +37,8 @@ struct prefetch_wish {
 ///   same row or one that is pinned.
 /// Neither allocates. Whether wishes were used, wasted or late is counted by the cache.
 template <class P>
-concept prefetcher = requires(P p, const row_use& use, std::span<prefetch_wish> out) {
+concept prefetcher = std::move_constructible<P> &&
+    requires(P p, const row_use& use, std::span<prefetch_wish> out) {
   { P::name } -> std::convertible_to<std::string_view>;
   p.observe(use);
   { p.suggest(out) } -> std::convertible_to<std::size_t>;

@@ -39,8 +39,13 @@ consteval route route_between() {
   r.read = !from_addresses;
   r.write = !to_addresses;
   if (from_codec::format_id == to_codec::format_id) {  // the encoded bytes travel as they are
-    if (from_addresses && to_addresses) r.what = route::work::copy;
-    r.stage_source = !from_addresses && !to_addresses;
+    // Straight between a medium and the other side's extent, where that begins and ends as the medium needs it.
+    const bool lands = to_addresses && To::medium_type::alignment % From::medium_type::alignment == 0;
+    const bool leaves = from_addresses && From::medium_type::alignment % To::medium_type::alignment == 0;
+    r.stage_source = r.read && !lands;
+    r.stage_target = r.write && !leaves && !r.read;
+    if ((to_addresses && !r.read) || (r.read && to_addresses && !lands) || r.stage_target)
+      r.what = route::work::copy;
     return r;
   }
   r.what = from_codec::format_id == identity::format_id ? route::work::encode
