@@ -33,7 +33,7 @@ struct medium_conformance_options {
   std::chrono::seconds patience{60};             ///< how long a transfer that was stopped may take to end
 };
 
-namespace detail {
+namespace examining {
 
 /// The bytes of one extent on their way, with a margin behind them that no transfer may touch. What belongs
 /// there is a function of a stamp, so that a byte of another extent, or of an earlier time, is seen.
@@ -308,7 +308,7 @@ class medium_examination {
   bool medium_full_ = false;
 };
 
-}  // namespace detail
+}  // namespace examining
 
 /// Exercises an open medium by its contract (medium/medium.hpp) and returns the first sentence of it that
 /// does not hold, or nothing. Any test framework can ask: `CHECK(!medium_conformance(ctx, *m))`.
@@ -320,7 +320,7 @@ class medium_examination {
 template <medium M>
 std::optional<std::string> medium_conformance(context& ctx, M& m,
                                               const medium_conformance_options& how = {}) {
-  return detail::medium_examination<M>(ctx, m, how).run();
+  return examining::medium_examination<M>(ctx, m, how).run();
 }
 
 }  // namespace TERRACE_EX
