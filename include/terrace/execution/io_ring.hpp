@@ -181,7 +181,8 @@ inline std::unique_ptr<io_backend> io_ring::open_backend(const options& chosen) 
   if (!chosen.force_fallback) {
     int reason = 0;
 #if __has_include(<liburing.h>)
-    if (std::getenv("TERRACE_NO_IO_URING") == nullptr) {  // set it to see how a machine without io_uring fares
+    if (std::getenv("TERRACE_NO_IO_URING") ==
+        nullptr) {  // set it to see how a machine without io_uring fares
       auto ring = io_uring_backend::open(chosen.entries);
       if (ring) return std::move(*ring);
       reason = ring.error().system;

@@ -48,8 +48,9 @@ concept prefetcher = std::move_constructible<P> &&
 class any_prefetcher {
  public:
   any_prefetcher() = default;
-  template <prefetcher P>
-  any_prefetcher(P p) : self_(std::make_unique<model<P>>(std::move(p))) {}
+  template <class P>
+  requires(!std::same_as<P, any_prefetcher> && prefetcher<P>) any_prefetcher(P p)
+      : self_(std::make_unique<model<P>>(std::move(p))) {}
 
   explicit operator bool() const noexcept { return self_ != nullptr; }
   std::string_view name() const noexcept { return self_ ? self_->name() : "none"; }
