@@ -12,12 +12,13 @@ using kv_cache = tiered_cache<tier<ram>,         // hot: fp16, attention reads i
                               tier<nvme, q8_0>,  // cool: io_uring, O_DIRECT
                               lru>;              // who leaves first
 
-constexpr int steps = 2048, layers = 4, heads = 8, kv_heads = 2, dim = 64;
+constexpr std::uint32_t steps = 2048, layers = 4, heads = 8, kv_heads = 2, dim = 64;
 
 int fail(const error& e) { return std::fprintf(stderr, "%s\n", e.message().c_str()), 1; }
 
 // Stands for the model: makes a token's query, and writes its key and value in place.
-void project(int step, int layer, std::vector<float>& query, const plane_rows& k, const plane_rows& v) {
+void project(std::uint32_t step, std::uint32_t layer, std::vector<float>& query, const plane_rows& k,
+             const plane_rows& v) {
   for (std::size_t i = 0; i < query.size(); ++i)
     query[i] = static_cast<float>((i * 7 + step + layer) % 13) / 13;
   for (std::uint32_t head = 0; head < kv_heads; ++head)
@@ -35,14 +36,13 @@ int main() {
 
   auto sequence = cache->make_sequence();
   std::vector<float> query(heads * dim), out(heads * dim);
-  for (int step = 0; step < steps; ++step) {
-    cache->advance_step(static_cast<std::uint64_t>(step));
+  for (std::uint32_t step = 0; step < steps; ++step) {
+    cache->advance_step(step);
     auto token = sequence.reserve(1);  // out_of_capacity shows here, at once
     if (!token) return fail(token.error());
-    for (int layer = 0; layer < layers; ++layer) {
-      const auto at = static_cast<std::uint32_t>(layer);
-      project(step, layer, query, token->k(at), token->v(at));
-      auto done = ctx.sync_wait(stream(*cache, sequence, *token, at, query, out));
+    for (std::uint32_t layer = 0; layer < layers; ++layer) {
+      project(step, layer, query, token->k(layer), token->v(layer));
+      auto done = ctx.sync_wait(stream(*cache, sequence, *token, layer, query, out));
       if (!done) return fail(done.error());  // names the lost blocks
     }
     sequence.commit(std::move(*token), 1);

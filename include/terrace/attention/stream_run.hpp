@@ -86,7 +86,8 @@ class stream_run {
   bool stopped = false;
 
  private:
-  static constexpr std::size_t depth = 3;
+  static constexpr std::size_t depth = 3;  // windows in flight
+  static constexpr std::size_t piece = 8;  // blocks folded between two looks at what has completed
 
   struct window : acquire_request {
     explicit window() : acquire_request({}, &arrived) {}
@@ -103,7 +104,7 @@ class stream_run {
   void ask(window& w) noexcept;
   bool take_front();
   void drop_windows() noexcept;
-  void fold_window(const window& w);
+  void fold_window(const window& w, std::size_t first, std::size_t blocks);
   void fold_in_place();
   void fold_open_tail();
   template <class View>
@@ -146,8 +147,8 @@ inline void stream_run::choose_blocks() {
   }
 }
 
-// A window is large enough to keep a disk busy and a kernel streaming, and small enough that all windows in
-// flight take at most about half of tier 0.
+// Blocks of a window that come into slots of tier 0: enough to keep a disk busy, and so few that all windows
+// in flight take at most about half of tier 0.
 inline std::size_t stream_run::window_blocks() const noexcept {
   const std::size_t block = group().block_bytes();
   std::size_t bytes = options_.window_bytes;
@@ -179,7 +180,12 @@ inline void stream_run::window::arrived(acquire_request* r) noexcept {
 
 inline void stream_run::ask(window& w) noexcept {
   w.first = asked_;
-  w.blocks = std::min({window_blocks(), most_blocks_, work_->blocks.size() - asked_});
+  // What is read where it is takes no slot: a window closes when it has its share of the others.
+  const std::size_t share = std::min(window_blocks(), most_blocks_);
+  std::size_t slots = 0;
+  for (w.blocks = 0; slots < share && w.blocks < 4 * share && asked_ + w.blocks < work_->blocks.size();
+       ++w.blocks)
+    slots += cache_.control().needs_slot(work_->blocks[asked_ + w.blocks], form()) ? 1 : 0;
   asked_ += w.blocks;
   w.wanted = std::span<const block_id>(work_->blocks).subspan(w.first, w.blocks);
   w.busy = true;
@@ -216,9 +222,10 @@ inline void stream_run::pump() noexcept {
 // The front window has come, or cannot come. Returns whether there may be more to do at once.
 inline bool stream_run::take_front() {
   window& w = windows_[front_];
-  if (w.refusal && (limit_ > 1 || w.blocks > 1)) {
+  const std::size_t share = std::min(window_blocks(), most_blocks_);
+  if (w.refusal && (limit_ > 1 || share > 1)) {
     // Tier 0 has no room for so much at once: go on with one window at a time, and then with smaller ones.
-    if (limit_ == 1) most_blocks_ = w.blocks / 2;
+    if (limit_ == 1) most_blocks_ = share / 2;
     limit_ = 1;
     drop_windows();
     return true;
@@ -236,11 +243,13 @@ inline bool stream_run::take_front() {
     return true;
   }
   w.held = lease(std::exchange(w.record, nullptr));
-  // Completions that are due go first: they free the disk and the codecs to work on the next windows
-  // meanwhile.
-  cache_.owner().poll();
-  if (over_) return true;
-  if (options_.attend) fold_window(w);
+  // Completions that are due go first, and again and again: they keep the disk and the codecs at work on the
+  // next windows meanwhile.
+  for (std::size_t done = 0; done < w.blocks; done += piece) {
+    cache_.owner().poll();
+    if (over_) return true;  // stopped: the window is not ours any more
+    if (options_.attend) fold_window(w, done, std::min(piece, w.blocks - done));
+  }
   front_ = (front_ + 1) % depth;
   --in_flight_;
   w.busy = w.here = false;
@@ -295,9 +304,10 @@ void stream_run::fold(std::size_t blocks, View view_of) {
   });
 }
 
-inline void stream_run::fold_window(const window& w) {
-  fold(w.blocks, [&](std::size_t b) {
-    return view(work_->positions[w.first + b], w.held[b].data, w.held[b].format_id);
+inline void stream_run::fold_window(const window& w, std::size_t first, std::size_t blocks) {
+  fold(blocks, [&](std::size_t b) {
+    const leased_block& block = w.held[first + b];
+    return view(work_->positions[w.first + first + b], block.data, block.format_id);
   });
 }
 

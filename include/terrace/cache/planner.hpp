@@ -105,6 +105,8 @@ class planner {
   /// Begins to load blocks that attention could not read, without pinning them. Returns how many were begun.
   std::size_t prefetch(std::span<const block_id> wanted, lease_form form);
 
+  /// Whether an acquire would take a slot of tier 0 for this block, as things stand.
+  bool needs_slot(block_id id, lease_form form) const noexcept;
   /// Where attention could read a block now, or nullptr. Nothing is pinned: for measuring only.
   const std::byte* readable_data(std::uint32_t block) noexcept;
 

@@ -98,6 +98,10 @@ inline std::size_t planner::readable_copy(const block_record& r, lease_form form
   return best;
 }
 
+inline bool planner::needs_slot(block_id id, lease_form form) const noexcept {
+  return readable_copy(blocks_[id.index], form) == tiers();
+}
+
 inline const std::byte* planner::readable_data(std::uint32_t block) noexcept {
   const std::size_t t = readable_copy(blocks_[block], lease_form::raw);
   return t == tiers() ? nullptr : tiers_[t]->address(blocks_[block].copies[t].where);
