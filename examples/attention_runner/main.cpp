@@ -159,6 +159,7 @@ outcome<bool> run_all(const command_line& c) {
     runner::run_request everything = *request;
     everything.codec = "resident";
     everything.hot.reset();
+    everything.block_tokens = plans.front().layout.groups[0].tokens;  // what is compared is cut alike
     auto made = runner::plan(everything, weights->config);
     if (!made) return refuse(made.error());
     auto ran = runner::run(*made, everything, model, ctx, *text);

@@ -25,6 +25,7 @@ struct run_request {
   std::string cool_path;
   std::size_t policy = 0;  ///< index into any_policy::names
   std::string prefetch = "layer_ahead";
+  std::uint32_t block_tokens = 256;  ///< at most; equal blocks give equal bits
 };
 
 /// A run with every size settled.
@@ -50,7 +51,7 @@ inline outcome<run_plan> plan(const run_request& request, const model_config& mo
   const std::uint64_t tokens = std::uint64_t{request.context_tokens} + scored_tokens + request.decode_tokens;
   terrace::layer_group group{.first_layer = 0,
                              .layers = model.num_hidden_layers,
-                             .tokens = 256,
+                             .tokens = request.block_tokens,
                              .k = {model.num_key_value_heads, model.head_dim},
                              .v = {model.num_key_value_heads, model.head_dim}};
   p.kv_bytes_total = tokens * group.token_bytes() * group.layers;
