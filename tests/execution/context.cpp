@@ -43,9 +43,10 @@ struct fake_device final : terrace::event_source {
   }
   std::size_t pending() const noexcept override { return operations; }
   int descriptor() const noexcept override { return fd; }
-  void complete_from_anywhere() const {
+  // No assertion: Catch's are for one thread.
+  void complete_from_anywhere() const noexcept {
     const std::uint64_t one = 1;
-    REQUIRE(::write(fd, &one, sizeof one) == sizeof one);
+    if (::write(fd, &one, sizeof one) != sizeof one) std::abort();
   }
   ~fake_device() override {
     if (fd >= 0) ::close(fd);
