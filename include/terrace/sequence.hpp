@@ -168,6 +168,9 @@ class sequence {
   /// Lets the blocks go that lie wholly within tokens [first, last): attention does not see them any more.
   /// For sliding windows. Open blocks stay.
   void forget(std::uint64_t first, std::uint64_t last);
+  /// Tells the cache what the engine knows of tokens [first, last), in every layer: applies to the sealed blocks
+  /// that lie wholly within. The outcome says to how many (cache/hints.hpp).
+  hint_outcome hint(std::uint64_t first, std::uint64_t last, const terrace::hint& h);
   /// Lets everything go; the sequence is empty then.
   void release() noexcept;
 
@@ -295,6 +298,25 @@ inline void sequence::forget(std::uint64_t first, std::uint64_t last) {
       if (id.valid()) p.owner->drop_ref(id.index);
     }
   }
+}
+
+inline hint_outcome sequence::hint(std::uint64_t first, std::uint64_t last, const terrace::hint& h) {
+  const page_table& p = *pages_;
+  std::vector<block_id> blocks;
+  bool partial = last > p.length;
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    const std::uint64_t size = p.group(row).tokens;
+    const std::uint64_t end = std::min<std::uint64_t>(last / size, p.sealed(row));
+    for (std::uint64_t i = (first + size - 1) / size; i < end; ++i)
+      if (p.rows[row][i].valid()) blocks.push_back(p.rows[row][i]);
+    partial = partial || first % size != 0 || last % size != 0 || last / size > p.sealed(row);
+  }
+  hint_outcome outcome = p.owner->hint_blocks(blocks, h);
+  if (outcome.what == hint_outcome::verdict::accepted && partial) {
+    outcome.what = hint_outcome::verdict::clipped;
+    outcome.reason = "the ends of the range lie within blocks, or in blocks that are not sealed";
+  }
+  return outcome;
 }
 
 inline void sequence::release() noexcept {

@@ -79,7 +79,7 @@ void run(unsigned seed, Open open) {
     std::deque<std::unique_ptr<pending>> asked;
     std::uint32_t tags = 0;
     for (int i = 0; i < 1500; ++i) {
-      switch (below(12)) {
+      switch (below(13)) {
         case 0:
           if (sequences.size() < 4) sequences.emplace_back(cache.make_sequence(), ++tags);
           break;
@@ -144,6 +144,16 @@ void run(unsigned seed, Open open) {
           if (below(3) == 0) script.fail_reads = static_cast<unsigned>(below(2));
           if (below(3) == 0) script.fail_writes = static_cast<unsigned>(below(3));
           break;
+        case 11:
+          if (!sequences.empty()) {
+            const hint all[]{hint::hot(), hint::evictable(), hint::priority(0),
+                             hint::prefetchable(static_cast<std::uint64_t>(i) + below(20)),
+                             hint::ttl(static_cast<std::uint64_t>(i) + below(20))};
+            const std::uint64_t first = below(100);
+            static_cast<void>(
+                sequences[below(sequences.size())].first.hint(first, first + below(100), all[below(5)]));
+          }
+          break;
         case 10:
           cache.advance_step(static_cast<std::uint64_t>(i));
           script.release_all();
@@ -188,20 +198,32 @@ void run(unsigned seed, Open open) {
   CHECK(end.staging_bytes == 0);
 }
 
+// Whether the middle tier keeps what tier 0 holds, and whether transfers that hang are given up.
+cache_options tuned(inclusion i, bool impatient) {
+  cache_options o;
+  o.transfers.inclusions[1] = i;
+  if (impatient) o.transfers.deadline = std::chrono::milliseconds(0);
+  return o;
+}
+
 }  // namespace
 
 TEST_CASE("any interleaving leaves every block right or lost, and leaks nothing") {
-  for (unsigned seed = 0; seed < 30; ++seed) {
-    CAPTURE(seed);
-    run<lossless>(seed, [](context& ctx, medium_script& script) {
+  const inclusion i = GENERATE(inclusion::inclusive, inclusion::exclusive);
+  const bool impatient = GENERATE(false, true);
+  for (unsigned seed = 0; seed < 12; ++seed) {
+    CAPTURE(seed, static_cast<int>(i), impatient);
+    run<lossless>(seed, [&](context& ctx, medium_script& script) {
       return lossless::open(ctx, pattern::layout(layers), {.capacity = 14 * pattern::block_bytes},
                             {.capacity = 6 * pattern::block_bytes},
-                            {.capacity = 24 * pattern::block_bytes, .script = &script});
+                            {.capacity = 24 * pattern::block_bytes, .script = &script}, {},
+                            tuned(i, impatient));
     });
-    run<far_only>(seed, [](context& ctx, medium_script& script) {
+    run<far_only>(seed, [&](context& ctx, medium_script& script) {
       return far_only::open(ctx, pattern::layout(layers), {.capacity = 12 * pattern::block_bytes},
                             {.capacity = 8 * pattern::block_bytes, .script = &script},
-                            {.capacity = 16 * pattern::block_bytes, .script = &script});
+                            {.capacity = 16 * pattern::block_bytes, .script = &script}, {},
+                            tuned(i, impatient));
     });
   }
 }

@@ -108,7 +108,9 @@ class stream_run {
   void fold_in_place();
   void fold_open_tail();
   template <class View>
-  void fold(std::size_t blocks, View view_of);
+  void fold(std::size_t blocks, View view_of, std::optional<std::size_t> tallied = {});
+  void report_mass();
+  bool few_queries() const noexcept { return work_->queries.size() * work_->queries.shape().group() <= 16; }
   lease_form form() const noexcept;
   block_view view(std::size_t position, const std::byte* data, std::uint32_t format_id = 0) const noexcept;
   void suggest_next();
@@ -163,6 +165,9 @@ inline void stream_run::start() {
                                .rows = static_cast<std::uint32_t>(pages_.rows.size()),
                                .blocks = static_cast<std::uint32_t>(work_->blocks.size()),
                                .step = cache_.control().step()});
+  // Worked out where a step decodes: over a prefill's many queries it would cost memory, and say little.
+  const bool weighs = options_.attend && few_queries() && cache_.control().weighs();
+  work_->mass.reset(weighs ? work_->blocks.size() : 0, work_->queries.rows());
   for (window& w : windows_) w.run = this;
   if (!options_.stand_in.empty()) {
     fold_in_place();
@@ -211,6 +216,7 @@ inline void stream_run::pump() noexcept {
     if (in_flight_ != 0 && windows_[front_].here) again_ = take_front();
     if (in_flight_ == 0 && asked_ == work_->blocks.size() && !failure) {
       fold_open_tail();
+      report_mass();
       over_ = true;
     }
     if (failure) over_ = true;
@@ -273,8 +279,7 @@ inline void stream_run::drop_windows() noexcept {
 // Few queries read each key once or twice: the fewer bytes, the better. Many read it so often that decoding it for
 // each costs more than decoding it once.
 inline lease_form stream_run::form() const noexcept {
-  const attention_shape& shape = work_->queries.shape();
-  return work_->queries.size() * shape.group() <= 16 ? lease_form::attendable : lease_form::raw;
+  return few_queries() ? lease_form::attendable : lease_form::raw;
 }
 
 inline block_view stream_run::view(std::size_t position, const std::byte* data,
@@ -289,9 +294,10 @@ inline block_view stream_run::view(std::size_t position, const std::byte* data,
           .encoding = format_id == q8_0::format_id ? block_encoding::q8_0 : block_encoding::raw};
 }
 
-// One round of compute: work items are (KV head, run of queries), each goes through all blocks, in order.
+// One round of compute: work items are (KV head, run of queries), each goes through all blocks, in order. `tallied`
+// is which of the row's blocks the first one is, where their mass counts.
 template <class View>
-void stream_run::fold(std::size_t blocks, View view_of) {
+void stream_run::fold(std::size_t blocks, View view_of, std::optional<std::size_t> tallied) {
   const query_tile& tile = work_->queries;
   const std::uint32_t heads = tile.shape().kv_heads;
   const std::uint32_t cut = tile.size() > 64 ? 32 : tile.size();  // queries an item
@@ -299,16 +305,31 @@ void stream_run::fold(std::size_t blocks, View view_of) {
   cache_.owner().parallel_for(std::size_t{heads} * cuts, [&](std::size_t item) noexcept {
     const auto head = static_cast<std::uint32_t>(item / cuts);
     const std::uint32_t first = static_cast<std::uint32_t>(item % cuts) * cut;
-    for (std::size_t b = 0; b < blocks; ++b)
-      terrace::attend(tile, view_of(b), work_->state, head, first, std::min(cut, tile.size() - first));
+    const std::uint32_t count = std::min(cut, tile.size() - first);
+    for (std::size_t b = 0; b < blocks; ++b) {
+      terrace::attend(tile, view_of(b), work_->state, head, first, count);
+      if (!tallied || work_->mass.empty()) continue;
+      const std::uint32_t group = tile.shape().group();
+      for (std::uint32_t q = first; q < first + count; ++q)
+        for (std::uint32_t h = head * group; h < (head + 1) * group; ++h)
+          work_->mass.note(*tallied + b, work_->state, tile.row(q, h));
+    }
   });
 }
 
 inline void stream_run::fold_window(const window& w, std::size_t first, std::size_t blocks) {
-  fold(blocks, [&](std::size_t b) {
+  const auto view_of = [&](std::size_t b) {
     const leased_block& block = w.held[first + b];
     return view(work_->positions[w.first + first + b], block.data, block.format_id);
-  });
+  };
+  fold(blocks, view_of, w.first + first);
+}
+
+// Tells the policies what each block drew, now that the whole is known.
+inline void stream_run::report_mass() {
+  if (work_->mass.empty()) return;
+  for (std::size_t b = 0; b < work_->blocks.size(); ++b)
+    cache_.control().weigh(work_->blocks[b].index, work_->mass.share(b, work_->state));
 }
 
 // For measuring compute alone: nothing is brought, other memory of the same size stands in for what is not

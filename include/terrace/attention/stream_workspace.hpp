@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "terrace/attention/mass_tally.hpp"
 #include "terrace/attention/partial_state.hpp"
 #include "terrace/attention/query_tile.hpp"
 #include "terrace/core/block.hpp"
@@ -15,6 +16,7 @@ struct stream_workspace {
   partial_state state;
   std::vector<block_id> blocks;          ///< sealed blocks that the queries may look at, in order
   std::vector<std::uint32_t> positions;  ///< which block of its row each of them is
+  mass_tally mass;                       ///< what each of them draws, where a policy wants to know
   std::vector<block_id> wanted;          ///< scratch for prefetches
   stream_workspace* next = nullptr;
 };

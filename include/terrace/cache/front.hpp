@@ -35,7 +35,7 @@ struct cache_storage<std::tuple<Tiers...>, Policy> {
                 const typename Policy::options& policy, staging buffers, const cache_options& o)
       : tiers(std::make_unique<tier_runtime<Tiers, Policy>>(std::move(media), policy)...),
         engine(ctx, media_of(tiers), std::move(buffers),
-               o.transfers.loads_in_flight + o.transfers.stores_in_flight),
+               o.transfers.loads_in_flight + o.transfers.stores_in_flight, o.transfers.deadline),
         control(ctx, std::move(layout), controls_of(tiers), engine, o.transfers) {
     engine.report_to(control);
   }

@@ -3,23 +3,44 @@
 
 namespace terrace {
 
-/// What the engine knows and the cache cannot: hints on a range of a sequence's tokens. Contract only: the
-/// verbs `hint` and their effect on policies come with the policies that use them; `advance_step` and
-/// `prefetch` exist.
-enum class hint_kind : std::uint8_t { hot, evictable, prefetchable, ttl, priority };
-
-struct hint {
-  hint_kind kind = hint_kind::evictable;
-  std::uint64_t at_step = 0;  ///< prefetchable: when it is wanted; ttl: until when it matters
-  int priority = 0;
+/// In which order tiers let go of a block, whatever their policies would say.
+enum class standing : std::uint8_t {
+  ordinary,   ///< when the policy says so
+  evictable,  ///< before all others
+  kept,       ///< after all others
 };
 
-/// Every hint returns its outcome: it is never silently ignored.
+/// What the engine knows and the cache cannot, of a range of a sequence's tokens (`sequence::hint`). A later hint
+/// on the same block replaces what an earlier one said of its standing. Blocks that several sequences share have
+/// one standing for all of them.
+struct hint {
+  enum class kind : std::uint8_t { hot, evictable, prefetchable, ttl, priority };
+  kind what = kind::evictable;
+  std::uint64_t at_step = 0;
+  int level = 0;
+
+  /// Leaves its tier after all others.
+  static constexpr hint hot() noexcept { return {kind::hot}; }
+  /// Leaves its tier before all others.
+  static constexpr hint evictable() noexcept { return {kind::evictable}; }
+  /// Wanted at that step: it is brought to tier 0 when the step before begins.
+  static constexpr hint prefetchable(std::uint64_t at_step) noexcept { return {kind::prefetchable, at_step}; }
+  /// Matters until that step begins, and is evictable from then on.
+  static constexpr hint ttl(std::uint64_t until_step) noexcept { return {kind::ttl, until_step}; }
+  /// Below 0 as evictable, 0 as the policy says, above 0 as hot.
+  static constexpr hint priority(int level) noexcept { return {kind::priority, 0, level}; }
+};
+
+/// What became of a hint. Every hint has an outcome: none is silently ignored.
 struct hint_outcome {
-  enum class verdict : std::uint8_t { accepted, clipped, rejected };
+  enum class verdict : std::uint8_t {
+    accepted,  ///< it applies to every block of the range
+    clipped,   ///< it applies to `blocks` of them; `reason` says why not to the others
+    rejected,  ///< it applies to none; `reason` says why
+  };
   verdict what = verdict::accepted;
   std::uint32_t blocks = 0;  ///< blocks that the hint now applies to
-  const char* reason = "";   ///< why it was clipped or rejected, one sentence
+  const char* reason = "";   ///< one sentence
 };
 
 }  // namespace terrace

@@ -38,6 +38,13 @@ class acquire_request {
   acquire_request* next = nullptr;
 };
 
+/// Whether a tier also holds what tier 0 holds.
+enum class inclusion : std::uint8_t {
+  automatic,  ///< exclusive where it has less than twice tier 0's bytes: then its capacity counts
+  inclusive,  ///< what goes up stays here too, and what is new is written behind: leaving tier 0 costs nothing
+  exclusive,  ///< capacities add up: a block is here or in tier 0, and is written each time it comes down
+};
+
 /// Waits for write-behind to catch up; see `planner::flush`.
 struct flush_request {
   void (*done)(flush_request*) noexcept;
@@ -50,8 +57,10 @@ struct flush_request {
 /// do).
 ///
 /// Its rules:
-/// - A sealed block is written behind to the next tier as soon as there is room. In tier 0 the policy has
-///   charge only of blocks that a farther tier has too, so a slot is always free to be taken at once.
+/// - Where the next tier is inclusive, a sealed block is written behind to it as soon as there is room. In tier 0
+///   the policy has charge only of blocks that a farther tier has too, so a slot is always free to be taken at once.
+/// - Where it is exclusive, blocks leave tier 0 for it when room is needed, a little ahead of that; and what comes
+///   back from an exclusive tier leaves it. Their capacities add up, for more bytes moved.
 /// - A farther tier that needs room takes its policy's victim: lets it go where a still farther tier has it,
 ///   else moves it there first. A block that a sequence refers to never leaves the last tier.
 /// - Slots for all blocks of an acquire are reserved together, first come first served; only the first in
@@ -59,12 +68,17 @@ struct flush_request {
 ///   never for a lease to be released: when nothing is on its way and there is still no slot, it is refused
 ///   with out_of_capacity.
 /// - A better copy is never replaced by a worse one; a lossy copy is written to a tier once, not over itself.
+/// - A transfer that passes its deadline has failed for those who wait for it. Its extents stay in quarantine until
+///   it really ends, for until then it may write them.
 class planner {
  public:
   struct options {
     unsigned loads_in_flight = 32;
     unsigned stores_in_flight = 16;
     unsigned prefetches_in_flight = 16;
+    std::chrono::milliseconds deadline{10'000};  ///< of a transfer, from when it is begun
+    /// Whether tier i also holds what tier 0 holds. [0] means nothing.
+    std::array<inclusion, max_tiers> inclusions{};
   };
 
   planner(context& ctx, kv_layout layout, std::vector<tier_control*> tiers, transfer_port& transfers,
@@ -110,9 +124,17 @@ class planner {
   /// Where attention could read a block now, or nullptr. Nothing is pinned: for measuring only.
   const std::byte* readable_data(std::uint32_t block) noexcept;
 
-  // --- Time, sizes, accounts.
+  // --- Hints, time, sizes, accounts (planner_upkeep.hpp).
 
+  /// Applies `h` to these blocks; see kv_store::hint. O(blocks log hints).
+  hint_outcome hint_blocks(std::span<const block_id> blocks, const hint& h);
+  /// Tells the policies of the tiers that have the block what share of the softmax mass it drew in this step.
+  void weigh(std::uint32_t block, float mass);
+  /// Whether any policy wants to be told.
+  bool weighs() const noexcept { return tiers_[0]->what.weighs; }
   void advance_step(std::uint64_t step);
+  /// See kv_store::resize.
+  result<void> resize(std::size_t tier, std::size_t bytes);
   void flush(flush_request& r);
   cache_stats stats() const;
   tier_health health(std::size_t tier) const { return tiers_[tier]->health; }
@@ -123,6 +145,8 @@ class planner {
   // --- What transfers call.
 
   void finished(transfer_job& job, result<void> outcome);
+  /// The job has passed its deadline and has not ended: `finished` is still to come.
+  void overdue(transfer_job& job);
   /// The codec needed only `bytes`: gives back the rest of the job's target. Before the target is written.
   void shrink_target(transfer_job& job, std::size_t bytes);
 
@@ -134,6 +158,11 @@ class planner {
   struct claim {
     room what;
     extent where;
+  };
+  // What room is wanted for.
+  struct need {
+    std::size_t ahead = 1;  // how many such blocks are in line: so many moves may run at once
+    bool fresh = false;     // new tokens, which may not take the room that swaps of old blocks need
   };
   using state = block_copy::state;
 
@@ -147,30 +176,45 @@ class planner {
   void drop_copy(std::uint32_t block, std::size_t tier);
   void collect(std::uint32_t block);
 
-  claim claim_slot(std::size_t bytes);
-  claim claim_room(std::size_t tier, std::size_t bytes, std::size_t ahead);
+  claim claim_slot(std::size_t bytes, need n);
+  claim claim_room(std::size_t tier, std::size_t bytes, need n);
+  room vacate(std::size_t tier, need n);
+  std::size_t headroom(std::size_t tier, std::size_t bytes) const noexcept;
   bool set_aside(std::size_t tier) const noexcept;
-  room start_store(std::uint32_t block, std::size_t from, bool evict, std::size_t ahead);
-  bool something_may_leave() const noexcept { return loads_ + stores_ != 0 || blocks_.any_to_load(); }
+  room start_store(std::uint32_t block, std::size_t from, bool evict, need n);
+  void choose_inclusions();
+  void leave_exclusive(std::uint32_t block);
+  // A transfer that is overdue may never end: nobody waits for it.
+  bool something_may_leave() const noexcept {
+    return loads_ + stores_ != overdue_loads_ + overdue_stores_ || blocks_.any_to_load();
+  }
 
   void pump();
   void start_stores();
+  void make_room_ahead();
+  void shrink_tiers();
   void start_loads();
   void serve_line();
   bool serve(acquire_request& r);
   std::size_t readable_copy(const block_record& r, lease_form form) const noexcept;
   void abandon(acquire_request& r);
+  enum class prefetch_outcome : std::uint8_t { begun, needless, no_room };
+  prefetch_outcome begin_prefetch(block_id id, lease_form form);
   void begin_load(std::uint32_t block, extent slot, bool speculative);
   void drop_queued_load(std::uint32_t block);
   void count_demand(std::uint32_t block, std::size_t tier);
   void finish_load(transfer_job& job, const result<void>& outcome);
   void finish_store(transfer_job& job, const result<void>& outcome);
+  void end_quarantine(transfer_job& job);
+  void lose_load(std::uint32_t block, const error& cause);
   void answer_waiting(std::uint32_t block, const error* cause);
   void make_ready(acquire_request& r);
   void complete_ready();
   void settle_flushes();
   std::size_t next_tier(std::size_t from) const noexcept;
-  void note_store_outcome(std::size_t tier, const result<void>& outcome);
+  void note_failure(std::size_t tier, const error& cause);
+  void rank(std::uint32_t block, standing s);
+  void run_due_hints();
   transfer_job& take_job() noexcept;
   void grow();
   lease_record* take_record(std::size_t entries);
@@ -208,7 +252,22 @@ class planner {
   std::vector<std::unique_ptr<lease_record>> records_;
   std::vector<extent> slots_;  // scratch of serve()
 
+  // Hints that wait for their step, soonest first (a heap).
+  struct timed_hint {
+    std::uint64_t at_step;
+    block_id id;
+    hint::kind what;
+    friend bool operator<(const timed_hint& a, const timed_hint& b) noexcept { return a.at_step > b.at_step; }
+  };
+  std::vector<timed_hint> timed_;
+  hint_stats hints_;
+  std::size_t kept_bytes_ = 0;  // slots of tier 0 that blocks of standing `kept` would take
+
+  std::array<bool, max_tiers> exclusive_{};
+  bool write_behind_ = true;   // the tier that follows tier 0 is inclusive
+  std::size_t last_open_ = 0;  // the farthest tier that was not left out
   unsigned loads_ = 0, stores_ = 0, prefetches_ = 0;
+  unsigned overdue_loads_ = 0, overdue_stores_ = 0;
   std::array<std::size_t, max_tiers> leaving_{};  // bytes that demotions on their way will free, per tier
   std::array<context::clock::time_point, max_tiers>
       retry_at_{};  // a tier that failed is left alone until then
@@ -221,5 +280,6 @@ class planner {
 
 }  // namespace terrace
 
-#include "terrace/cache/planner_moves.hpp"  // IWYU pragma: export
-#include "terrace/cache/planner_reads.hpp"  // IWYU pragma: export
+#include "terrace/cache/planner_moves.hpp"   // IWYU pragma: export
+#include "terrace/cache/planner_reads.hpp"   // IWYU pragma: export
+#include "terrace/cache/planner_upkeep.hpp"  // IWYU pragma: export

@@ -36,7 +36,7 @@ inline void planner::settle(std::uint32_t block, std::size_t tier) {
     chargeable = chargeable && r.refs == 0;
   } else if (tier == 0) {
     const bool saved = blocks_.saved_below(r, 0);
-    chargeable = chargeable && saved;
+    chargeable = chargeable && (saved || !write_behind_);
     const bool on_its_way = std::any_of(r.copies.begin() + 1, r.copies.end(),
                                         [](const block_copy& c) { return c.now == state::filling; });
     blocks_.mark_unsaved(block, at_rest && r.refs != 0 && !saved && !on_its_way);
@@ -48,10 +48,13 @@ inline void planner::settle(std::uint32_t block, std::size_t tier) {
                         .depth = r.depth,
                         .row = r.row,
                         .bytes = copy.where.bytes,
+                        .recompute_cost = static_cast<float>(r.depth + 1),
+                        .reload_cost = static_cast<float>(blocks_.best_copy(r, tier + 1)),
+                        .mass = r.mass,
                         .why = std::exchange(copy.known, true) ? block_info::admission::returned
                                : copy.prefetched               ? block_info::admission::ahead
                                                                : block_info::admission::first};
-  tiers_[tier]->admit(block, info);
+  tiers_[tier]->admit(block, info, r.rank);
 }
 
 inline void planner::drop_copy(std::uint32_t block, std::size_t tier) {
@@ -79,44 +82,51 @@ inline void planner::collect(std::uint32_t block) {
     else
       gone = false;
   }
-  if (gone) blocks_.recycle(block);
+  if (!gone) return;
+  rank(block, standing::ordinary);
+  blocks_.recycle(block);
 }
 
 // --- Room.
 
-// A slot in tier 0, now: whatever the policy has charge of there can be overwritten at once.
-inline planner::claim planner::claim_slot(std::size_t bytes) {
+// A slot in tier 0.
+inline planner::claim planner::claim_slot(std::size_t bytes, need n) {
+  claim found = claim_room(0, bytes, n);
+  if (found.what == room::ready) note_hot_bytes();
+  if (found.what == room::impossible && something_may_leave()) found.what = room::pending;
+  return found;
+}
+
+// Room in a tier: what is free, or what its victims leave behind.
+inline planner::claim planner::claim_room(std::size_t tier, std::size_t bytes, need n) {
+  tier_control& t = *tiers_[tier];
   for (;;) {
-    if (const auto slot = tiers_[0]->reserve(bytes)) {
-      note_hot_bytes();
-      return {room::ready, *slot};
-    }
-    const std::uint32_t victim = tiers_[0]->victim();
-    if (victim == index_link::none) return {something_may_leave() ? room::pending : room::impossible, {}};
-    if (blocks_[victim].refs == 0) ++dropped_;
-    drop_copy(victim, 0);
-    collect(victim);
+    if (!n.fresh || t.used() + bytes + headroom(tier, bytes) <= t.capacity())
+      if (const auto found = t.reserve(bytes)) return {room::ready, *found};
+    if (leaving_[tier] >= bytes * std::clamp<std::size_t>(n.ahead, 1, options_.stores_in_flight))
+      return {room::pending, {}};
+    const room made = vacate(tier, n);
+    if (made != room::ready) return {leaving_[tier] != 0 ? room::pending : made, {}};
   }
 }
 
-// Room in a farther tier. `ahead` is how many such blocks are in line: so many demotions may run at once.
-inline planner::claim planner::claim_room(std::size_t tier, std::size_t bytes, std::size_t ahead) {
-  for (;;) {
-    if (const auto found = tiers_[tier]->reserve(bytes)) return {room::ready, *found};
-    if (leaving_[tier] >= bytes * std::clamp<std::size_t>(ahead, 1, options_.stores_in_flight))
-      return {room::pending, {}};
-    const std::uint32_t victim = tiers_[tier]->victim();
-    if (victim == index_link::none) return {leaving_[tier] != 0 ? room::pending : room::impossible, {}};
-    block_record& r = blocks_[victim];
-    if (r.refs == 0 || blocks_.saved_below(r, tier)) {
-      if (r.refs == 0) ++dropped_;
-      drop_copy(victim, tier);
-      collect(victim);
-      continue;
-    }
-    const room below = start_store(victim, tier, true, ahead);
-    if (below != room::ready) return {leaving_[tier] != 0 ? room::pending : below, {}};
-  }
+// Takes the victim of a tier out of it: lets it go where that loses nothing, else begins to move it down.
+inline planner::room planner::vacate(std::size_t tier, need n) {
+  const std::uint32_t victim = tiers_[tier]->victim();
+  if (victim == index_link::none) return room::impossible;
+  block_record& r = blocks_[victim];
+  if (r.refs != 0 && !blocks_.saved_below(r, tier)) return start_store(victim, tier, true, n);
+  if (r.refs == 0) ++dropped_;
+  drop_copy(victim, tier);
+  collect(victim);
+  return room::ready;
+}
+
+// What new tokens leave free of the last of exclusive tiers: a block can come up from it only when one that goes
+// down finds room.
+inline std::size_t planner::headroom(std::size_t tier, std::size_t bytes) const noexcept {
+  return write_behind_ || tier != last_open_ || tier == 0 ? 0
+                                                          : std::min(tiers_[tier]->capacity() / 8, 8 * bytes);
 }
 
 inline bool planner::set_aside(std::size_t tier) const noexcept {
@@ -134,13 +144,13 @@ inline std::size_t planner::next_tier(std::size_t from) const noexcept {
 
 // --- Down: write-behind and demotion.
 
-inline planner::room planner::start_store(std::uint32_t block, std::size_t from, bool evict,
-                                          std::size_t ahead) {
+inline planner::room planner::start_store(std::uint32_t block, std::size_t from, bool evict, need n) {
   const std::size_t to = next_tier(from);
   if (stopping_ || to == tiers()) return room::impossible;
-  if (stores_ == options_.stores_in_flight) return room::pending;
+  if (stores_ == options_.stores_in_flight)
+    return overdue_stores_ == stores_ ? room::impossible : room::pending;
   block_record& r = blocks_[block];
-  const claim found = claim_room(to, tiers_[to]->max_encoded_size(group_of(r)), ahead);
+  const claim found = claim_room(to, tiers_[to]->max_encoded_size(group_of(r)), n);
   if (found.what != room::ready) return found.what;
   if (stores_ == options_.stores_in_flight) {  // demotions that made the room took the last job
     tiers_[to]->release(found.where);
@@ -170,11 +180,25 @@ inline planner::room planner::start_store(std::uint32_t block, std::size_t from,
 }
 
 inline void planner::start_stores() {
+  if (!write_behind_ && flushes_ == nullptr) return make_room_ahead();
   while (blocks_.any_unsaved())
-    if (start_store(blocks_.first_unsaved(), 0, false, blocks_.unsaved()) != room::ready) return;
+    if (start_store(blocks_.first_unsaved(), 0, false, {.ahead = blocks_.unsaved()}) != room::ready) return;
+}
+
+// Above an exclusive tier: a few blocks leave tier 0 before their slots are asked for, so that who asks does not
+// wait for a transfer.
+inline void planner::make_room_ahead() {
+  tier_control& hot = *tiers_[0];
+  const std::size_t spare = hot.capacity() / 8;
+  while (hot.capacity() < hot.used() + spare && leaving_[0] < spare) {
+    const std::uint32_t victim = hot.victim();
+    if (victim == index_link::none || blocks_.saved_below(blocks_[victim], 0)) return;
+    if (start_store(victim, 0, true, {.fresh = true}) != room::ready) return;
+  }
 }
 
 inline void planner::shrink_target(transfer_job& job, std::size_t bytes) {
+  if (job.overdue) return;
   tier_control& tier = *tiers_[job.to];
   tier.release(job.target);
   const auto smaller = tier.reserve(bytes);  // nothing came between, and what was released is large enough
@@ -184,18 +208,19 @@ inline void planner::shrink_target(transfer_job& job, std::size_t bytes) {
 }
 
 inline void planner::finish_store(transfer_job& job, const result<void>& outcome) {
-  --stores_;
   block_record& r = blocks_[job.block];
   block_copy& source = r.copies[job.from];
   block_copy& target = r.copies[job.to];
   tier_control& to = *tiers_[job.to];
-  note_store_outcome(job.to, outcome);
   if (outcome) {
+    to.health.healthy = true;
     target.now = state::resident;
     ++to.stats.stores;
     to.stats.bytes_written += job.target.bytes;
     tiers_[job.from]->stats.bytes_read += job.source.bytes;
   } else {
+    ++to.stats.failed_stores;
+    note_failure(job.to, outcome.error());
     to.release(job.target);
     target = {};
   }
@@ -210,19 +235,14 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
   collect(job.block);
 }
 
-// A tier that fails is left alone for a while, longer each time, and tried again.
-inline void planner::note_store_outcome(std::size_t tier, const result<void>& outcome) {
+// A tier that fails to take blocks is left alone for a while, longer each time, and tried again.
+inline void planner::note_failure(std::size_t tier, const error& cause) {
   tier_health& health = tiers_[tier]->health;
-  if (outcome) {
-    health.healthy = true;
-    return;
-  }
   using std::chrono::milliseconds;
-  ++tiers_[tier]->stats.failed_stores;
   const auto pause = milliseconds(10) * (1 << std::min<std::uint64_t>(health.failures, 9));
   ++health.failures;
   health.healthy = false;
-  health.last = outcome.error();
+  health.last = cause;
   retry_at_[tier] = context::clock::now() + pause;
 }
 
@@ -260,6 +280,16 @@ inline void planner::start_loads() {
     ++loads_;
     transfers_.start(job);
   }
+  if (overdue_loads_ != options_.loads_in_flight) return;
+  // Every job is stuck beyond its deadline: those in line would wait for ever.
+  while (blocks_.any_to_load()) {
+    const std::uint32_t block = blocks_.first_to_load();
+    blocks_.mark_to_load(block, false);
+    const extent slot = blocks_[block].copies[0].where;
+    unpin(block, blocks_[block].load_from);
+    tiers_[0]->release(slot);
+    lose_load(block, {errc::unavailable, "every transfer on its way has passed its deadline"});
+  }
 }
 
 // Takes back a load that has not begun and that nobody waits for.
@@ -273,8 +303,28 @@ inline void planner::drop_queued_load(std::uint32_t block) {
   unpin(block, r.load_from);
 }
 
+// What comes up from an exclusive tier leaves it, once somebody has a use for it.
+inline void planner::leave_exclusive(std::uint32_t block) {
+  block_record& r = blocks_[block];
+  for (std::size_t t = 1; t < tiers(); ++t) {
+    const block_copy& copy = r.copies[t];
+    if (exclusive_[t] && copy.now == state::resident && copy.pins == 0 &&
+        r.copies[0].now == state::resident && r.copies[0].quality >= copy.quality)
+      drop_copy(block, t);
+  }
+}
+
+// Nobody will bring this block into the slot that was claimed for it; whose the slot is now is the caller's affair.
+inline void planner::lose_load(std::uint32_t block, const error& cause) {
+  block_record& r = blocks_[block];
+  if (std::exchange(r.speculative, false)) --prefetches_;
+  if (r.copies[0].prefetched) ++prefetch_.wasted;
+  answer_waiting(block, &cause);
+  r.copies[0] = {};
+  collect(block);
+}
+
 inline void planner::finish_load(transfer_job& job, const result<void>& outcome) {
-  --loads_;
   block_record& r = blocks_[job.block];
   block_copy& slot = r.copies[0];
   tier_control& from = *tiers_[job.from];
@@ -285,6 +335,7 @@ inline void planner::finish_load(transfer_job& job, const result<void>& outcome)
     slot.now = state::resident;
     if (std::exchange(r.speculative, false)) --prefetches_;
     unpin(job.block, job.from);
+    if (!slot.prefetched) leave_exclusive(job.block);
     answer_waiting(job.block, nullptr);
     settle(job.block, 0);
     collect(job.block);
@@ -305,20 +356,68 @@ inline void planner::finish_load(transfer_job& job, const result<void>& outcome)
     blocks_.mark_to_load(job.block, true);
     return;
   }
-  if (std::exchange(r.speculative, false)) --prefetches_;
-  answer_waiting(job.block, &outcome.error());
   tiers_[0]->release(slot.where);
-  slot = {};
-  collect(job.block);
+  lose_load(job.block, outcome.error());
 }
 
+// --- The end of a job, and those that do not end.
+
 inline void planner::finished(transfer_job& job, result<void> outcome) {
-  if (job.to == 0)
+  --(job.to == 0 ? loads_ : stores_);
+  if (job.overdue)
+    end_quarantine(job);
+  else if (job.to == 0)
     finish_load(job, outcome);
   else
     finish_store(job, outcome);
   job.next = std::exchange(free_jobs_, &job);
   pump();
+}
+
+// The job goes on by itself, with its extents and the pin on its source; the block goes on without it.
+inline void planner::overdue(transfer_job& job) {
+  constexpr error late{errc::deadline, "a transfer has passed its deadline"};
+  job.overdue = true;
+  block_record& r = blocks_[job.block];
+  if (job.to == 0) {
+    ++overdue_loads_;
+    tier_health& health = tiers_[job.from]->health;
+    ++health.failures;
+    health.last = late;
+    std::size_t other = tiers();
+    for (std::size_t t = 1; t < tiers(); ++t)
+      if (t != job.from && r.copies[t].readable() &&
+          (other == tiers() || r.copies[t].quality > r.copies[other].quality))
+        other = t;
+    const claim slot = other == tiers() ? claim{room::impossible, {}} : claim_slot(slot_bytes(r), {});
+    if (slot.what != room::ready) {
+      lose_load(job.block, late);
+    } else {
+      r.load_from = static_cast<std::uint8_t>(other);
+      r.copies[0].where = slot.where;
+      r.copies[0].quality = r.copies[other].quality;
+      pin(job.block, other);
+      blocks_.mark_to_load(job.block, true);
+    }
+  } else {
+    ++overdue_stores_;
+    ++tiers_[job.to]->stats.failed_stores;
+    note_failure(job.to, late);
+    r.copies[job.to] = {};
+    if (job.evict) {
+      leaving_[job.from] -= job.source.bytes;
+      r.copies[job.from].now = state::resident;
+    }
+    settle(job.block, job.from);
+    if (job.from != 0) settle(job.block, 0);
+  }
+  pump();
+}
+
+inline void planner::end_quarantine(transfer_job& job) {
+  --(job.to == 0 ? overdue_loads_ : overdue_stores_);
+  tiers_[job.to]->release(job.target);
+  unpin(job.block, job.from);
 }
 
 }  // namespace terrace

@@ -1,6 +1,6 @@
 #pragma once
-// How blocks are asked for: acquires and their line, leases, prefetches; and the cache's start, clock and
-// end. Part of cache/planner.hpp.
+// How blocks are asked for: acquires and their line, leases, prefetches; and the planner's start. Part of
+// cache/planner.hpp.
 #include <algorithm>
 #include <utility>
 
@@ -19,6 +19,7 @@ inline planner::planner(context& ctx, kv_layout layout, std::vector<tier_control
   const std::size_t count = options_.loads_in_flight + options_.stores_in_flight;
   jobs_ = std::make_unique<transfer_job[]>(count);
   for (std::size_t i = 0; i < count; ++i) jobs_[i].next = std::exchange(free_jobs_, &jobs_[i]);
+  choose_inclusions();
 }
 
 inline planner::~planner() {
@@ -44,8 +45,10 @@ inline void planner::pump() {
   if (pumping_) return;
   pumping_ = true;
   while (std::exchange(again_, false)) {
+    shrink_tiers();
     start_stores();
     serve_line();
+    run_due_hints();
     start_loads();
   }
   pumping_ = false;
@@ -141,7 +144,7 @@ inline bool planner::serve(acquire_request& r) {
   slots_.clear();
   for (const lease_entry& e : r.record->entries) {
     if (e.now != lease_entry::state::asked) continue;
-    const claim slot = claim_slot(slot_bytes(blocks_[e.id.index]));
+    const claim slot = claim_slot(slot_bytes(blocks_[e.id.index]), {.ahead = r.wanted.size()});
     if (slot.what == room::ready) {
       slots_.push_back(slot.where);
       continue;
@@ -195,10 +198,12 @@ inline bool planner::serve(acquire_request& r) {
 
 inline void planner::count_demand(std::uint32_t block, std::size_t tier) {
   block_copy& copy = blocks_[block].copies[tier];
-  if (std::exchange(copy.prefetched, false))
+  if (std::exchange(copy.prefetched, false)) {
     ++prefetch_.used;
-  else
+    leave_exclusive(block);
+  } else {
     ++tiers_[tier]->stats.hits;
+  }
   tiers_[tier]->touch(block, {.step = step_});
 }
 
@@ -279,18 +284,25 @@ inline void planner::give_back(lease_record* record) noexcept {
   record->next = std::exchange(free_records_, record);
 }
 
+inline planner::prefetch_outcome planner::begin_prefetch(block_id id, lease_form form) {
+  const block_record* b = blocks_.find(id);
+  if (b == nullptr || b->now != block_record::phase::sealed || b->copies[0].now != state::absent)
+    return prefetch_outcome::needless;
+  if (blocks_.best_copy(*b, 1) == tiers() || readable_copy(*b, form) != tiers())
+    return prefetch_outcome::needless;
+  if (stopping_ || prefetches_ == options_.prefetches_in_flight) return prefetch_outcome::no_room;
+  const claim slot = claim_slot(slot_bytes(*b), {});
+  if (slot.what != room::ready) return prefetch_outcome::no_room;
+  begin_load(id.index, slot.where, true);
+  return prefetch_outcome::begun;
+}
+
 inline std::size_t planner::prefetch(std::span<const block_id> wanted, lease_form form) {
   std::size_t begun = 0;
   for (const block_id id : wanted) {
-    if (stopping_ || prefetches_ == options_.prefetches_in_flight) break;
-    const block_record* b = blocks_.find(id);
-    if (b == nullptr || b->now != block_record::phase::sealed || b->copies[0].now != state::absent) continue;
-    const std::size_t from = blocks_.best_copy(*b, 1);
-    if (from == tiers() || readable_copy(*b, form) != tiers()) continue;
-    const claim slot = claim_slot(slot_bytes(*b));
-    if (slot.what != room::ready) break;
-    begin_load(id.index, slot.where, true);
-    ++begun;
+    const prefetch_outcome outcome = begin_prefetch(id, form);
+    if (outcome == prefetch_outcome::no_room) break;
+    begun += outcome == prefetch_outcome::begun ? 1 : 0;
   }
   if (begun != 0) pump();
   return begun;
@@ -301,10 +313,10 @@ inline std::size_t planner::prefetch(std::span<const block_id> wanted, lease_for
 inline result<std::uint32_t> planner::open_block(std::uint16_t group, std::uint16_t row, std::uint32_t parent,
                                                  std::uint32_t depth) {
   const std::size_t bytes = layout_.groups[group].block_bytes();
-  claim slot = claim_slot(bytes);
+  claim slot = claim_slot(bytes, {.fresh = true});
   while (slot.what == room::pending) {
     context_.wait(context::clock::now() + std::chrono::seconds(1));
-    slot = claim_slot(bytes);
+    slot = claim_slot(bytes, {.fresh = true});
   }
   if (slot.what == room::impossible)
     return fail(errc::out_of_capacity, "no slot of tier 0 is free for new tokens, and none can be made free");
@@ -341,60 +353,6 @@ inline void planner::drop_ref(std::uint32_t block) {
     unpin(block, 0);
   else
     collect(block);
-}
-
-// --- Clock, flush, accounts, end.
-
-inline void planner::advance_step(std::uint64_t step) {
-  if (step <= step_ && step_ != 0) return;
-  step_ = step;
-  for (tier_control* tier : tiers_) tier->advance_step(step);
-  pump();
-}
-
-inline void planner::flush(flush_request& r) {
-  r.next = std::exchange(flushes_, &r);
-  pump();
-}
-
-// A flush is over when nothing is left to save, or when what is left cannot be saved.
-inline void planner::settle_flushes() {
-  if (flushes_ == nullptr || stores_ != 0) return;
-  flush_request* r = std::exchange(flushes_, nullptr);
-  while (r != nullptr) {
-    flush_request* const next = r->next;
-    if (blocks_.any_unsaved())
-      r->failure =
-          error{errc::out_of_capacity, "the tiers below tier 0 have no room for what is to be saved"};
-    r->done(r);
-    r = next;
-  }
-}
-
-inline cache_stats planner::stats() const {
-  cache_stats all;
-  for (const tier_control* tier : tiers_) {
-    all.tiers.push_back(tier->stats);
-    all.tiers.back().medium = tier->what.medium;
-    all.tiers.back().codec = tier->what.codec;
-    all.tiers.back().capacity_bytes = tier->capacity();
-    all.tiers.back().resident_bytes = tier->used();
-  }
-  all.prefetch = prefetch_;
-  all.misses = misses_;
-  all.dropped = dropped_;
-  all.blocks = blocks_.alive();
-  all.pins = pins_;
-  all.staging_bytes = transfers_.staging_in_use();
-  all.hot_bytes_peak = hot_peak_;
-  all.step = step_;
-  return all;
-}
-
-inline void planner::shut_down() {
-  stopping_ = true;
-  while (blocks_.any_to_load()) drop_queued_load(blocks_.first_to_load());
-  while (loads_ + stores_ != 0) context_.wait(context::clock::now() + std::chrono::seconds(1));
 }
 
 }  // namespace terrace

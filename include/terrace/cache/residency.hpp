@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "terrace/cache/hints.hpp"
 #include "terrace/core/block.hpp"
 #include "terrace/core/config.hpp"
 #include "terrace/core/index_list.hpp"
@@ -51,11 +52,13 @@ struct block_record {
   std::uint16_t group = 0;   ///< layer group of the layout
   std::uint16_t row = 0;     ///< row of layers, over all groups
   phase now = phase::free;
-  bool unsaved = false;            ///< in the write-behind queue: tier 0 has the only copy
-  bool loading = false;            ///< in the load queue: a slot is reserved, the transfer has not begun
-  bool speculative = false;        ///< the load that is queued or on its way was begun by a prefetch
-  std::uint8_t load_from = 0;      ///< the tier that this load reads
-  lease_entry* waiting = nullptr;  ///< acquires that wait for the copy that is filling tier 0
+  standing rank = standing::ordinary;  ///< what hints have said
+  float mass = 0;                      ///< what it drew of the softmax mass when it was last weighed
+  bool unsaved = false;                ///< in the write-behind queue: tier 0 has the only copy
+  bool loading = false;                ///< in the load queue: a slot is reserved, the transfer has not begun
+  bool speculative = false;            ///< the load that is queued or on its way was begun by a prefetch
+  std::uint8_t load_from = 0;          ///< the tier that this load reads
+  lease_entry* waiting = nullptr;      ///< acquires that wait for the copy that is filling tier 0
 };
 
 /// Which blocks there are, and which tiers have them: dense records, recycled indices told apart by

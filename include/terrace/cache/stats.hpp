@@ -30,9 +30,17 @@ struct prefetch_stats {
   std::uint64_t wasted = 0;  ///< of those, gone without a use
 };
 
+struct hint_stats {
+  std::uint64_t accepted = 0;
+  std::uint64_t clipped = 0;
+  std::uint64_t rejected = 0;
+  std::uint64_t expired = 0;  ///< blocks whose prefetch had found no room when their step began
+};
+
 struct cache_stats {
   std::vector<tier_stats> tiers;
   prefetch_stats prefetch;
+  hint_stats hints;
   std::uint64_t misses = 0;   ///< demanded blocks that attention could not read where they were
   std::uint64_t dropped = 0;  ///< blocks that nobody referred to and that were let go for room
   std::uint64_t blocks = 0;   ///< blocks alive

@@ -46,6 +46,13 @@ class kv_store {
   void use(any_prefetcher p) { prefetcher_ = std::move(p); }
   any_prefetcher& prefetcher() noexcept { return prefetcher_; }
 
+  /// Gives a tier another capacity while the cache is at work: memory pressure, or room to spare. In tier 0 it is
+  /// slots and staging together. Returns at once; where blocks must leave, they do so as transfers and pins allow,
+  /// and `stats().tiers[tier].resident_bytes` shows how far that is. Nothing that is referred to is dropped: while the
+  /// tiers below have no room, blocks stay. Errors: invalid_argument below one block and staging in tier 0,
+  /// unavailable where the medium cannot be resized, else what the medium says; then nothing has changed.
+  result<void> resize(std::size_t tier, std::size_t bytes) { return planner_->resize(tier, bytes); }
+
   cache_stats stats() const { return planner_->stats(); }
   tier_health health(std::size_t tier) const { return planner_->health(tier); }
 

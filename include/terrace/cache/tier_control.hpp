@@ -3,8 +3,11 @@
 #include <cstdint>
 #include <optional>
 #include <string_view>
+#include <vector>
 
+#include "terrace/cache/hints.hpp"
 #include "terrace/cache/stats.hpp"
+#include "terrace/core/index_list.hpp"
 #include "terrace/core/layout.hpp"
 #include "terrace/medium/extent.hpp"
 #include "terrace/policy/policy.hpp"
@@ -24,6 +27,7 @@ class tier_control {
     bool addressable = false;     ///< its encoded bytes have host addresses
     std::uint8_t loss = 0;        ///< of its codec
     std::uint32_t format_id = 0;  ///< of its codec
+    bool weighs = false;          ///< its policy wants to know blocks' shares of the softmax mass
   };
   const traits what;
   tier_stats stats;
@@ -41,13 +45,53 @@ class tier_control {
   virtual std::size_t used() const noexcept = 0;
   virtual std::size_t max_encoded_size(const layer_group& g) const noexcept = 0;
 
-  /// The policy of the tier (policy/policy.hpp). `grow` gives it room for so many blocks.
-  virtual void grow(std::size_t blocks) = 0;
-  virtual void admit(std::uint32_t block, const block_info& info) = 0;
+  /// From now on the tier's capacity is `bytes`, whatever lies in it. errc::unavailable where its medium cannot
+  /// be resized.
+  virtual result<void> resize(std::size_t bytes) = 0;
+
+  // --- Who may leave: the blocks between admit and remove, each of which is free to leave at once. Hints have
+  // the first word, the policy of the tier the second (policy/policy.hpp).
+
+  /// Makes room in the books for so many blocks.
+  void grow(std::size_t blocks) {
+    charges_.resize(blocks);
+    links_.resize(blocks);
+    grow_policy(blocks);
+  }
+  void admit(std::uint32_t block, const block_info& info, standing s) {
+    charges_[block] = s;
+    if (s == standing::ordinary)
+      policy_admit(block, info);
+    else
+      (s == standing::kept ? kept_ : evictable_).push_back(links_, block);
+  }
+  void remove(std::uint32_t block) {
+    const standing s = charges_[block];
+    if (s == standing::ordinary)
+      policy_remove(block);
+    else
+      (s == standing::kept ? kept_ : evictable_).erase(links_, block);
+  }
+  /// Who should leave first, or index_link::none. It stays in charge until removed.
+  std::uint32_t victim() {
+    if (!evictable_.empty()) return evictable_.front();
+    const std::uint32_t chosen = policy_victim();
+    return chosen != index_link::none ? chosen : kept_.front();
+  }
   virtual void touch(std::uint32_t block, const block_use& use) = 0;
-  virtual void remove(std::uint32_t block) = 0;
-  virtual std::uint32_t victim() = 0;
+  virtual void weigh(std::uint32_t block, const block_use& use) = 0;
   virtual void advance_step(std::uint64_t step) = 0;
+
+ protected:
+  virtual void grow_policy(std::size_t blocks) = 0;
+  virtual void policy_admit(std::uint32_t block, const block_info& info) = 0;
+  virtual void policy_remove(std::uint32_t block) = 0;
+  virtual std::uint32_t policy_victim() = 0;
+
+ private:
+  std::vector<standing> charges_;  // of the blocks in charge: whose list they are in
+  std::vector<index_link> links_;
+  index_list evictable_, kept_;  // in the order in which they came
 };
 
 }  // namespace terrace

@@ -24,7 +24,8 @@ class tier_runtime final : public tier_control {
                       .raw = Tier::raw_in_place,
                       .addressable = medium_type::addressable == reach::host,
                       .loss = codec_type::loss,
-                      .format_id = codec_type::format_id}),
+                      .format_id = codec_type::format_id,
+                      .weighs = mass_weighing_policy<Policy>}),
         medium_(std::move(m)),
         policy_(std::move(o)) {}
 
@@ -48,17 +49,29 @@ class tier_runtime final : public tier_control {
     return codec_type::max_encoded_size(g);
   }
 
-  void grow(std::size_t blocks) override {
-    states_.resize(blocks);
-    policy_.bind(states_);
+  result<void> resize([[maybe_unused]] std::size_t bytes) override {
+    if (medium_ == nullptr) return fail(errc::unavailable, "a tier that was left out cannot be resized");
+    if constexpr (requires(medium_type & m) { m.resize(bytes); })
+      return medium_->resize(bytes);
+    else
+      return fail(errc::unavailable, "the medium of this tier cannot be resized");
   }
-  void admit(std::uint32_t block, const block_info& info) override { policy_.admit(block, info); }
+
   void touch(std::uint32_t block, const block_use& use) override { policy_.touch(block, use); }
-  void remove(std::uint32_t block) override { policy_.remove(block); }
-  std::uint32_t victim() override { return policy_.victim(); }
+  void weigh([[maybe_unused]] std::uint32_t block, [[maybe_unused]] const block_use& use) override {
+    if constexpr (mass_weighing_policy<Policy>) policy_.weigh(block, use);
+  }
   void advance_step(std::uint64_t step) override { policy_.advance_step(step); }
 
  private:
+  void grow_policy(std::size_t blocks) override {
+    states_.resize(blocks);
+    policy_.bind(states_);
+  }
+  void policy_admit(std::uint32_t block, const block_info& info) override { policy_.admit(block, info); }
+  void policy_remove(std::uint32_t block) override { policy_.remove(block); }
+  std::uint32_t policy_victim() override { return policy_.victim(); }
+
   std::unique_ptr<medium_type> medium_;
   Policy policy_;
   std::vector<typename Policy::block_state> states_;

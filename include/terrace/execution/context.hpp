@@ -195,6 +195,8 @@ inline void context::block(clock::time_point deadline) noexcept {
   if (!fall_asleep()) return;
   // Without an eventfd a post cannot wake the owner: it looks again every millisecond.
   nanoseconds nap = event_ >= 0 ? nanoseconds::max() : std::chrono::milliseconds(1);
+  for (const event_source* source : sources_)
+    if (source != nullptr) deadline = std::min(deadline, source->due());
   if (deadline != clock::time_point::max()) {
     const auto now = clock::now();
     nap = deadline <= now ? nanoseconds(0) : std::min<nanoseconds>(nap, deadline - now);

@@ -1,4 +1,5 @@
 #pragma once
+#include <chrono>
 #include <cstddef>
 
 namespace terrace {
@@ -22,6 +23,12 @@ class event_source {
   /// A file descriptor that is readable while poll() would complete something, or -1 where the device has
   /// none and must be polled. The same for the whole life of the source.
   virtual int descriptor() const noexcept = 0;
+
+  /// When poll() has something to do even if no device says so, such as a deadline that passes: wait() does not
+  /// sleep beyond it. It does not show on a context's descriptor().
+  virtual std::chrono::steady_clock::time_point due() const noexcept {
+    return std::chrono::steady_clock::time_point::max();
+  }
 };
 
 }  // namespace terrace

@@ -24,7 +24,7 @@ namespace terrace {
 /// Unimportance is taken when the block is admitted or touched, and stands until the next time; all ages grow
 /// alike. So the order of two blocks does not change by itself, and a heap holds it: `victim` is O(1), all
 /// else O(log n), 44 bytes a block. Of equal scores the lower index leaves. Being used while pinned counts
-/// when the block comes back. A new block starts with nothing known.
+/// when the block comes back. A new block starts with what the cache knows of its last use.
 class attention_weighted {
  public:
   static constexpr std::string_view name = "attention_weighted";
@@ -55,7 +55,8 @@ class attention_weighted {
 
   void admit(std::uint32_t i, const block_info& info) noexcept {
     block_state& s = states_[i];
-    if (info.why != block_info::admission::returned) s = {.step = step_};
+    if (info.why != block_info::admission::returned)
+      s = {.mass = double{info.mass}, .step = step_, .measured = info.mass > 0};
     s.cheapness = 1 / (1 + info.reload_cost);
     enter(i);
   }
@@ -78,6 +79,7 @@ class attention_weighted {
     s.step = step_;
     if (in_charge) enter(i);
   }
+  void weigh(std::uint32_t i, const block_use& use) noexcept { touch(i, use); }
   std::uint32_t victim() const noexcept { return by_score_.top(); }
   void advance_step(std::uint64_t step) noexcept { step_ = step; }
 
@@ -127,6 +129,6 @@ class attention_weighted {
   std::uint64_t total_step_ = 0;
   std::uint32_t measured_ = 0;  // how many these are
 };
-static_assert(eviction_policy<attention_weighted>);
+static_assert(mass_weighing_policy<attention_weighted>);
 
 }  // namespace terrace

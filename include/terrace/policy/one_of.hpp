@@ -66,6 +66,11 @@ class one_of {
   void touch(std::uint32_t i, const block_use& use) {
     visit([&](auto& c) { c.policy.touch(i, use); });
   }
+  void weigh(std::uint32_t i, const block_use& use) {
+    visit([&](auto& c) {
+      if constexpr (requires { c.policy.weigh(i, use); }) c.policy.weigh(i, use);
+    });
+  }
   std::uint32_t victim() {
     return visit([](auto& c) -> std::uint32_t { return c.policy.victim(); });
   }

@@ -24,13 +24,16 @@ struct block_info {
   std::uint32_t bytes = 0;             ///< size in this tier
   float recompute_cost = 0;            ///< relative cost of computing it anew
   float reload_cost = 0;               ///< relative cost of bringing it back from the tier that also has it
+  float mass =
+      0;  ///< the share of the softmax mass that it drew when it was last weighed; 0 where none is known
   admission why = admission::first;
 };
 
 /// One use of a block.
 struct block_use {
   std::uint64_t step = 0;
-  float mass = 0;  ///< its exact share of the softmax mass, 0 where it is not known
+  float mass =
+      0;  ///< its exact share of the softmax mass, the mean over query heads; 0 where it is not known
 };
 
 /// An eviction policy says who leaves a tier first; each tier has an instance of its own.
@@ -61,6 +64,14 @@ concept eviction_policy = std::is_trivially_copyable_v<typename P::block_state> 
   p.remove(i);
   { p.victim() } -> std::same_as<std::uint32_t>;
   p.advance_step(step);
+};
+
+/// A policy that wants to know what share of the softmax mass a block drew. Attention knows it only after the use
+/// was reported, when all blocks of the row have been merged; `weigh(i, use)` then brings it in `use.mass`, to the
+/// tier that the block was read in. Not for every block: where many queries attend at once, nobody works it out.
+template <class P>
+concept mass_weighing_policy = eviction_policy<P> && requires(P p, std::uint32_t i, const block_use& use) {
+  p.weigh(i, use);
 };
 
 }  // namespace terrace

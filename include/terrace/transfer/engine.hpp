@@ -5,11 +5,13 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <optional>
 #include <tuple>
 #include <utility>
 
 #include "terrace/cache/planner.hpp"
 #include "terrace/execution/context.hpp"
+#include "terrace/execution/event_source.hpp"
 #include "terrace/execution/ex.hpp"
 #include "terrace/transfer/job.hpp"
 #include "terrace/transfer/route.hpp"
@@ -22,8 +24,11 @@ inline namespace TERRACE_EX {
 /// over the tiers: nested sender adaptors across tiers cost seconds of compile time and nothing else. Memory
 /// is made at start: as many carriers as the planner has jobs, and the staging buffers, which bound what is
 /// in flight.
+///
+/// A job that has not ended by its deadline is reported to the planner as overdue, and its I/O is asked to stop.
+/// Its carrier and staging buffers stay with it until it has really ended.
 template <class... Tiers>
-class transfer_engine final : public transfer_port {
+class transfer_engine final : public transfer_port, private event_source {
   static constexpr std::size_t count = sizeof...(Tiers);
   template <std::size_t I>
   using tier_at = std::tuple_element_t<I, std::tuple<Tiers...>>;
@@ -47,16 +52,20 @@ class transfer_engine final : public transfer_port {
     return any;
   }
 
-  transfer_engine(context& ctx, media m, staging buffers, std::size_t carriers)
+  transfer_engine(context& ctx, media m, staging buffers, std::size_t carriers,
+                  context::clock::duration deadline)
       : context_(ctx),
         media_(m),
         staging_(std::move(buffers)),
+        deadline_(deadline),
         carriers_(std::make_unique<carrier[]>(carriers)) {
     for (std::size_t i = 0; i < carriers; ++i) {
       carriers_[i].engine = this;
       carriers_[i].next = std::exchange(free_, &carriers_[i]);
     }
+    context_.attach(*this);
   }
+  ~transfer_engine() override { context_.detach(*this); }
 
   /// The planner that is told of the end of each job.
   void report_to(planner& p) noexcept { planner_ = &p; }
@@ -68,9 +77,13 @@ class transfer_engine final : public transfer_port {
     c.next = nullptr;
     (waiting_ == nullptr ? waiting_ : last_waiting_->next) = &c;
     last_waiting_ = &c;
+    c.due = context::clock::now() + deadline_;
+    c.stop.emplace();
+    on_time_.push_back(c);
     begin_waiting();
   }
   std::size_t staging_in_use() const noexcept override { return staging_.bytes_in_use(); }
+  std::size_t staging_bytes() const noexcept override { return staging_.bytes(); }
 
  private:
   struct carrier;
@@ -80,6 +93,11 @@ class transfer_engine final : public transfer_port {
     void set_value() noexcept { c->io_done({}); }
     void set_error(error e) noexcept { c->io_done(propagate(e)); }
     void set_stopped() noexcept { c->io_done(fail(errc::stopped, "a transfer was stopped")); }
+    struct env {
+      ex::inplace_stop_token token;
+      ex::inplace_stop_token query(ex::get_stop_token_t) const noexcept { return token; }
+    };
+    env get_env() const noexcept { return {c->stop->get_token()}; }
   };
   template <class Tier>
   using read_operation =
@@ -143,6 +161,12 @@ class transfer_engine final : public transfer_port {
     pool_work work{this};
     back_home home{this};
     bool writing = false;
+    std::optional<ex::inplace_stop_source> stop;  // asked when the job is overdue
+    context::clock::time_point due;
+    carrier* earlier = nullptr;  // among those that are on time
+    carrier* later = nullptr;
+    bool giving_up = false;
+    std::optional<result<void>> ended;  // how, while it was giving up
 
     void begin() noexcept {
       staging& buffers = engine->staging_;
@@ -156,7 +180,7 @@ class transfer_engine final : public transfer_port {
         work_or_write();
     }
     void io_done(result<void> outcome) noexcept {
-      if (!outcome || writing) return finish(outcome);
+      if (!outcome || writing || job->overdue) return finish(outcome);
       work_or_write();
     }
     void work_or_write() noexcept {
@@ -182,6 +206,18 @@ class transfer_engine final : public transfer_port {
       }
       writing = true;
       engine->with_tier(job->to, [this]<std::size_t I>() { this->template write<I>(); });
+    }
+
+    // The deadline has passed. Should the job end while it is asked to stop, or while the planner is told, its end
+    // waits until both have returned: they refer to it.
+    void give_up() noexcept {
+      engine->on_time_.erase(*this);
+      job->overdue = true;
+      giving_up = true;
+      stop->request_stop();
+      engine->planner_->overdue(*job);
+      giving_up = false;
+      if (ended) finish(*std::exchange(ended, std::nullopt));
     }
 
     // Where the encoded source lies, where the encoded target goes. A direct read lands in the target's slot,
@@ -225,7 +261,12 @@ class transfer_engine final : public transfer_port {
       if (end_io != nullptr) std::exchange(end_io, nullptr)(storage);
     }
     void finish(result<void> outcome) noexcept {
+      if (giving_up) {
+        ended = outcome;
+        return;
+      }
       end_operation();
+      if (!job->overdue) engine->on_time_.erase(*this);
       staging& buffers = engine->staging_;
       if (step->how.stage_source) buffers.give_back(staged_source);
       if (step->how.stage_target) buffers.give_back(staged_target);
@@ -240,6 +281,36 @@ class transfer_engine final : public transfer_port {
     void (*end_io)(void*) noexcept = nullptr;
     alignas(operation_align) std::byte storage[operation_bytes];
   };
+
+  // Jobs have one deadline, so they pass it in the order in which they were started.
+  struct queue_by_time {
+    carrier* first = nullptr;
+    carrier* last = nullptr;
+    void push_back(carrier& c) noexcept {
+      c.earlier = std::exchange(last, &c);
+      c.later = nullptr;
+      (c.earlier == nullptr ? first : c.earlier->later) = &c;
+    }
+    void erase(carrier& c) noexcept {
+      (c.earlier == nullptr ? first : c.earlier->later) = c.later;
+      (c.later == nullptr ? last : c.later->earlier) = c.earlier;
+    }
+  };
+
+  // As an event source: nothing to wait for but deadlines.
+  std::size_t poll() noexcept override {
+    std::size_t passed = 0;
+    while (on_time_.first != nullptr && on_time_.first->due <= context::clock::now()) {
+      on_time_.first->give_up();
+      ++passed;
+    }
+    return passed;
+  }
+  std::size_t pending() const noexcept override { return 0; }
+  int descriptor() const noexcept override { return -1; }
+  context::clock::time_point due() const noexcept override {
+    return on_time_.first == nullptr ? context::clock::time_point::max() : on_time_.first->due;
+  }
 
   void begin_waiting() noexcept {
     while (waiting_ != nullptr && waiting_->step->how.staging_buffers() <= staging_.available()) {
@@ -266,7 +337,9 @@ class transfer_engine final : public transfer_port {
   context& context_;
   media media_;
   staging staging_;
+  context::clock::duration deadline_;
   planner* planner_ = nullptr;
+  queue_by_time on_time_;
   std::unique_ptr<carrier[]> carriers_;
   carrier* free_ = nullptr;
   carrier* waiting_ = nullptr;  // jobs that wait for staging, in the order in which they were started

@@ -17,6 +17,7 @@ struct transfer_job {
   extent source;                 ///< its `bytes` are the encoded length
   extent target;                 ///< as large as the codec may need; `bytes` becomes the encoded length
   bool evict = false;            ///< the source goes when the target is in place
+  bool overdue = false;          ///< has passed its deadline: nobody waits for it any more
   transfer_job* next = nullptr;  ///< belongs to whoever queues it
 };
 
@@ -29,6 +30,8 @@ class transfer_port {
   /// owner and never from within this call.
   virtual void start(transfer_job& job) noexcept = 0;
   virtual std::size_t staging_in_use() const noexcept = 0;
+  /// Bytes of all staging, in use or not: what tier 0's budget has besides its slots.
+  virtual std::size_t staging_bytes() const noexcept = 0;
 };
 
 }  // namespace terrace

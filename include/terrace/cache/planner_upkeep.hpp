@@ -1,0 +1,184 @@
+#pragma once
+// What the engine says and asks besides reading and writing: hints, the clock, sizes, flushes, accounts; and the
+// cache's end. Part of cache/planner.hpp.
+#include <algorithm>
+#include <utility>
+
+#include "terrace/cache/planner.hpp"
+
+namespace terrace {
+
+// --- Hints.
+
+// Gives a block another standing, in the tiers that have charge of it too.
+inline void planner::rank(std::uint32_t block, standing s) {
+  block_record& r = blocks_[block];
+  if (r.rank == s) return;
+  if (r.rank == standing::kept) kept_bytes_ -= slot_bytes(r);
+  if (s == standing::kept) kept_bytes_ += slot_bytes(r);
+  for (std::size_t t = 0; t < tiers(); ++t)
+    if (std::exchange(r.copies[t].in_policy, false)) tiers_[t]->remove(block);
+  r.rank = s;
+  for (std::size_t t = 0; t < tiers(); ++t)
+    if (r.copies[t].now != state::absent) settle(block, t);
+}
+
+inline hint_outcome planner::hint_blocks(std::span<const block_id> blocks, const hint& h) {
+  const bool timed = h.what == hint::kind::prefetchable || h.what == hint::kind::ttl;
+  const auto reject = [this](const char* why) {
+    ++hints_.rejected;
+    return hint_outcome{hint_outcome::verdict::rejected, 0, why};
+  };
+  if (timed && h.at_step <= step_) return reject("the step of this hint has begun already");
+  // Each waits for its step in memory: an engine that hints faster than its steps come must not fill it.
+  if (timed && timed_.size() + blocks.size() > 8 * blocks_.alive() + 64)
+    return reject("too many hints wait for their steps");
+
+  standing s = standing::ordinary;
+  if (h.what == hint::kind::hot || (h.what == hint::kind::priority && h.level > 0)) s = standing::kept;
+  if (h.what == hint::kind::evictable || (h.what == hint::kind::priority && h.level < 0))
+    s = standing::evictable;
+
+  hint_outcome out;
+  for (const block_id id : blocks) {
+    const block_record* const r = blocks_.find(id);
+    if (r == nullptr || r->now != block_record::phase::sealed) {
+      out.reason = "only sealed blocks can be hinted at";
+    } else if (timed) {
+      const bool fetch = h.what == hint::kind::prefetchable;
+      timed_.push_back({fetch ? h.at_step - 1 : h.at_step, id, h.what});
+      std::push_heap(timed_.begin(), timed_.end());
+      ++out.blocks;
+    } else if (s == standing::kept && r->rank != s && kept_bytes_ + slot_bytes(*r) > hot_capacity() / 2) {
+      out.reason = "hot blocks may take at most half of tier 0";
+    } else {
+      rank(id.index, s);
+      ++out.blocks;
+    }
+  }
+  if (out.blocks == 0) return reject(blocks.empty() ? "the range holds no sealed block" : out.reason);
+  if (out.blocks != blocks.size()) out.what = hint_outcome::verdict::clipped;
+  ++(out.what == hint_outcome::verdict::clipped ? hints_.clipped : hints_.accepted);
+  pump();
+  return out;
+}
+
+// Hints whose step has come. A prefetch that finds no room is tried again until the step that it is for.
+inline void planner::run_due_hints() {
+  while (!timed_.empty() && timed_.front().at_step <= step_) {
+    const timed_hint due = timed_.front();
+    if (blocks_.find(due.id) != nullptr) {
+      if (due.what == hint::kind::ttl)
+        rank(due.id.index, standing::evictable);
+      else if (due.at_step < step_ && needs_slot(due.id, lease_form::raw) &&
+               blocks_[due.id.index].copies[0].now == state::absent)
+        ++hints_.expired;
+      else if (begin_prefetch(due.id, lease_form::raw) == prefetch_outcome::no_room)
+        return;
+    }
+    std::pop_heap(timed_.begin(), timed_.end());
+    timed_.pop_back();
+  }
+}
+
+inline void planner::weigh(std::uint32_t block, float mass) {
+  block_record& r = blocks_[block];
+  r.mass = mass;
+  for (std::size_t t = 0; t < tiers(); ++t)
+    if (tiers_[t]->what.weighs && r.copies[t].readable())
+      tiers_[t]->weigh(block, {.step = step_, .mass = mass});
+}
+
+inline void planner::advance_step(std::uint64_t step) {
+  if (step <= step_ && step_ != 0) return;
+  step_ = step;
+  for (tier_control* tier : tiers_) tier->advance_step(step);
+  pump();
+}
+
+// --- Sizes.
+
+// Which tiers keep what tier 0 holds: as told, or by their sizes when the cache is opened.
+inline void planner::choose_inclusions() {
+  bool next = true;  // the tier that tier 0's blocks leave for
+  for (std::size_t t = 1; t < tiers(); ++t) {
+    if (tiers_[t]->capacity() == 0) continue;
+    const bool of_a_size = next && tiers_[t]->capacity() / 2 < tiers_[0]->capacity();
+    exclusive_[t] = options_.inclusions[t] == inclusion::exclusive ||
+                    (options_.inclusions[t] == inclusion::automatic && of_a_size);
+    if (next) write_behind_ = !exclusive_[t];
+    last_open_ = t;
+    next = false;
+  }
+}
+
+inline result<void> planner::resize(std::size_t tier, std::size_t bytes) {
+  if (tier >= tiers()) return fail(errc::invalid_argument, "there is no such tier to be resized");
+  std::size_t own = bytes;
+  if (tier == 0) {
+    const std::size_t staging = transfers_.staging_bytes();
+    if (bytes < staging || bytes - staging < layout_.largest_block())
+      return fail(errc::invalid_argument, "tier 0 must hold one block and the staging buffers of its codecs");
+    own -= staging;
+  }
+  if (auto resized = tiers_[tier]->resize(own); !resized) return resized;
+  pump();
+  return {};
+}
+
+// A tier that was made smaller lets its victims go until what is left fits.
+inline void planner::shrink_tiers() {
+  for (std::size_t t = 0; t < tiers(); ++t)
+    while (tiers_[t]->used() > tiers_[t]->capacity() + leaving_[t])
+      if (vacate(t, {}) != room::ready) break;
+}
+
+// --- Flush, accounts, end.
+
+inline void planner::flush(flush_request& r) {
+  r.next = std::exchange(flushes_, &r);
+  pump();
+}
+
+// A flush is over when nothing is left to save, or when what is left cannot be saved.
+inline void planner::settle_flushes() {
+  if (flushes_ == nullptr || stores_ != overdue_stores_) return;
+  flush_request* r = std::exchange(flushes_, nullptr);
+  while (r != nullptr) {
+    flush_request* const next = r->next;
+    if (blocks_.any_unsaved())
+      r->failure =
+          error{errc::out_of_capacity, "the tiers below tier 0 have no room for what is to be saved"};
+    r->done(r);
+    r = next;
+  }
+}
+
+inline cache_stats planner::stats() const {
+  cache_stats all;
+  for (const tier_control* tier : tiers_) {
+    all.tiers.push_back(tier->stats);
+    all.tiers.back().medium = tier->what.medium;
+    all.tiers.back().codec = tier->what.codec;
+    all.tiers.back().capacity_bytes = tier->capacity();
+    all.tiers.back().resident_bytes = tier->used();
+  }
+  all.prefetch = prefetch_;
+  all.hints = hints_;
+  all.misses = misses_;
+  all.dropped = dropped_;
+  all.blocks = blocks_.alive();
+  all.pins = pins_;
+  all.staging_bytes = transfers_.staging_in_use();
+  all.hot_bytes_peak = hot_peak_;
+  all.step = step_;
+  return all;
+}
+
+inline void planner::shut_down() {
+  stopping_ = true;
+  while (blocks_.any_to_load()) drop_queued_load(blocks_.first_to_load());
+  while (loads_ + stores_ != 0) context_.wait(context::clock::now() + std::chrono::seconds(1));
+}
+
+}  // namespace terrace
