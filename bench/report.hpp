@@ -106,7 +106,7 @@ class report {
   template <class Figure, class Limit>
   void compare(const subject& about, Figure&& figure, Limit&& limit) {
     if (!wanted(about.name)) return;
-    std::vector<double> figures, limits, ratios;
+    std::vector<double> figures, limits;
     for (int round = -1; round < rounds_; ++round) {
       double x = 0, bound = 0;
       if (round % 2 == 0) x = figure();
@@ -115,15 +115,22 @@ class report {
       if (round < 0) continue;
       figures.push_back(x);
       limits.push_back(bound);
-      ratios.push_back(about.direction == better::larger ? x / bound : bound / x);
     }
+    add(about, figures, limits);
+  }
+
+  /// A row of samples that were taken elsewhere, a figure and its limit for each round.
+  void add(const subject& about, const std::vector<double>& figures, const std::vector<double>& limits) {
+    if (!wanted(about.name)) return;
+    std::vector<double> ratios;
+    for (std::size_t i = 0; i < figures.size(); ++i) ratios.push_back(ratio(about, figures[i], limits[i]));
     put({about, median(figures), median(limits), lower_end(ratios)});
   }
 
   /// A row of a figure that has no noise, a count say.
   void add(const subject& about, double figure, double limit) {
     if (!wanted(about.name)) return;
-    put({about, figure, limit, about.direction == better::larger ? figure / limit : limit / figure});
+    put({about, figure, limit, ratio(about, figure, limit)});
   }
 
   /// A line of text between the rows.
@@ -158,6 +165,9 @@ class report {
     return 1;
   }
 
+  static double ratio(const subject& about, double figure, double limit) {
+    return about.direction == better::larger ? figure / limit : limit / figure;
+  }
   void put(row r) {
     const subject& s = r.about;
     std::fprintf(table_, "  %-38s %12.4g %12.4g  %-22s %6.3f%s\n", s.name.c_str(), r.figure, r.limit,
