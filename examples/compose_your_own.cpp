@@ -93,8 +93,7 @@ static_assert(host_addressable_medium<memory_file>);
 // the least for which the row's largest element fits, so that coding what was decoded gives the same bytes.
 
 struct block_float {
-  static constexpr std::uint32_t format_id =
-      0x6d796266;  // any number that no other codec has, and that never changes
+  static constexpr std::uint32_t format_id = 0x6d796266;  // no other codec has it, and it never changes
   static constexpr std::string_view name = "block_float";
   static constexpr bool lossless = false;
   static constexpr std::uint8_t loss = 20;  // rank: worse than q8_0 (16), better than q4_0 (64)
