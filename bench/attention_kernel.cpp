@@ -1,14 +1,14 @@
 // Host attention beside what bounds it on this machine: a plain read of the same bytes for decode, and the
-// peak of FMA for prefill, both measured in the same run. One thread.
-#include <algorithm>
-#include <chrono>
+// peak of FMA for prefill, both measured in the same rounds. One thread.
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "report.hpp"
 #include "terrace/attention/attend.hpp"
 #include "terrace/core/simd.hpp"
 
@@ -19,20 +19,7 @@
 namespace {
 
 using namespace terrace;
-using clock_type = std::chrono::steady_clock;
-
-template <class F>
-double seconds(F&& work) {
-  const auto start = clock_type::now();
-  work();
-  return std::chrono::duration<double>(clock_type::now() - start).count();
-}
-template <class F>
-double best_of(int rounds, F&& work) {
-  double best = 1e9;
-  for (int i = 0; i < rounds; ++i) best = std::min(best, seconds(work));
-  return best;
-}
+using bench::seconds;
 
 struct free_memory {
   void operator()(std::byte* p) const noexcept { std::free(p); }
@@ -126,8 +113,8 @@ TERRACE_TARGET_AVX2 void fma_avx2() {
 double fma_peak() {
 #if TERRACE_X86
   const double flops = fma_rounds * 12.0 * 32;
-  if (best_isa() == isa::avx512) return flops / best_of(5, fma_avx512) / 1e9;
-  if (best_isa() == isa::avx2) return flops / best_of(5, fma_avx2) / 1e9;
+  if (best_isa() == isa::avx512) return flops / seconds(fma_avx512) / 1e9;
+  if (best_isa() == isa::avx2) return flops / seconds(fma_avx2) / 1e9;
 #endif
   return 0;
 }
@@ -138,7 +125,7 @@ struct job {
   block_encoding encoding = block_encoding::raw;
 };
 
-void run(const job& j, const std::byte* data, std::size_t bytes, double peak) {
+void run(bench::report& out, const job& j, const std::byte* data, std::size_t bytes) {
   constexpr std::uint32_t kv_heads = 8;
   layer_group group;
   group.tokens = j.tokens;
@@ -146,47 +133,44 @@ void run(const job& j, const std::byte* data, std::size_t bytes, double peak) {
   const attention_shape shape{
       .q_heads = kv_heads * j.group, .kv_heads = kv_heads, .dim = j.dim, .scale = 0, .keep = {}};
   const std::size_t block = token_rows::encoded_bytes(group.block_bytes(), element::fp16, j.encoding);
-  const std::size_t blocks = j.queries == 1 ? bytes / block : 4;
+  const bool decode = j.queries == 1;
+  const std::size_t blocks = decode ? bytes / block : 4;
   const std::size_t kv_tokens = blocks * j.tokens;
+  const std::uint32_t heads = decode ? kv_heads : 1;
 
   std::vector<float> q(std::size_t{j.queries} * shape.q_heads * j.dim);
   for (std::size_t i = 0; i < q.size(); ++i) q[i] = static_cast<float>(i * 2654435761u % 2001) * 1e-3f - 1.0f;
   query_tile tile;
   partial_state state;
   if (!tile.load(shape, std::span<const float>(q), kv_tokens)) std::exit(1);
-  const std::uint32_t heads = j.queries == 1 ? kv_heads : 1;
-  double read = 1e9, attend_time = 1e9;
-  for (int round = 0; round < 5; ++round) {
+  const auto attend_all = [&] {
     if (!state.reset(tile.rows(), j.dim)) std::exit(1);
-    if (j.queries == 1) read = std::min(read, seconds([&] { plain_read(data, blocks * block); }));
-    attend_time =
-        std::min(attend_time, seconds([&] {
-                   for (std::size_t b = 0; b < blocks; ++b) {
-                     const block_view view{&group, data + b * block, 0, b * j.tokens, j.tokens, j.encoding};
-                     for (std::uint32_t h = 0; h < heads; ++h) attend(tile, view, state, h, 0, j.queries);
-                   }
-                 }));
-  }
-  const double flops = 4.0 * j.dim * static_cast<double>(kv_tokens) * heads * j.group * j.queries;
-  if (j.queries == 1) {
-    const double rate = static_cast<double>(blocks * block) / attend_time / 1e9;
-    const double limit = static_cast<double>(blocks * block) / read / 1e9;
-    std::printf("%-34s %8.2f GB/s     read %8.2f GB/s     %.2f\n", j.name, rate, limit, rate / limit);
+    return seconds([&] {
+      for (std::size_t b = 0; b < blocks; ++b) {
+        const block_view view{&group, data + b * block, 0, b * j.tokens, j.tokens, j.encoding};
+        for (std::uint32_t h = 0; h < heads; ++h) attend(tile, view, state, h, 0, j.queries);
+      }
+    });
+  };
+  if (decode) {
+    const double gigabytes = static_cast<double>(blocks * block) / 1e9;
+    out.compare(
+        {j.name, "GB/s", "plain read"}, [&] { return gigabytes / attend_all(); },
+        [&] { return gigabytes / seconds([&] { plain_read(data, blocks * block); }); });
   } else {
-    const double rate = flops / attend_time / 1e9;
-    std::printf("%-34s %8.1f GFLOP/s  FMA  %8.1f GFLOP/s  %.2f\n", j.name, rate, peak,
-                peak > 0 ? rate / peak : 0.0);
+    const double flops = 4.0 * j.dim * static_cast<double>(kv_tokens) * heads * j.group * j.queries;
+    out.compare(
+        {j.name, "GFLOP/s", "FMA peak"}, [&] { return flops / attend_all() / 1e9; }, fma_peak);
   }
 }
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  bench::report out("attention_kernel", argc, argv);
   constexpr std::size_t bytes = 256_MiB;
   const memory data = random_fp16(bytes);
-  const double peak = fma_peak();
-  std::printf("instruction set %s\n%-34s %13s     limit measured in this run   share\n",
-              name(best_isa()).data(), "case", "figure");
+  out.note("instruction set " + std::string(name(best_isa())));
   const job jobs[] = {
       {"decode GQA 4, dim 128, fp16", 4, 128, 256, 1},
       {"decode GQA 8, dim 128, fp16", 8, 128, 256, 1},
@@ -198,5 +182,6 @@ int main() {
       {"prefill 512 x GQA 4, dim 128", 4, 128, 256, 512},
       {"prefill 512 x GQA 4, dim 80", 4, 80, 256, 512},
   };
-  for (const job& j : jobs) run(j, data.get(), bytes, peak);
+  for (const job& j : jobs) run(out, j, data.get(), bytes);
+  return out.finish();
 }

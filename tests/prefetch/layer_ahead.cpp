@@ -1,8 +1,16 @@
 #include "terrace/prefetch/layer_ahead.hpp"
 
 #include <array>
+#include <vector>
 
 #include "catch.hpp"
+#include "pattern.hpp"
+#include "terrace/attention/stream.hpp"
+#include "terrace/execution/sync_wait.hpp"
+#include "terrace/medium/ram.hpp"
+#include "terrace/policy/lru.hpp"
+#include "terrace/testing/scripted.hpp"
+#include "terrace/tiered_cache.hpp"
 
 using namespace terrace;
 
@@ -34,4 +42,36 @@ TEST_CASE("any_prefetcher holds a prefetcher or none") {
   some.observe({.rows = 2, .blocks = 3});
   CHECK(some.suggest(out) == 1);
   CHECK(some.name() == "layer_ahead");
+}
+
+TEST_CASE("layer_ahead brings sinks and window of the next layer, and nothing that attention has passed") {
+  constexpr std::uint32_t layers = 4, depth = 20, seen = 1 + 4;  // a block of sinks, and those of the window
+  context ctx;
+  medium_script script;
+  kv_layout layout = pattern::layout(layers);
+  layout.groups[0].keep = {.window = 16 * 4 + 2, .sinks = 16};
+  // The layers together do not fit, so that each step brings what the step before has pushed out.
+  auto cache = tiered_cache<tier<ram>, tier<scripted>, lru>::open(
+      ctx, layout, {.capacity = (layers + 3 * seen) * pattern::block_bytes},
+      {.capacity = 2 * layers * depth * pattern::block_bytes, .script = &script});
+  REQUIRE(cache);
+  cache->use(layer_ahead({.blocks = seen}));
+  sequence text = cache->make_sequence();
+  for (std::uint32_t n = 0; n < depth; ++n) REQUIRE(pattern::append(text, 16, layers, 1));
+  REQUIRE(pattern::append(text, 1, layers, 1));
+  REQUIRE(ctx.sync_wait(cache->flush()));
+
+  const std::vector<float> query(64);
+  std::vector<float> out(64);
+  for (std::uint64_t step = 1; step <= 4; ++step) {
+    cache->advance_step(step);
+    auto token = text.reserve(1);
+    REQUIRE(token);
+    for (std::uint32_t layer = 0; layer < layers; ++layer)
+      REQUIRE(ctx.sync_wait(stream(*cache, text, *token, layer, query, out, {.attend = false})));
+  }
+  const prefetch_stats stats = cache->stats().prefetch;
+  CHECK(stats.used >= 3 * layers * seen);
+  CHECK(stats.wasted == 0);
+  CHECK(stats.issued - stats.used <= seen);  // the last wish is for a step that does not come
 }

@@ -98,6 +98,8 @@ class stream_run {
     lease held;
   };
 
+  template <class F>
+  void for_each_seen(std::uint32_t row, F&& f) const;
   void choose_blocks();
   std::size_t window_blocks() const noexcept;
   void pump() noexcept;
@@ -132,21 +134,28 @@ class stream_run {
   bool pumping_ = false, again_ = false, over_ = false;
 };
 
-inline void stream_run::choose_blocks() {
-  work_->blocks.clear();
-  work_->positions.clear();
-  const layer_group& g = group();
-  const auto& row = pages_.rows[row_];
-  const std::uint64_t sealed = pages_.sealed(row_);
+// Calls f(block, position) for each sealed block of a row that the queries still see, in ascending order.
+template <class F>
+void stream_run::for_each_seen(std::uint32_t row, F&& f) const {
+  const layer_group& g = pages_.group(row);
+  const std::uint64_t sealed = pages_.sealed(row);
   // Keys that the first query still sees; later queries see fewer of the old ones.
   const std::uint64_t oldest =
       g.keep.window == 0 || first_ + 1 < g.keep.window ? 0 : first_ + 1 - g.keep.window;
   for (std::uint64_t i = 0; i < sealed; ++i) {
     const bool seen = (i + 1) * g.tokens > oldest || (g.keep.window != 0 && i * g.tokens < g.keep.sinks);
-    if (!seen || !row[i].valid()) continue;
-    work_->blocks.push_back(row[i]);
-    work_->positions.push_back(static_cast<std::uint32_t>(i));
+    const block_id id = pages_.rows[row][i];
+    if (seen && id.valid()) f(id, static_cast<std::uint32_t>(i));
   }
+}
+
+inline void stream_run::choose_blocks() {
+  work_->blocks.clear();
+  work_->positions.clear();
+  for_each_seen(row_, [&](block_id id, std::uint32_t position) {
+    work_->blocks.push_back(id);
+    work_->positions.push_back(position);
+  });
 }
 
 // Blocks of a window that come into slots of tier 0: enough to keep a disk busy, and so few that all windows
@@ -361,10 +370,11 @@ inline void stream_run::suggest_next() {
   const std::size_t count = cache_.prefetcher().suggest(wishes);
   for (const prefetch_wish& wish : std::span(wishes).first(count)) {
     if (wish.row >= pages_.rows.size()) continue;
-    const std::size_t sealed = pages_.sealed(wish.row);
     work_->wanted.clear();
-    for (std::size_t i = wish.first; i < sealed && work_->wanted.size() < wish.blocks; ++i)
-      work_->wanted.push_back(pages_.rows[wish.row][i]);
+    std::uint32_t n = 0;
+    for_each_seen(wish.row, [&](block_id id, std::uint32_t) {
+      if (n++ >= wish.first && work_->wanted.size() < wish.blocks) work_->wanted.push_back(id);
+    });
     cache_.prefetch(work_->wanted, form());
   }
 }

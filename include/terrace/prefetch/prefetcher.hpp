@@ -14,11 +14,13 @@ struct row_use {
   std::uint32_t sequence = 0;
   std::uint32_t row = 0;     ///< the row of layers being streamed
   std::uint32_t rows = 1;    ///< rows that the model has in all
-  std::uint32_t blocks = 0;  ///< blocks in the row
+  std::uint32_t blocks = 0;  ///< blocks of the row that attention sees
   std::uint64_t step = 0;
 };
 
-/// Blocks that will be wanted: `blocks` consecutive ones of a row, beginning with `first`.
+/// Blocks that will be wanted: `blocks` consecutive ones of a row, beginning with `first`. Only those that attention
+/// sees are counted, in the order in which it streams them: of a row with a window and sinks the first ones are the
+/// sinks, and those that the window has passed have no number.
 struct prefetch_wish {
   std::uint32_t row = 0;
   std::uint32_t first = 0;

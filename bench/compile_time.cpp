@@ -1,0 +1,170 @@
+// What Terrace costs to compile: a translation unit that opens a cache of four tiers, and one that attends over it as
+// well, beside one that only includes terrace.hpp, with each compiler that was found when this was configured. Seconds are of
+// the processor and not of the clock, so that a busy machine does not change them much; memory is the compiler's peak.
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "report.hpp"
+
+namespace {
+
+constexpr std::string_view include_only = R"(
+#include "terrace/terrace.hpp"
+int main() {}
+)";
+
+// Opens a cache, writes and reads through it; with ATTEND, streams attention over it as well.
+constexpr std::string_view four_tiers = R"(
+#include "terrace/codec/chain.hpp"
+#include "terrace/codec/q4_0.hpp"
+#include "terrace/codec/zstd.hpp"
+#include "terrace/medium/nvme.hpp"
+#include "terrace/terrace.hpp"
+using namespace terrace;
+using kv_cache = tiered_cache<tier<ram>, tier<ram, q8_0>, tier<nvme, chain<q4_0, zstd<>>>,
+                              tier<directory, chain<q4_0, zstd<>>>, lru>;
+int main() {
+  context ctx{{.codec_threads = 1}};
+  const kv_layout layout{{{.layers = 4, .tokens = 64, .k = {2, 64}, .v = {2, 64}}}};
+  auto cache = kv_cache::open(ctx, layout, {.capacity = 1_MiB}, {.capacity = 1_MiB}, {.capacity = 8_MiB},
+                              {.capacity = 8_MiB, .path = "cold"});
+  if (!cache) return 1;
+  auto sequence = cache->make_sequence();
+  auto tokens = sequence.reserve(64);
+  if (!tokens) return 1;
+#if defined(ATTEND)
+  std::vector<float> query(64 * 8 * 64), out(64 * 8 * 64);
+  if (!ctx.sync_wait(stream(*cache, sequence, *tokens, 0, query, out))) return 1;
+#endif
+  sequence.commit(std::move(*tokens), 64);
+  return ctx.sync_wait(cache->acquire(sequence.pages().rows[0])) ? 0 : 1;
+}
+)";
+
+struct cost {
+  double seconds = 0, mebibytes = 0;
+};
+
+// A source in a folder of its own, compiled with one command; the folder goes at the end.
+class compilation {
+ public:
+  compilation(std::vector<std::string> command, const std::string& flag, std::string_view extension,
+              std::string_view source)
+      : command_(std::move(command)) {
+    char name[] = "/tmp/terrace-compile-XXXXXX";
+    if (::mkdtemp(name) == nullptr) give_up("a folder for the sources cannot be made");
+    folder_ = name;
+    source_ = folder_ + "/unit." + std::string(extension);
+    object_ = folder_ + "/unit.o";
+    std::FILE* const file = std::fopen(source_.c_str(), "w");
+    if (file == nullptr || std::fwrite(source.data(), 1, source.size(), file) != source.size() ||
+        std::fclose(file) != 0)
+      give_up("a source cannot be written");
+    command_.insert(command_.end(), {flag, "-c", source_, "-o", object_});
+  }
+  compilation(compilation&&) = delete;
+  ~compilation() {
+    ::unlink(source_.c_str());
+    ::unlink(object_.c_str());
+    ::rmdir(folder_.c_str());
+  }
+
+  cost run() const {
+    const ::pid_t child = ::fork();
+    if (child == 0) {
+      std::vector<char*> arguments;
+      for (const std::string& a : command_) arguments.push_back(const_cast<char*>(a.c_str()));
+      arguments.push_back(nullptr);
+      ::execvp(arguments[0], arguments.data());
+      ::_exit(127);
+    }
+    int status = 0;
+    ::rusage used{};  // of the compiler and all that it started
+    if (child < 0 || ::wait4(child, &status, 0, &used) != child || status != 0)
+      give_up("does not compile with " + command_[0]);
+    const auto seconds_of = [](const ::timeval& t) {
+      return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6;
+    };
+    return {.seconds = seconds_of(used.ru_utime) + seconds_of(used.ru_stime),
+            .mebibytes = static_cast<double>(used.ru_maxrss) / 1024};
+  }
+
+ private:
+  [[noreturn]] static void give_up(const std::string& why) {
+    std::fprintf(stderr, "compile_time: %s\n", why.c_str());
+    std::exit(1);
+  }
+  std::vector<std::string> command_;
+  std::string folder_, source_, object_;
+};
+
+// Compiles the units in turn, and makes rows of those after the first, which is what they are beside.
+struct unit {
+  std::string name;
+  std::string_view source;
+  std::string flag = "-UATTEND";
+  std::optional<double> promised = {};  // seconds
+};
+void measure(bench::report& out, const std::string& compiler, const std::vector<std::string>& command,
+             std::string_view extension, const std::vector<unit>& units) {
+  if (std::none_of(units.begin() + 1, units.end(),
+                   [&](const unit& u) { return out.wanted(compiler + ", " + u.name); }))
+    return;
+  std::vector<std::unique_ptr<compilation>> compilations;
+  for (const unit& u : units)
+    compilations.push_back(std::make_unique<compilation>(command, u.flag, extension, u.source));
+  std::vector<std::vector<double>> seconds(units.size()), memory(units.size());
+  const int rounds = std::min(out.rounds(), 7);  // each takes most of a minute
+  for (int round = 0; round < rounds; ++round)
+    for (std::size_t u = 0; u < units.size(); ++u) {
+      const cost c = compilations[u]->run();
+      seconds[u].push_back(c.seconds);
+      memory[u].push_back(c.mebibytes);
+    }
+  using bench::better;
+  for (std::size_t u = 1; u < units.size(); ++u) {
+    const std::string name = compiler + ", " + units[u].name;
+    if (units[u].promised)
+      out.add({name, "s", "promised", better::smaller, 1.0}, seconds[u],
+              std::vector<double>(seconds[u].size(), *units[u].promised));
+    out.add({name, "s", units[0].name, better::smaller}, seconds[u], seconds[0]);
+    out.add({name + ", memory", "MiB", units[0].name, better::smaller}, memory[u], memory[0]);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  bench::report out("compile_time", argc, argv);
+  ::setenv("CCACHE_DISABLE", "1", 1);  // where the compiler is a link to it
+  const std::vector<std::string> flags{"-std=c++20", "-O2", "-DNDEBUG", "-I" TERRACE_INCLUDE_FOLDER};
+  const auto with = [&](const char* compiler, std::vector<std::string> more = {}) {
+    more.insert(more.begin(), compiler);
+    more.insert(more.end(), flags.begin(), flags.end());
+    return more;
+  };
+  const unit bare{"include alone", include_only}, opened{"four tiers", four_tiers};
+  unit promised = opened;
+  if (TERRACE_CXX_IS_GNU) promised.promised = 4.0;
+  const unit attended{"four tiers, attention", four_tiers, "-DATTEND"};
+  measure(out, TERRACE_CXX_NAME, with(TERRACE_CXX), "cpp", {bare, promised, attended});
+#if defined(TERRACE_CLANG)
+  measure(out, "clang++", with(TERRACE_CLANG), "cpp", {bare, opened});
+#endif
+#if defined(TERRACE_NVCC)
+  measure(out, "nvcc", with(TERRACE_NVCC, {"--extended-lambda", "--expt-relaxed-constexpr", "-w"}), "cu",
+          {bare, opened});
+#endif
+  return out.finish();
+}
