@@ -119,6 +119,12 @@ struct resize_says_nothing : medium_archetype {
 static_assert(resizable_medium<ram> && resizable_medium<nvme> && resizable_medium<directory>);
 static_assert(!resizable_medium<medium_archetype> && !resizable_medium<resize_says_nothing>);
 
+struct register_says_whether : medium_archetype {
+  bool register_buffer(mutable_bytes);
+};
+static_assert(buffer_registering_medium<nvme> && !buffer_registering_medium<ram>);
+static_assert(!buffer_registering_medium<register_says_whether>);
+
 static_assert(!persistent_medium<medium_archetype> && !persistent_medium<without_sync>);
 static_assert(persistent_medium<with_sync> && !persistent_medium<forgetful_with_sync>);
 
@@ -260,6 +266,52 @@ TEST_CASE("the suite names the sentence that a medium breaks") {
   CHECK(broken(fault::ignores_what_is_used) ==
         "nothing can be reserved while more is used than the capacity");
   CHECK(broken(fault::moves) == "what is read is what was written last");
+}
+
+namespace {
+// Sees whether its transfers use what was registered.
+class buffer_observer : public medium_archetype {
+ public:
+  static inline std::vector<mutable_bytes> registered;
+  static inline int transfers = 0, elsewhere = 0;
+  explicit buffer_observer(std::size_t capacity) : medium_archetype(capacity) {}
+  static result<std::unique_ptr<buffer_observer>> open(context&, options o) {
+    return std::make_unique<buffer_observer>(o.capacity);
+  }
+  void register_buffer(mutable_bytes memory) { registered.push_back(memory); }
+  auto read(extent e, mutable_bytes into) {
+    look(into);
+    return medium_archetype::read(e, into);
+  }
+  auto write(extent e, const_bytes from) {
+    look(from);
+    return medium_archetype::write(e, from);
+  }
+
+ private:
+  static void look(const_bytes buffer) {
+    ++transfers;
+    if (registered.empty() || buffer.data() < registered[0].data() ||
+        buffer.data() + buffer.size() > registered[0].data() + registered[0].size())
+      ++elsewhere;
+  }
+};
+static_assert(buffer_registering_medium<buffer_observer>);
+}  // namespace
+
+TEST_CASE("a cache registers its staging buffers where the medium wants to know") {
+  using cache_type = tiered_cache<tier<ram>, tier<buffer_observer, codec_archetype>, lru>;
+  constexpr std::size_t block = pattern::block_bytes;
+  buffer_observer::registered.clear();
+  context ctx;
+  auto cache = cache_type::open(ctx, pattern::layout(), {.capacity = 64 * block}, {.capacity = 256 * block});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  for (int i = 0; i < 60; ++i) REQUIRE(pattern::append(s, 16, 2, 1));
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  CHECK(buffer_observer::registered.size() == 1);
+  CHECK(buffer_observer::transfers > 0);
+  CHECK(buffer_observer::elsewhere == 0);
 }
 
 TEST_CASE("a cache runs over a medium that has nothing but the concept") {

@@ -69,6 +69,14 @@ concept resizable_medium = medium<M> && requires(M& m, std::size_t bytes) {
   { m.resize(bytes) } -> std::same_as<result<void>>;
 };
 
+/// A medium that wants to know which memory transfers use again and again: `register_buffer(memory)`. The
+/// cache names its staging buffers, once, before the first transfer; they may go before the medium is closed,
+/// but after the last transfer. A medium that cannot make use of it does as if nothing had been said.
+template <class M>
+concept buffer_registering_medium = medium<M> && requires(M& m, mutable_bytes memory) {
+  { m.register_buffer(memory) } -> std::same_as<void>;
+};
+
 /// A medium whose bytes the host reads where they are.
 template <class M>
 concept host_addressable_medium = medium<M> && M::addressable == reach::host&& requires(M& m, extent e) {

@@ -13,6 +13,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "terrace/execution/io_ring.hpp"
 #include "terrace/medium/medium.hpp"
@@ -50,6 +51,7 @@ class nvme {
 
   nvme(nvme&&) = delete;
   ~nvme() {
+    for (const mutable_bytes memory : registered_) ring_.unregister_buffer(memory);
     if (file_ >= 0) ::close(file_);
     if (!path_.empty()) ::unlink(path_.c_str());
   }
@@ -70,6 +72,10 @@ class nvme {
     if (claimed) space_.resize(wanted);
     if (wanted < before || !claimed) give_back_beyond();
     return claimed;
+  }
+  /// As io_ring::register_buffer says, until the medium is closed.
+  void register_buffer(mutable_bytes memory) {
+    if (ring_.register_buffer(memory)) registered_.push_back(memory);
   }
   auto read(extent e, mutable_bytes into) noexcept { return ring_.read(file_, into, e.offset); }
   auto write(extent e, const_bytes from) noexcept { return ring_.write(file_, from, e.offset); }
@@ -142,12 +148,13 @@ class nvme {
 
   io_ring& ring_;
   space space_;
+  std::vector<mutable_bytes> registered_;
   std::string path_;  // empty where there is nothing to remove
   int file_ = -1;
   std::uint64_t file_bytes_ = 0;  // as it is meant to be
   bool direct_ = false;
 };
-static_assert(resizable_medium<nvme>);
+static_assert(resizable_medium<nvme> && buffer_registering_medium<nvme>);
 
 }  // namespace TERRACE_EX
 }  // namespace terrace
