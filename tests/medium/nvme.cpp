@@ -223,6 +223,16 @@ TEST_CASE("nvme: where io_uring is refused threads read and write") {
   });
 }
 
+TEST_CASE("nvme: an io_uring that cannot say what it knows is not used") {
+  sandbox::without_call(SYS_io_uring_register, [] {
+    context ctx;
+    auto m = nvme::open(ctx, {.capacity = 1_MiB});
+    REQUIRE(m);
+    CHECK_FALSE((*m)->uses_io_uring());
+    round_trip(ctx, **m);
+  });
+}
+
 TEST_CASE("nvme: the environment can ask for the threads") {
   ::setenv("TERRACE_NO_IO_URING", "1", 1);
   context ctx;
