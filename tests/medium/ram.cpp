@@ -93,6 +93,7 @@ TEST_CASE("ram: capacities that cannot be are refused in a sentence") {
     CHECK(m.error().code == errc::invalid_argument);
     CHECK(std::string(m.error().text) == "a ram tier needs at least 4 KiB");
   }
+  CHECK(ram::open(ctx, {.capacity = 1_MiB, .most_capacity = ~std::size_t{0}}));  // as far as it goes
   const auto m = ram::open(ctx, {.capacity = std::size_t{1} << 62});
   REQUIRE_FALSE(m);
   CHECK(m.error().code == errc::out_of_memory);
@@ -231,7 +232,10 @@ TEST_CASE("ram: where addresses are scarce it opens all the same, and cannot gro
   REQUIRE(::setrlimit(RLIMIT_AS, &scarce) == 0);
   context ctx;
   auto m = ram::open(ctx, {.capacity = 1_MiB, .most_capacity = 64_GiB});
+  auto modest = ram::open(ctx, {.capacity = 1_MiB});
   ::setrlimit(RLIMIT_AS, &before);
+  REQUIRE(modest);
+  CHECK_FALSE((*modest)->resize(4_MiB));
   REQUIRE(m);
   CHECK((*m)->reserve(1_MiB));
   CHECK_FALSE((*m)->resize(64_GiB));

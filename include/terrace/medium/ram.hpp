@@ -1,5 +1,6 @@
 #pragma once
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -36,9 +37,11 @@ class ram {
   static constexpr std::size_t granularity = 4096;
 
   struct options {
-    std::size_t capacity = 0;       ///< bytes; ignored where `memory` is given
-    mutable_bytes memory = {};      ///< the caller's own memory, 4 KiB-aligned, which must outlive the cache
-    std::size_t most_capacity = 0;  ///< how far resize() can go; 0: as far as the machine has memory
+    std::size_t capacity = 0;   ///< bytes; ignored where `memory` is given
+    mutable_bytes memory = {};  ///< the caller's own memory, 4 KiB-aligned, which must outlive the cache
+    /// How far resize() can go; 0: as far as the machine has memory, and no further than `capacity` where the
+    /// process is short of addresses (RLIMIT_AS).
+    std::size_t most_capacity = 0;
   };
 
   /// O(1): pages are touched when they are first used. errc::out_of_memory where the system gives none.
@@ -49,9 +52,11 @@ class ram {
       return std::unique_ptr<ram>(new ram(o.memory));
     }
     if (o.capacity < alignment) return fail(errc::invalid_argument, "a ram tier needs at least 4 KiB");
-    if (o.capacity > std::numeric_limits<std::size_t>::max() / 2)
+    constexpr std::size_t no_machine = std::numeric_limits<std::size_t>::max() / 2;
+    if (o.capacity > no_machine)
       return fail(errc::out_of_memory, "no machine has memory for a ram tier of that capacity");
-    std::size_t most = std::max(o.capacity, o.most_capacity != 0 ? o.most_capacity : physical_memory());
+    std::size_t most = o.most_capacity != 0 ? std::min(o.most_capacity, no_machine) : most_by_default();
+    most = std::max(most, o.capacity);
     void* arena = map(most);
     if (arena == MAP_FAILED && most > o.capacity) arena = map(most = o.capacity);  // addresses are limited
     if (arena == MAP_FAILED) return fail(errc::out_of_memory, "no memory for a ram tier", errno);
@@ -143,7 +148,9 @@ class ram {
   }
 
   static std::size_t page() noexcept { return static_cast<std::size_t>(::sysconf(_SC_PAGESIZE)); }
-  static std::size_t physical_memory() noexcept {
+  static std::size_t most_by_default() noexcept {
+    rlimit addresses{};
+    if (::getrlimit(RLIMIT_AS, &addresses) == 0 && addresses.rlim_cur != RLIM_INFINITY) return 0;
     return static_cast<std::size_t>(std::max(::sysconf(_SC_PHYS_PAGES), 0L)) * page();
   }
   static std::size_t mapped_bytes(std::size_t most) noexcept { return align_up(most, huge_page) + huge_page; }

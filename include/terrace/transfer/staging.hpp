@@ -21,7 +21,7 @@ class staging {
     staging s;
     if (count == 0) return s;
     s.bytes_ = align_up(bytes, ram::alignment);
-    auto arena = ram::open(ctx, {.capacity = count * s.bytes_});
+    auto arena = ram::open(ctx, {.capacity = count * s.bytes_, .most_capacity = count * s.bytes_});
     if (!arena) return propagate(arena.error());
     s.arena_ = std::move(*arena);
     for (std::size_t i = 0; i < count; ++i)
