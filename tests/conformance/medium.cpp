@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -111,6 +112,19 @@ static_assert(medium<without_address> && !host_addressable_medium<without_addres
 static_assert(medium<address_is_untyped> && !host_addressable_medium<address_is_untyped>);
 static_assert(medium<address_may_throw> && !host_addressable_medium<address_may_throw>);
 
+// As far as they have no resize(), or one that cannot say that there is no room.
+struct resize_says_nothing : medium_archetype {
+  void resize(std::size_t);
+};
+static_assert(resizable_medium<ram> && resizable_medium<nvme> && resizable_medium<directory>);
+static_assert(!resizable_medium<medium_archetype> && !resizable_medium<resize_says_nothing>);
+
+struct register_says_whether : medium_archetype {
+  bool register_buffer(mutable_bytes);
+};
+static_assert(buffer_registering_medium<nvme> && !buffer_registering_medium<ram>);
+static_assert(!buffer_registering_medium<register_says_whether>);
+
 static_assert(!persistent_medium<medium_archetype> && !persistent_medium<without_sync>);
 static_assert(persistent_medium<with_sync> && !persistent_medium<forgetful_with_sync>);
 
@@ -126,7 +140,12 @@ class faulty : public medium_archetype {
     forgets_size,
     reads_beyond,
     erases_the_rest,
-    swaps
+    swaps,
+    refuses_less,
+    refuses_more_and_is_less,
+    says_more,
+    ignores_what_is_used,
+    moves
   };
   struct options {
     std::size_t capacity = 0;
@@ -137,6 +156,7 @@ class faulty : public medium_archetype {
   std::optional<extent> reserve(std::size_t bytes) {
     if (what_ == fault::no_bound && bytes < capacity())
       return extent{0, static_cast<std::uint32_t>(bytes), 0};
+    if (what_ == fault::ignores_what_is_used && space_.overhang() != 0) return extent{0, 1, 0};
     auto e = space_.reserve(bytes);
     if (e && what_ == fault::overlaps && e->offset > 64) e->offset -= 64;
     if (e && what_ == fault::misaligned) ++e->offset;
@@ -148,6 +168,17 @@ class faulty : public medium_archetype {
     if (what_ == fault::overlaps && e.offset != 0) e.offset += 64;
     if (what_ == fault::misaligned) --e.offset;
     space_.release(e);
+  }
+  result<void> resize(std::size_t bytes) {
+    const bool lower = bytes <= capacity();
+    if (what_ == fault::refuses_less && lower) return fail(errc::unavailable, "");
+    if (what_ == fault::refuses_more_and_is_less && !lower) space_.resize(0);
+    if (!lower && bytes > room) return fail(errc::out_of_memory, "");
+    space_.resize(bytes);
+    if (what_ == fault::says_more) space_.resize(std::min(room, bytes + 64));
+    if (what_ == fault::moves && space_.overhang() != 0)
+      std::memmove(bytes_.get(), bytes_.get() + 64, room - 64);
+    return {};
   }
   auto read(extent e, mutable_bytes into) {
     const std::size_t more = what_ == fault::reads_beyond ? 1 : 0;
@@ -163,9 +194,10 @@ class faulty : public medium_archetype {
     const bool wrong = what_ == fault::swaps && e.offset % 256 == 64;
     return bytes_.get() + e.offset - (wrong ? 64 : 0);
   }
+  static constexpr std::size_t room = 64_KiB;
   fault what_;
 };
-static_assert(medium<faulty>);
+static_assert(resizable_medium<faulty>);
 
 std::string broken(faulty::fault what) {
   context ctx;
@@ -228,6 +260,58 @@ TEST_CASE("the suite names the sentence that a medium breaks") {
   CHECK(broken(fault::reads_beyond) == "a read fills no more than its buffer");
   CHECK(broken(fault::erases_the_rest) ==
         "a write of the first bytes of an extent leaves the others as they were");
+  CHECK(broken(fault::refuses_less) == "lowering the capacity succeeds");
+  CHECK(broken(fault::refuses_more_and_is_less) == "a resize that failed changes nothing");
+  CHECK(broken(fault::says_more) == "capacity() is at most what was asked for");
+  CHECK(broken(fault::ignores_what_is_used) ==
+        "nothing can be reserved while more is used than the capacity");
+  CHECK(broken(fault::moves) == "what is read is what was written last");
+}
+
+namespace {
+// Sees whether its transfers use what was registered.
+class buffer_observer : public medium_archetype {
+ public:
+  static inline std::vector<mutable_bytes> registered;
+  static inline int transfers = 0, elsewhere = 0;
+  explicit buffer_observer(std::size_t capacity) : medium_archetype(capacity) {}
+  static result<std::unique_ptr<buffer_observer>> open(context&, options o) {
+    return std::make_unique<buffer_observer>(o.capacity);
+  }
+  void register_buffer(mutable_bytes memory) { registered.push_back(memory); }
+  auto read(extent e, mutable_bytes into) {
+    look(into);
+    return medium_archetype::read(e, into);
+  }
+  auto write(extent e, const_bytes from) {
+    look(from);
+    return medium_archetype::write(e, from);
+  }
+
+ private:
+  static void look(const_bytes buffer) {
+    ++transfers;
+    if (registered.empty() || buffer.data() < registered[0].data() ||
+        buffer.data() + buffer.size() > registered[0].data() + registered[0].size())
+      ++elsewhere;
+  }
+};
+static_assert(buffer_registering_medium<buffer_observer>);
+}  // namespace
+
+TEST_CASE("a cache registers its staging buffers where the medium wants to know") {
+  using cache_type = tiered_cache<tier<ram>, tier<buffer_observer, codec_archetype>, lru>;
+  constexpr std::size_t block = pattern::block_bytes;
+  buffer_observer::registered.clear();
+  context ctx;
+  auto cache = cache_type::open(ctx, pattern::layout(), {.capacity = 64 * block}, {.capacity = 256 * block});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  for (int i = 0; i < 60; ++i) REQUIRE(pattern::append(s, 16, 2, 1));
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  CHECK(buffer_observer::registered.size() == 1);
+  CHECK(buffer_observer::transfers > 0);
+  CHECK(buffer_observer::elsewhere == 0);
 }
 
 TEST_CASE("a cache runs over a medium that has nothing but the concept") {

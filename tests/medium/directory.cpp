@@ -287,3 +287,24 @@ TEST_CASE("directory: many transfers at once, each complete on the owner") {
   CHECK(on_owner == 2 * count);
   CHECK(read == contents);
 }
+
+TEST_CASE("directory: a capacity that changes is a limit, and moves nothing") {
+  context ctx;
+  const folder f;
+  auto opened = directory::open(ctx, {.capacity = 64_KiB, .path = f.path});
+  REQUIRE(opened);
+  directory& m = **opened;
+  const auto first = m.reserve(32_KiB), second = m.reserve(32_KiB);
+  const bytes out = pattern(32_KiB, 4);
+  REQUIRE(ctx.sync_wait(m.write(*second, out)));
+  REQUIRE(m.resize(40_KiB + 1));
+  CHECK(m.capacity() == 40_KiB);
+  CHECK(m.used() == 64_KiB);
+  CHECK_FALSE(m.reserve(1));
+  m.release(*first);
+  CHECK_FALSE(m.reserve(8_KiB + 1));
+  CHECK(m.reserve(8_KiB));
+  CHECK(read_back(ctx, m, *second) == out);
+  REQUIRE(m.resize(1_MiB));
+  CHECK(m.reserve(900_KiB));
+}

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "catch.hpp"
 #include "sandbox.hpp"
@@ -42,6 +43,13 @@ void round_trip(context& ctx, nvme& m, std::size_t bytes = 64_KiB) {
   REQUIRE(ctx.sync_wait(m.read(*e, in.all())));
   CHECK(in.equals(out));
   m.release(*e);
+}
+
+// What a file takes on its disk.
+std::size_t on_disk(const std::string& path) {
+  struct stat what {};
+  REQUIRE(::stat(path.c_str(), &what) == 0);
+  return static_cast<std::size_t>(what.st_blocks) * 512;
 }
 
 // Whether files in this folder take O_DIRECT.
@@ -215,6 +223,16 @@ TEST_CASE("nvme: where io_uring is refused threads read and write") {
   });
 }
 
+TEST_CASE("nvme: an io_uring that cannot say what it knows is not used") {
+  sandbox::without_call(SYS_io_uring_register, [] {
+    context ctx;
+    auto m = nvme::open(ctx, {.capacity = 1_MiB});
+    REQUIRE(m);
+    CHECK_FALSE((*m)->uses_io_uring());
+    round_trip(ctx, **m);
+  });
+}
+
 TEST_CASE("nvme: the environment can ask for the threads") {
   ::setenv("TERRACE_NO_IO_URING", "1", 1);
   context ctx;
@@ -223,4 +241,83 @@ TEST_CASE("nvme: the environment can ask for the threads") {
   REQUIRE(m);
   CHECK_FALSE((*m)->uses_io_uring());
   round_trip(ctx, **m);
+}
+
+TEST_CASE("nvme: a raised capacity is claimed on the disk, a lowered one is given back") {
+  context ctx;
+  const folder f;
+  auto m = nvme::open(ctx, {.capacity = 4_MiB, .path = f / "kv"});
+  REQUIRE(m);
+  REQUIRE((*m)->resize(16_MiB));
+  CHECK((*m)->capacity() == 16_MiB);
+  CHECK(on_disk(f / "kv") >= 16_MiB);
+  round_trip(ctx, **m, 16_MiB);
+  REQUIRE((*m)->resize(1_MiB + 5));
+  CHECK((*m)->capacity() == 1_MiB);
+  CHECK(on_disk(f / "kv") <= 1_MiB + 64_KiB);  // and what the file system keeps for itself
+  CHECK(std::filesystem::file_size(f / "kv") == 1_MiB);
+  round_trip(ctx, **m, 1_MiB);
+  REQUIRE((*m)->resize(0));
+  CHECK_FALSE((*m)->reserve(1));
+  REQUIRE((*m)->resize(2_MiB));
+  CHECK(on_disk(f / "kv") >= 2_MiB);
+  round_trip(ctx, **m, 2_MiB);
+}
+
+TEST_CASE("nvme: what lies beyond a lowered capacity goes back to the disk when it is released") {
+  context ctx;
+  const folder f;
+  auto m = nvme::open(ctx, {.capacity = 8_MiB, .path = f / "kv"});
+  REQUIRE(m);
+  std::vector<extent> held;
+  buffer out(1_MiB), in(1_MiB);
+  for (unsigned i = 0; i < 8; ++i) {
+    held.push_back(*(*m)->reserve(1_MiB));
+    out.fill(i);
+    REQUIRE(ctx.sync_wait((*m)->write(held[i], out.all())));
+  }
+  (*m)->release(held[5]);
+  REQUIRE((*m)->resize(2_MiB));
+  CHECK(on_disk(f / "kv") <= 7_MiB + 64_KiB);
+  for (const std::size_t i : {std::size_t{3}, std::size_t{4}, std::size_t{6}}) (*m)->release(held[i]);
+  CHECK(on_disk(f / "kv") <= 4_MiB + 64_KiB);
+  for (const unsigned i : {0u, 1u, 2u, 7u}) {
+    out.fill(i);
+    REQUIRE(ctx.sync_wait((*m)->read(held[i], in.all())));
+    CHECK(in.equals(out));
+  }
+  (*m)->release(held[7]);
+  (*m)->release(held[2]);
+  CHECK(on_disk(f / "kv") <= 2_MiB + 64_KiB);
+  CHECK(std::filesystem::file_size(f / "kv") == 2_MiB);
+}
+
+TEST_CASE("nvme: a disk that has no room for more says so, and everything stays as it was") {
+  sandbox::with_small_disk(1_MiB, [](const std::string& path) {
+    context ctx;
+    auto opened = nvme::open(ctx, {.capacity = 256_KiB, .path = path + "/kv"});
+    REQUIRE(opened);
+    nvme& m = **opened;
+    const auto low = m.reserve(128_KiB), high = m.reserve(128_KiB);
+    buffer out(128_KiB), in(128_KiB);
+    out.fill(3);
+    REQUIRE(ctx.sync_wait(m.write(*high, out.all())));
+    const auto refused = m.resize(2_MiB);
+    REQUIRE_FALSE(refused);
+    CHECK(refused.error() == error{errc::io_error, "", ENOSPC});
+    CHECK(m.capacity() == 256_KiB);
+    CHECK(on_disk(path + "/kv") <= 256_KiB);
+
+    REQUIRE(m.resize(64_KiB));  // both extents reach beyond
+    CHECK_FALSE(m.resize(2_MiB));
+    CHECK(m.capacity() == 64_KiB);
+    CHECK(on_disk(path + "/kv") <= 256_KiB);
+    REQUIRE(ctx.sync_wait(m.read(*high, in.all())));
+    CHECK(in.equals(out));
+    m.release(*high);
+    m.release(*low);
+    CHECK(on_disk(path + "/kv") <= 64_KiB);
+    REQUIRE(m.resize(512_KiB));
+    round_trip(ctx, m, 512_KiB);
+  });
 }

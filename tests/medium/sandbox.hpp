@@ -99,25 +99,31 @@ void with_small_disk(std::size_t bytes, F f) {
   });
 }
 
-/// Runs `f` where the system refuses io_uring, as Docker's default seccomp profile does. Where there is no
-/// seccomp it says so, and does not run it.
+/// Runs `f` where the system refuses one of its calls. Where there is no seccomp it says so, and does not run
+/// it.
 template <class F>
-void without_io_uring(F f) {
+void without_call(unsigned number, F f) {
   on_a_thread([&] {
     sock_filter program[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | 1),  // EPERM
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     const sock_fprog filter{sizeof program / sizeof *program, program};
     if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
         ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0) {
-      WARN("skipped: this system takes no seccomp filter, so io_uring cannot be refused");
+      WARN("skipped: this system takes no seccomp filter, so no call can be refused");
       return;
     }
     f();
   });
+}
+
+/// Runs `f` where the system refuses io_uring, as Docker's default seccomp profile does.
+template <class F>
+void without_io_uring(F f) {
+  without_call(SYS_io_uring_setup, f);
 }
 
 }  // namespace sandbox

@@ -81,3 +81,132 @@ TEST_CASE("a full space of equal blocks is used to the last one") {
   while (const auto e = s.reserve(4096)) held.push_back(*e);
   CHECK(held.size() == 1000);
 }
+
+TEST_CASE("a capacity that is raised appends room, and joins it to what was free at the end") {
+  space s(2 * 4096, 4096);
+  const auto first = s.reserve(4096);
+  s.resize(4 * 4096 + 1);
+  CHECK(s.capacity() == 4 * 4096);
+  CHECK_FALSE(s.reserve(4 * 4096));
+  const auto rest = s.reserve(3 * 4096);
+  REQUIRE(rest);
+  s.resize(5 * 4096);
+  CHECK(s.reserve(4096));  // behind a run that is in use
+  s.release(*rest);
+  s.release(*first);
+  CHECK(s.reserve(4 * 4096));
+}
+
+TEST_CASE("below a lowered capacity nothing changes, beyond it nothing is given") {
+  space s(8 * 4096, 4096);
+  std::vector<extent> held;
+  for (int i = 0; i < 8; ++i) held.push_back(*s.reserve(4096));
+  s.resize(3 * 4096);
+  CHECK(s.used() == 8 * 4096);
+  CHECK(s.overhang() == 5 * 4096);
+  for (std::size_t i = 3; i < 7; ++i) {
+    s.release(held[i]);
+    CHECK_FALSE(s.reserve(1));
+  }
+  CHECK(s.used() == 4 * 4096);
+  s.release(held[0]);
+  CHECK_FALSE(s.reserve(1));  // as much is used as there may be, one run of it beyond
+  s.release(held[1]);
+  const auto again = s.reserve(4096);
+  REQUIRE(again);
+  CHECK(again->offset < 3 * 4096);
+  s.release(held[7]);
+  CHECK(s.overhang() == 0);
+  CHECK(s.reserve(4096));
+  CHECK_FALSE(s.reserve(1));
+}
+
+TEST_CASE("a run that lies across the new capacity gives back both of its parts") {
+  space s(8 * 512, 512);
+  const auto low = s.reserve(512);
+  const auto across = s.reserve(6 * 512);
+  s.resize(4 * 512);
+  CHECK(s.overhang() == 3 * 512);
+  s.release(*across);
+  CHECK(s.overhang() == 0);
+  CHECK_FALSE(s.reserve(4 * 512));
+  CHECK(s.reserve(3 * 512));
+  s.release(*low);
+  s.resize(8 * 512);
+  CHECK(s.reserve(4 * 512));
+}
+
+TEST_CASE("a capacity of nothing, and back") {
+  space s(4 * 512, 512);
+  const auto one = s.reserve(512);
+  s.resize(511);
+  CHECK(s.capacity() == 0);
+  CHECK_FALSE(s.reserve(1));
+  s.release(*one);
+  CHECK_FALSE(s.reserve(1));
+  s.resize(4 * 512);
+  CHECK(s.reserve(4 * 512));
+}
+
+TEST_CASE("whatever the capacity becomes, runs stay apart, the books are right and everything comes back") {
+  constexpr std::size_t most = 512_KiB;
+  for (unsigned seed = 0; seed < 30; ++seed) {
+    CAPTURE(seed);
+    std::mt19937 random(seed);
+    space s(random() % 2 == 0 ? most : most / 7, 512);
+    std::vector<extent> held;
+    for (int i = 0; i < 2000; ++i) {
+      const auto dice = random() % 20;
+      if (dice == 0) {
+        const std::size_t wanted = random() % 4 == 0 ? random() % most : most - random() % (most / 4);
+        s.resize(wanted);
+        REQUIRE(s.capacity() == wanted / 512 * 512);
+      } else if (held.empty() || dice < 12) {
+        const std::size_t before = s.used();
+        const auto e = s.reserve(1 + random() % (random() % 10 == 0 ? 90000 : 9000));
+        if (!e) continue;
+        REQUIRE(before + s.rounded(e->bytes) <= s.capacity());
+        REQUIRE(e->offset + s.rounded(e->bytes) <= s.capacity());
+        for (const extent& other : held) REQUIRE_FALSE(overlap(*e, other));
+        held.push_back(*e);
+      } else {
+        const std::size_t at = random() % held.size();
+        s.release(held[at]);
+        held.erase(held.begin() + static_cast<std::ptrdiff_t>(at));
+      }
+      std::size_t used = 0, beyond = 0, free = 0, end = s.capacity();
+      for (const extent& e : held) {
+        const std::size_t bytes = s.rounded(e.bytes), last = e.offset + bytes;
+        used += bytes;
+        end = std::max(end, last);
+        if (last > s.capacity()) beyond += std::min(bytes, last - s.capacity());
+      }
+      s.for_each_free(0, [&](std::uint64_t offset, std::uint64_t bytes) {
+        free += bytes;
+        end = std::max<std::size_t>(end, offset + bytes);
+      });
+      REQUIRE(s.used() == used);
+      REQUIRE(s.overhang() == beyond);
+      REQUIRE(used + free == end);  // every byte is in use or in one free run
+    }
+    for (const extent& e : held) s.release(e);
+    CHECK(s.overhang() == 0);
+    s.resize(most);
+    CHECK(s.reserve(most));
+  }
+}
+
+TEST_CASE("equal blocks use a capacity that was lowered to the last one") {
+  std::mt19937 random(5);
+  space s(100 * 4096, 4096);
+  std::vector<extent> held;
+  while (const auto e = s.reserve(3 * 4096)) held.push_back(*e);
+  s.resize(50 * 4096);
+  std::shuffle(held.begin(), held.end(), random);
+  while (held.size() > 10) {
+    s.release(held.back());
+    held.pop_back();
+  }
+  while (const auto e = s.reserve(3 * 4096)) held.push_back(*e);
+  CHECK(held.size() == 16);
+}

@@ -112,11 +112,19 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
     return staging::make(ctx, count, bytes);
   }
 
+  // Staging alone: its pages stay, whereas those of a tier in RAM come and go with its capacity.
+  template <class Medium>
+  static void register_staging(Medium* medium, const staging& buffers) {
+    if constexpr (buffer_registering_medium<Medium>)
+      if (medium != nullptr && buffers.bytes() != 0) medium->register_buffer(buffers.memory());
+  }
+
   template <std::size_t I, class Chosen, class... Media>
   static result<Cache> open_media(context& ctx, kv_layout layout, Chosen& chosen,
                                   const typename Policy::options& policy, staging& buffers,
                                   const cache_options& tuning, std::unique_ptr<Media>... open_ones) {
     if constexpr (I == sizeof...(Tiers)) {
+      (register_staging(open_ones.get(), buffers), ...);
       return Cache(std::make_unique<storage>(ctx, std::move(layout), std::move(open_ones)..., policy,
                                              std::move(buffers), tuning));
     } else {

@@ -1,4 +1,5 @@
 #pragma once
+#include "terrace/core/bytes.hpp"
 #include "terrace/execution/io_operation.hpp"
 
 namespace terrace {
@@ -27,6 +28,9 @@ class io_backend {
   /// Readable while collect() would find something; -1 where it must be polled.
   virtual int descriptor() const noexcept = 0;
   virtual bool is_io_uring() const noexcept = 0;
+  /// As io_ring::register_buffer and unregister_buffer say.
+  virtual bool register_buffer(mutable_bytes) noexcept { return false; }
+  virtual void unregister_buffer(mutable_bytes) noexcept {}
 };
 
 }  // namespace terrace

@@ -63,6 +63,15 @@ class io_ring final : public event_source {
   /// Makes what was written to `fd` durable (fdatasync): all writes that completed before it was started.
   io_sender fsync(int fd) noexcept;
 
+  /// Says that transfers will often use `memory`: its pages are mapped and pinned once, instead of in each
+  /// transfer. It is then used for every buffer that lies inside. False where the kernel has no such thing or
+  /// may not pin so much (RLIMIT_MEMLOCK), or `memory` is larger than 1 GiB: transfers work all the same.
+  /// Precondition: until unregister_buffer() it is not unmapped, nor are its pages given back by madvise() as
+  /// long as transfers use it: they would go to pages that nobody sees any more.
+  bool register_buffer(mutable_bytes memory) noexcept { return backend_->register_buffer(memory); }
+  /// Forgets what was registered as `memory`, or nothing. Transfers that are in flight end as they began.
+  void unregister_buffer(mutable_bytes memory) noexcept { backend_->unregister_buffer(memory); }
+
   /// Whether the kernel's io_uring does the work, rather than the threads.
   bool uses_io_uring() const noexcept { return backend_->is_io_uring(); }
 

@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -81,6 +82,30 @@ class io_uring_backend final : public io_backend {
   int descriptor() const noexcept override { return event_ >= 0 ? event_ : ring_.ring_fd; }
   bool is_io_uring() const noexcept override { return true; }
 
+  bool register_buffer([[maybe_unused]] mutable_bytes memory) noexcept override {
+#if defined(IORING_RSRC_REGISTER_SPARSE)
+    if (memory.empty() || memory.size() > most_registered_bytes || !make_table()) return false;
+    for (unsigned i = 0; i < registered_.size(); ++i)
+      if (registered_[i].empty()) {
+        if (!set_entry(i, memory)) return false;
+        registered_[i] = memory;
+        return true;
+      }
+#endif
+    return false;
+  }
+  void unregister_buffer([[maybe_unused]] mutable_bytes memory) noexcept override {
+#if defined(IORING_RSRC_REGISTER_SPARSE)
+    for (unsigned i = 0; i < registered_.size(); ++i)
+      if (!registered_[i].empty() && registered_[i].data() == memory.data() &&
+          registered_[i].size() == memory.size()) {
+        set_entry(i, {});
+        registered_[i] = {};
+        return;
+      }
+#endif
+  }
+
  private:
   io_uring_backend() = default;
 
@@ -115,11 +140,39 @@ class io_uring_backend final : public io_backend {
     return status;
   }
 
+#if defined(IORING_RSRC_REGISTER_SPARSE)
+  // The kernel's table of registered buffers, empty at first: it can be made only once.
+  bool make_table() noexcept {
+    if (table_ == table::unknown)
+      table_ = ::io_uring_register_buffers_sparse(&ring_, static_cast<unsigned>(registered_.size())) == 0
+                   ? table::made
+                   : table::refused;
+    return table_ == table::made;
+  }
+  bool set_entry(unsigned i, mutable_bytes memory) noexcept {
+    const iovec range{memory.data(), memory.size()};
+    const __u64 tag = 0;
+    return ::io_uring_register_buffers_update_tag(&ring_, i, &range, &tag, 1) == 1;
+  }
+#endif
+
+  // The entry of the registered buffer that has these bytes; -1 where none has all of them.
+  int registered_as(const std::byte* data, std::size_t bytes) const noexcept {
+    for (unsigned i = 0; i < registered_.size(); ++i) {
+      const mutable_bytes memory = registered_[i];
+      if (data >= memory.data() && bytes <= memory.size() &&
+          static_cast<std::size_t>(data - memory.data()) <= memory.size() - bytes && !memory.empty())
+        return static_cast<int>(i);
+    }
+    return -1;
+  }
+
   bool knows_operations() noexcept {
     io_uring_probe* const probe = ::io_uring_get_probe_ring(&ring_);
     if (probe == nullptr) return false;
     bool all = true;
-    for (const int operation : {IORING_OP_READ, IORING_OP_WRITE, IORING_OP_FSYNC, IORING_OP_ASYNC_CANCEL})
+    for (const int operation : {IORING_OP_READ, IORING_OP_WRITE, IORING_OP_READ_FIXED, IORING_OP_WRITE_FIXED,
+                                IORING_OP_FSYNC, IORING_OP_ASYNC_CANCEL})
       all = all && ::io_uring_opcode_supported(probe, operation) != 0;
     ::io_uring_free_probe(probe);
     return all;
@@ -159,19 +212,27 @@ class io_uring_backend final : public io_backend {
     return ::io_uring_get_sqe(&ring_);
   }
 
-  static void prepare(io_uring_sqe& entry, io_operation& operation) noexcept {
+  void prepare(io_uring_sqe& entry, io_operation& operation) const noexcept {
+    const int fd = operation.request.fd;
+    std::byte* const data = operation.next_data();
     const unsigned length = operation.next_length();
+    const std::uint64_t offset = operation.next_offset();
+    const int known = registered_as(data, length);
     switch (operation.request.what) {
       case io_request::kind::read:
-        ::io_uring_prep_read(&entry, operation.request.fd, operation.next_data(), length,
-                             operation.next_offset());
+        if (known >= 0)
+          ::io_uring_prep_read_fixed(&entry, fd, data, length, offset, known);
+        else
+          ::io_uring_prep_read(&entry, fd, data, length, offset);
         break;
       case io_request::kind::write:
-        ::io_uring_prep_write(&entry, operation.request.fd, operation.next_data(), length,
-                              operation.next_offset());
+        if (known >= 0)
+          ::io_uring_prep_write_fixed(&entry, fd, data, length, offset, known);
+        else
+          ::io_uring_prep_write(&entry, fd, data, length, offset);
         break;
       case io_request::kind::sync:
-        ::io_uring_prep_fsync(&entry, operation.request.fd, IORING_FSYNC_DATASYNC);
+        ::io_uring_prep_fsync(&entry, fd, IORING_FSYNC_DATASYNC);
         break;
     }
     ::io_uring_sqe_set_data(&entry, &operation);
@@ -186,7 +247,12 @@ class io_uring_backend final : public io_backend {
     to.push_back(operation);
   }
 
+  static constexpr std::size_t most_registered_bytes = std::size_t{1}
+                                                       << 30;  // of one buffer, says the kernel
+
   io_uring ring_{};
+  std::array<mutable_bytes, 16> registered_{};  // by entry of the kernel's table; empty: free
+  enum class table : std::uint8_t { unknown, made, refused } table_ = table::unknown;
   bool open_ = false;
   int event_ = -1;          // -1: the ring's own descriptor will do
   bool signalled_ = false;  // event_ may have been written since it was last found unreadable

@@ -77,7 +77,8 @@ class directory {
   /// O(1) amortised. Allocates only where more extents are alive than ever before.
   std::optional<extent> reserve(std::size_t bytes) {
     const std::size_t taken = rounded(bytes);
-    if (bytes == 0 || bytes > 0xffffffffu || taken > capacity_ - used_) return std::nullopt;
+    if (bytes == 0 || bytes > 0xffffffffu || used_ > capacity_ || taken > capacity_ - used_)
+      return std::nullopt;
     file& f = free_file();
     used_ += taken;
     return extent{.offset = 0, .bytes = static_cast<std::uint32_t>(bytes), .node = f.number};
@@ -96,6 +97,11 @@ class directory {
   }
   auto write(extent e, const_bytes from) noexcept {
     return transfer{{this, &files_[e.node], const_cast<std::byte*>(from.data()), from.size(), false}};
+  }
+  /// A limit alone: files take no room before they are written, and give it back when they are removed.
+  result<void> resize(std::size_t capacity) noexcept {
+    capacity_ = capacity / file_unit * file_unit;
+    return {};
   }
   std::size_t capacity() const noexcept { return capacity_; }
   /// Whole units of 4 KiB, as file systems give them.
@@ -310,7 +316,7 @@ class directory {
   std::atomic<file*> removed_{nullptr};
   thread_pool pool_{2};  // the last member: its threads use the others
 };
-static_assert(medium<directory>);
+static_assert(resizable_medium<directory>);
 
 }  // namespace TERRACE_EX
 }  // namespace terrace

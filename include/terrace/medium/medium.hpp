@@ -58,6 +58,25 @@ concept medium = requires(M& m, const M& c, std::size_t bytes, extent e, mutable
   { c.used() } -> std::convertible_to<std::size_t>;
 };
 
+/// A medium whose capacity can change while it is in use: `resize(bytes) -> result<void>`. On success
+/// `capacity()` is `bytes`, or what whole units of the medium fit into them; otherwise it is what it was, and
+/// nothing has changed. It may be less than `used()`, and 0: then `reserve` gives nothing until enough was
+/// released. Nothing moves and no data is lost; what is free, and what is released until everything in use
+/// fits, goes back to the system as far as the system takes it. It may be more than at opening, as far as
+/// there is room. May be called while transfers are in flight; may block as the system does.
+template <class M>
+concept resizable_medium = medium<M> && requires(M& m, std::size_t bytes) {
+  { m.resize(bytes) } -> std::same_as<result<void>>;
+};
+
+/// A medium that wants to know which memory transfers use again and again: `register_buffer(memory)`. The
+/// cache names its staging buffers, once, before the first transfer; they may go before the medium is closed,
+/// but after the last transfer. A medium that cannot make use of it does as if nothing had been said.
+template <class M>
+concept buffer_registering_medium = medium<M> && requires(M& m, mutable_bytes memory) {
+  { m.register_buffer(memory) } -> std::same_as<void>;
+};
+
 /// A medium whose bytes the host reads where they are.
 template <class M>
 concept host_addressable_medium = medium<M> && M::addressable == reach::host&& requires(M& m, extent e) {

@@ -4,6 +4,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstdlib>
@@ -12,6 +13,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "terrace/execution/io_ring.hpp"
 #include "terrace/medium/medium.hpp"
@@ -22,8 +24,9 @@ inline namespace TERRACE_EX {
 
 /// One file on a local disk, read and written through io_uring (or, where that is refused, through a few
 /// threads), past the page cache where the file system allows it. Its space is claimed when it is opened, so
-/// that a full disk is said then and not in the middle of a decode. The file is the owner's alone (0600), and
-/// is removed at the end: the persistent form is a later format.
+/// that a full disk is said then and not in the middle of a decode; resize() claims more, or gives the disk
+/// back what lies beyond the new capacity, at once where it is free and when it is released where it is not.
+/// The file is the owner's alone (0600), and is removed at the end: the persistent form is a later format.
 class nvme {
  public:
   static constexpr std::string_view name = "nvme";
@@ -40,28 +43,40 @@ class nvme {
 
   static result<std::unique_ptr<nvme>> open(context& ctx, options o) {
     if (o.capacity < alignment) return fail(errc::invalid_argument, "an nvme tier needs at least 4 KiB");
-    auto medium = std::unique_ptr<nvme>(new nvme(io_ring::of(ctx), o.capacity));
+    auto medium = std::unique_ptr<nvme>(new nvme(io_ring::of(ctx)));
     if (auto opened = medium->open_file(o); !opened) return propagate(opened.error());
-    // Unwritten extents cost nothing now; a file system that cannot claim space gets a hole.
-    if (::fallocate(medium->file_, 0, 0, static_cast<off_t>(o.capacity)) != 0) {
-      const int why = errno;
-      if (why == ENOSPC || why == EFBIG || why == EDQUOT)
-        return fail(errc::io_error, "the disk of an nvme tier has no room for its capacity", why);
-      if (::ftruncate(medium->file_, static_cast<off_t>(o.capacity)) != 0)
-        return fail(errc::io_error, "the file of an nvme tier cannot be made as large as its capacity",
-                    errno);
-    }
+    if (auto claimed = medium->resize(o.capacity); !claimed) return propagate(claimed.error());
     return medium;
   }
 
   nvme(nvme&&) = delete;
   ~nvme() {
+    for (const mutable_bytes memory : registered_) ring_.unregister_buffer(memory);
     if (file_ >= 0) ::close(file_);
     if (!path_.empty()) ::unlink(path_.c_str());
   }
 
   std::optional<extent> reserve(std::size_t bytes) { return space_.reserve(bytes); }
-  void release(extent e) noexcept { space_.release(e); }
+  void release(extent e) noexcept {
+    const std::uint64_t end = e.offset + space_.rounded(e.bytes);
+    space_.release(e);
+    if (end > space_.capacity()) give_back(std::max<std::uint64_t>(e.offset, space_.capacity()), end);
+  }
+  /// Raising it claims the room, and fails with io_error where the disk has none. Lowering it always succeeds.
+  /// Where the file system cannot free the middle of a file, it gets everything back only once nothing in use
+  /// lies beyond the capacity. Blocks as the file system does.
+  result<void> resize(std::size_t capacity) {
+    const std::size_t before = space_.capacity(), wanted = capacity / alignment * alignment;
+    result<void> claimed;
+    if (wanted > before) claimed = claim(before, wanted);
+    if (claimed) space_.resize(wanted);
+    if (wanted < before || !claimed) give_back_beyond();
+    return claimed;
+  }
+  /// As io_ring::register_buffer says, until the medium is closed.
+  void register_buffer(mutable_bytes memory) {
+    if (ring_.register_buffer(memory)) registered_.push_back(memory);
+  }
   auto read(extent e, mutable_bytes into) noexcept { return ring_.read(file_, into, e.offset); }
   auto write(extent e, const_bytes from) noexcept { return ring_.write(file_, from, e.offset); }
   std::size_t capacity() const noexcept { return space_.capacity(); }
@@ -72,7 +87,39 @@ class nvme {
   bool uses_io_uring() const noexcept { return ring_.uses_io_uring(); }
 
  private:
-  nvme(io_ring& ring, std::size_t capacity) : ring_(ring), space_(capacity, alignment) {}
+  explicit nvme(io_ring& ring) : ring_(ring), space_(0, alignment) {}
+
+  // Makes sure that [from, to) of the file has room on the disk, whatever lies there already.
+  result<void> claim(std::uint64_t from, std::uint64_t to) noexcept {
+    // Unwritten extents cost nothing now; a file system that cannot claim space gets a hole.
+    const bool claimed = ::fallocate(file_, 0, static_cast<off_t>(from), static_cast<off_t>(to - from)) == 0;
+    const int why = claimed ? 0 : errno;
+    if (why == ENOSPC || why == EFBIG || why == EDQUOT)
+      return fail(errc::io_error, "the disk of an nvme tier has no room for its capacity", why);
+    if (!claimed && to > file_bytes_ && ::ftruncate(file_, static_cast<off_t>(to)) != 0)
+      return fail(errc::io_error, "the file of an nvme tier cannot be made as large as its capacity", errno);
+    file_bytes_ = std::max(file_bytes_, to);
+    return {};
+  }
+
+  // Beyond the capacity [from, to) is free: it goes back to the disk.
+  void give_back(std::uint64_t from, std::uint64_t to) noexcept {
+    if (space_.overhang() == 0)
+      cut_file(space_.capacity());
+    else
+      ::fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(from),
+                  static_cast<off_t>(to - from));
+  }
+  void give_back_beyond() noexcept {
+    cut_file(space_.overhang() == 0 ? space_.capacity() : file_bytes_);  // a claim that failed may have begun
+    if (space_.overhang() == 0) return;
+    space_.for_each_free(space_.capacity(), [this](std::uint64_t offset, std::uint64_t bytes) {
+      give_back(offset, offset + bytes);
+    });
+  }
+  void cut_file(std::uint64_t bytes) noexcept {
+    if (::ftruncate(file_, static_cast<off_t>(bytes)) == 0) file_bytes_ = bytes;
+  }
 
   result<void> open_file(const options& o) {
     const bool named = !o.path.empty();
@@ -101,11 +148,13 @@ class nvme {
 
   io_ring& ring_;
   space space_;
+  std::vector<mutable_bytes> registered_;
   std::string path_;  // empty where there is nothing to remove
   int file_ = -1;
+  std::uint64_t file_bytes_ = 0;  // as it is meant to be
   bool direct_ = false;
 };
-static_assert(medium<nvme>);
+static_assert(resizable_medium<nvme> && buffer_registering_medium<nvme>);
 
 }  // namespace TERRACE_EX
 }  // namespace terrace

@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>
@@ -17,49 +18,81 @@ namespace terrace {
 /// al., "TLSF: a new dynamic memory allocator for real-time systems", 2004): reserve and release are O(1),
 /// neighbours that are free are always one run. Books grow to the largest number of runs ever alive and are
 /// then reused.
+///
+/// The capacity can change. Nothing moves: after it was lowered, runs that are in use may reach beyond it.
+/// They stay valid, and no others are handed out there before the capacity is raised again.
 class space {
  public:
   /// `granule` is a power of two: offsets and sizes are multiples of it.
   space(std::size_t capacity, std::size_t granule) : granule_shift_(std::countr_zero(granule)) {
     for (auto& row : heads_) row.fill(none);
-    const std::uint64_t granules = capacity >> granule_shift_;
-    capacity_ = granules << granule_shift_;
-    if (granules == 0) return;
-    nodes_.push_back({.offset = 0, .size = granules});
-    insert_free(0);
+    resize(capacity);
   }
 
   /// A run of at least `bytes`, or nothing: there may be enough room in all and still no run that is long
-  /// enough.
+  /// enough. While more is used than the capacity there is nothing.
   std::optional<extent> reserve(std::size_t bytes) {
-    if (bytes == 0 || bytes > capacity_ || bytes > 0xffffffffu) return std::nullopt;
-    const std::uint64_t want = (bytes + (std::size_t{1} << granule_shift_) - 1) >> granule_shift_;
+    if (bytes == 0 || bytes > 0xffffffffu || used_ > capacity() || rounded(bytes) > capacity() - used_)
+      return std::nullopt;
+    const std::uint64_t want = rounded(bytes) >> granule_shift_;
     const std::uint32_t found = find(want);
     if (found == none) return std::nullopt;
-    remove_free(found);
-    if (nodes_[found].size > want) split(found, want);
+    unlist(found);
+    nodes_[found].free = false;
+    if (nodes_[found].size > want) set_free(cut(found, want));
     used_ += want << granule_shift_;
     return extent{nodes_[found].offset << granule_shift_, static_cast<std::uint32_t>(bytes), found};
   }
 
   void release(extent e) noexcept {
-    std::uint32_t n = e.node;
+    const std::uint32_t n = e.node;
     TERRACE_ASSERT(n < nodes_.size() && !nodes_[n].free && nodes_[n].offset << granule_shift_ == e.offset,
                    "an extent was released that is not reserved");
     used_ -= nodes_[n].size << granule_shift_;
-    if (const std::uint32_t before = nodes_[n].previous; before != none && nodes_[before].free) {
-      remove_free(before);
-      n = absorb(before, n);
-    }
-    if (const std::uint32_t after = nodes_[n].next; after != none && nodes_[after].free) {
-      remove_free(after);
-      n = absorb(n, after);
-    }
-    insert_free(n);
+    overhang_ -= beyond(n) << granule_shift_;
+    if (straddles(n)) set_free(cut(n, limit_ - nodes_[n].offset));
+    set_free(n);
   }
 
-  std::size_t capacity() const noexcept { return capacity_; }
+  /// From now on the capacity is what `capacity` holds of whole granules. O(runs beyond the lower of the old
+  /// and the new one).
+  void resize(std::size_t capacity) {
+    const std::uint64_t limit = capacity >> granule_shift_, unchanged = std::min(limit, limit_);
+    for (std::uint32_t n = last_; n != none && end(n) >= unchanged; n = nodes_[n].previous) {
+      if (!nodes_[n].free) continue;
+      if (nodes_[n].offset < limit_) unlist(n);
+      if (const std::uint32_t after = nodes_[n].next; after != none && nodes_[after].free) absorb(n, after);
+    }
+    limit_ = limit;
+    if (const std::uint64_t range = last_ == none ? 0 : end(last_); range < limit) {
+      const std::uint32_t added = new_node();
+      nodes_[added] = {.offset = range, .size = limit - range, .previous = last_, .free = true};
+      if (last_ != none) nodes_[last_].next = added;
+      last_ = added;
+      if (const std::uint32_t before = nodes_[added].previous; before != none && nodes_[before].free)
+        absorb(before, added);
+    }
+    overhang_ = 0;
+    for (std::uint32_t n = last_; n != none && end(n) >= unchanged; n = nodes_[n].previous) {
+      overhang_ += nodes_[n].free ? 0 : beyond(n) << granule_shift_;
+      if (!nodes_[n].free) continue;
+      if (straddles(n)) nodes_[cut(n, limit_ - nodes_[n].offset)].free = true;
+      if (nodes_[n].offset < limit_) list(n);
+    }
+  }
+
+  std::size_t capacity() const noexcept { return limit_ << granule_shift_; }
   std::size_t used() const noexcept { return used_; }
+  /// What is in use beyond the capacity. While it is 0, everything in use lies in [0, capacity()).
+  std::size_t overhang() const noexcept { return overhang_; }
+  /// f(offset, bytes) for each free run that begins at `from` or beyond, those beyond the capacity included.
+  /// O(runs from there on).
+  template <class F>
+  void for_each_free(std::uint64_t from, F f) const {
+    for (std::uint32_t n = last_; n != none && nodes_[n].offset << granule_shift_ >= from;
+         n = nodes_[n].previous)
+      if (nodes_[n].free) f(nodes_[n].offset << granule_shift_, nodes_[n].size << granule_shift_);
+  }
   /// What a reservation of `bytes` takes away.
   std::size_t rounded(std::size_t bytes) const noexcept {
     return align_up(bytes, std::size_t{1} << granule_shift_);
@@ -75,7 +108,7 @@ class space {
     std::uint64_t offset = 0, size = 0;                // in granules
     std::uint32_t previous = none, next = none;        // neighbours in space
     std::uint32_t list_prev = none, list_next = none;  // neighbours in the list of their size
-    bool free = false;
+    bool free = false;  // and then in a list, unless it lies beyond the capacity; it never straddles that
   };
   struct bin {
     unsigned first, second;
@@ -107,10 +140,9 @@ class space {
     return none;
   }
 
-  void insert_free(std::uint32_t n) noexcept {
+  void list(std::uint32_t n) noexcept {
     const bin b = bin_of(nodes_[n].size);
     std::uint32_t& head = heads_[b.first][b.second];
-    nodes_[n].free = true;
     nodes_[n].list_prev = none;
     nodes_[n].list_next = head;
     if (head != none) nodes_[head].list_prev = n;
@@ -119,8 +151,8 @@ class space {
     second_map_[b.first] |= 1u << b.second;
   }
 
-  void remove_free(std::uint32_t n) noexcept {
-    node& x = nodes_[n];
+  void unlist(std::uint32_t n) noexcept {
+    const node& x = nodes_[n];
     const bin b = bin_of(x.size);
     if (x.list_prev != none)
       nodes_[x.list_prev].list_next = x.list_next;
@@ -131,39 +163,71 @@ class space {
       second_map_[b.first] &= ~(1u << b.second);
       if (second_map_[b.first] == 0) first_map_ &= ~(std::uint64_t{1} << b.first);
     }
-    x.free = false;
   }
 
-  void split(std::uint32_t n, std::uint64_t keep) {
-    std::uint32_t rest;
-    if (recycled_ != none) {
-      rest = recycled_;
-      recycled_ = nodes_[rest].list_next;
-    } else {
-      rest = static_cast<std::uint32_t>(nodes_.size());
-      nodes_.emplace_back();
+  std::uint64_t end(std::uint32_t n) const noexcept { return nodes_[n].offset + nodes_[n].size; }
+  bool straddles(std::uint32_t n) const noexcept { return nodes_[n].offset < limit_ && end(n) > limit_; }
+  // How much of a run lies beyond the capacity, in granules.
+  std::uint64_t beyond(std::uint32_t n) const noexcept {
+    return end(n) <= limit_ ? 0 : std::min(nodes_[n].size, end(n) - limit_);
+  }
+
+  // Makes one run of `n` and its free neighbours on the same side of the capacity.
+  void set_free(std::uint32_t n) noexcept {
+    const bool within = nodes_[n].offset < limit_;
+    const auto joins = [&](std::uint32_t neighbour) {
+      return neighbour != none && nodes_[neighbour].free && (nodes_[neighbour].offset < limit_) == within;
+    };
+    if (const std::uint32_t before = nodes_[n].previous; joins(before)) {
+      if (within) unlist(before);
+      absorb(before, n);
+      n = before;
     }
+    if (const std::uint32_t after = nodes_[n].next; joins(after)) {
+      if (within) unlist(after);
+      absorb(n, after);
+    }
+    nodes_[n].free = true;
+    if (within) list(n);
+  }
+
+  std::uint32_t new_node() {
+    if (recycled_ == none) {
+      nodes_.emplace_back();
+      return static_cast<std::uint32_t>(nodes_.size() - 1);
+    }
+    const std::uint32_t n = recycled_;
+    recycled_ = nodes_[n].list_next;
+    return n;
+  }
+
+  // Leaves `keep` granules to `n` and returns the run of the others, which is in no list.
+  std::uint32_t cut(std::uint32_t n, std::uint64_t keep) {
+    const std::uint32_t rest = new_node();
     node& left = nodes_[n];
     nodes_[rest] = {.offset = left.offset + keep, .size = left.size - keep, .previous = n, .next = left.next};
-    if (left.next != none) nodes_[left.next].previous = rest;
+    (left.next == none ? last_ : nodes_[left.next].previous) = rest;
     left.next = rest;
     left.size = keep;
-    insert_free(rest);
+    return rest;
   }
 
   // Makes one run of two neighbours and recycles the second one's node.
-  std::uint32_t absorb(std::uint32_t left, std::uint32_t right) noexcept {
+  void absorb(std::uint32_t left, std::uint32_t right) noexcept {
+    const std::uint32_t after = nodes_[right].next;
     nodes_[left].size += nodes_[right].size;
-    nodes_[left].next = nodes_[right].next;
-    if (nodes_[right].next != none) nodes_[nodes_[right].next].previous = left;
+    nodes_[left].next = after;
+    (after == none ? last_ : nodes_[after].previous) = left;
     nodes_[right].list_next = recycled_;
+    nodes_[right].free = false;
     recycled_ = right;
-    return left;
   }
 
   int granule_shift_;
-  std::size_t capacity_ = 0, used_ = 0;
+  std::uint64_t limit_ = 0;  // the capacity in granules
+  std::size_t used_ = 0, overhang_ = 0;
   std::vector<node> nodes_;
+  std::uint32_t last_ = none;  // the run at the end of the space
   std::uint32_t recycled_ = none;
   std::uint64_t first_map_ = 0;
   std::array<unsigned, 64> second_map_{};

@@ -108,7 +108,8 @@ class medium_examination {
   verdict run() {
     for (auto check : {&medium_examination::constants, &medium_examination::what_does_not_fit,
                        &medium_examination::full_and_empty_again, &medium_examination::random_runs,
-                       &medium_examination::prefixes, &medium_examination::stopping})
+                       &medium_examination::prefixes, &medium_examination::stopping,
+                       &medium_examination::other_capacities, &medium_examination::resizing_in_use})
       if (auto violated = (this->*check)()) return violated;
     return {};
   }
@@ -240,6 +241,69 @@ class medium_examination {
     if (!context_.sync_wait(medium_.read(r.at(), r.all()))) return "a read after a stopped one succeeds";
     if (auto violated = compare(held, 0, 1)) return violated;
     return release(held);
+  }
+
+  // Of a medium that has resize(). What the capacity is, so much can be reserved, and no more.
+  verdict other_capacities() {
+    if constexpr (resizable_medium<M>) {
+      const std::size_t usual = medium_.capacity();
+      for (const std::size_t asked : {usual / 2, usual * 2, std::size_t{0}, usual}) {
+        const std::size_t before = medium_.capacity();
+        if (!medium_.resize(asked)) {
+          if (asked <= before) return "lowering the capacity succeeds";
+          if (medium_.capacity() != before) return "a resize that failed changes nothing";
+          continue;
+        }
+        if (medium_.capacity() > asked) return "capacity() is at most what was asked for";
+        if (asked >= usual && medium_.capacity() < usual) return "capacity() is what was asked for";
+        std::vector<extent> held;
+        const std::size_t piece = std::max(usual / 16 / M::alignment, std::size_t{1}) * M::alignment;
+        while (auto e = medium_.reserve(piece)) {
+          held.push_back(*e);
+          if (medium_.used() > medium_.capacity()) return "used() is at most capacity()";
+        }
+        if (held.size() < medium_.capacity() / (2 * piece)) return "all of the capacity can be reserved";
+        for (const extent& e : held) medium_.release(e);
+        if (medium_.used() != 0) return "nothing is used once everything is released";
+      }
+      if (medium_.capacity() != usual) return "a capacity that was lowered can be raised again";
+    }
+    return {};
+  }
+
+  // Whatever happens to the capacity, what is reserved stays as it is, transfers in flight included.
+  verdict resizing_in_use() {
+    if constexpr (resizable_medium<M>) {
+      const std::size_t usual = medium_.capacity();
+      run_list held;
+      std::uint32_t stamp = how_.seed;
+      for (unsigned round = 0; round < how_.rounds; ++round) {
+        const std::size_t kept = held.size();
+        for (int i = 0; i < 8; ++i) {
+          if (auto violated = reserve_one(held)) return violated;
+          if (medium_full_) break;
+        }
+        for (std::size_t i = kept; i < held.size(); ++i) held[i].fill(++stamp);
+        auto changed = ex::then(ex::just(), [&]() noexcept {
+          return medium_.resize(round % 4 == 3 ? usual : random_() % (usual + 1)).has_value();
+        });
+        if (!context_.sync_wait(ex::when_all(transfer<false>(held, kept, held.size()), std::move(changed))))
+          return "a write succeeds while the capacity changes";
+        if (medium_.used() >= medium_.capacity() && medium_.reserve(1))
+          return "nothing can be reserved while more is used than the capacity";
+        std::shuffle(held.begin(), held.end(), random_);
+        for (auto& r : held) r.spoil();
+        if (!context_.sync_wait(transfer<true>(held, 0, held.size()))) return "a read succeeds";
+        if (auto violated = compare(held, 0, held.size())) return violated;
+        for (std::size_t i = held.size() / 3; i > 0; --i) {
+          medium_.release(held.back().at());
+          held.pop_back();
+        }
+      }
+      if (!medium_.resize(usual)) return "a capacity that was lowered can be raised again";
+      return release(held);
+    }
+    return {};
   }
 
   bool wait_for(const bool& ended) {

@@ -21,11 +21,12 @@ class staging {
     staging s;
     if (count == 0) return s;
     s.bytes_ = align_up(bytes, ram::alignment);
-    auto arena = ram::open(ctx, {.capacity = count * s.bytes_});
+    auto arena = ram::open(ctx, {.capacity = count * s.bytes_, .most_capacity = count * s.bytes_});
     if (!arena) return propagate(arena.error());
     s.arena_ = std::move(*arena);
     for (std::size_t i = 0; i < count; ++i)
       s.free_.push_back(s.arena_->address(*s.arena_->reserve(s.bytes_)));
+    s.begin_ = s.free_.front();  // an arena that is filled in one go has no gaps
     s.count_ = count;
     return s;
   }
@@ -34,6 +35,8 @@ class staging {
   std::size_t available() const noexcept { return free_.size(); }
   std::size_t bytes_in_use() const noexcept { return (count_ - free_.size()) * bytes_; }
   std::size_t bytes() const noexcept { return count_ * bytes_; }
+  /// All buffers, those that are taken included.
+  mutable_bytes memory() const noexcept { return {begin_, bytes()}; }
 
   /// Precondition: available() > 0.
   std::byte* take() noexcept {
@@ -48,6 +51,7 @@ class staging {
  private:
   std::unique_ptr<ram> arena_;
   std::vector<std::byte*> free_;
+  std::byte* begin_ = nullptr;
   std::size_t bytes_ = 0, count_ = 0;
 };
 
