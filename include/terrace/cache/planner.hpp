@@ -139,6 +139,8 @@ class planner {
   cache_stats stats() const;
   tier_health health(std::size_t tier) const { return tiers_[tier]->health; }
   std::size_t hot_capacity() const noexcept { return tiers_[0]->capacity(); }
+  /// Where the slots of tier 0 begin; it does not change.
+  const std::byte* hot_data() const noexcept { return tiers_[0]->address({}); }
   std::size_t hot_bytes() const noexcept { return tiers_[0]->used() + transfers_.staging_in_use(); }
   void note_hot_bytes() noexcept { hot_peak_ = hot_peak_ < hot_bytes() ? hot_bytes() : hot_peak_; }
 

@@ -35,7 +35,7 @@ struct retention {
 
 /// Layers that look alike, and how their KV is cut into blocks. A block is one contiguous run of bytes,
 /// [layer][plane][kv_head][token][dim] for HND: `tokens` consecutive tokens of `layers_per_block` consecutive
-/// layers.
+/// layers. A group of no layers stands for pages of tensors (`tensor_pages`): sequences have no blocks of it.
 struct layer_group {
   std::uint32_t first_layer = 0;
   std::uint32_t layers = 1;
@@ -71,20 +71,35 @@ struct layer_group {
   constexpr std::uint32_t block_rows() const noexcept {
     return (layers + layers_per_block - 1) / layers_per_block;
   }
+  /// Whether its blocks are pages of tensors, not KV of layers.
+  constexpr bool holds_tensors() const noexcept { return layers == 0; }
   friend constexpr bool operator==(const layer_group&, const layer_group&) noexcept = default;
 };
 
-/// A model's KV: groups of layers that look alike, in ascending order of layers, and without a gap.
+/// The group for a layout whose cache also holds tensors (paged_tensor.hpp), at the layout's end; alone it is
+/// a layout for tensors only. A page is a block of `page_elements` elements: one plane of one head of one
+/// token. Codecs that want head dimensions of some kind (q8_0: multiples of 32) want such pages. Pages as
+/// large as the KV blocks beside them waste least of a tier.
+///
+///     kv_layout layout{{{.layers = 32, .k = {8, 128}, .v = {8, 128}}, tensor_pages(element::fp16)}};
+constexpr layer_group tensor_pages(element type, std::uint32_t page_elements = 1u << 16) noexcept {
+  return {.layers = 0, .tokens = 1, .k = {.heads = 1, .dim = page_elements, .type = type}};
+}
+
+/// What a cache holds: a model's KV, as groups of layers that look alike, in ascending order of layers and
+/// without a gap; then groups of tensor pages.
 struct kv_layout {
   std::vector<layer_group> groups;
 
   std::uint32_t layers() const noexcept {
-    return groups.empty() ? 0 : groups.back().first_layer + groups.back().layers;
+    std::uint32_t sum = 0;
+    for (const auto& g : groups) sum += g.layers;
+    return sum;
   }
   /// The group that holds `layer`. Precondition: layer < layers().
   std::size_t group_of(std::uint32_t layer) const noexcept {
     std::size_t g = 0;
-    while (g + 1 < groups.size() && layer >= groups[g + 1].first_layer) ++g;
+    while (layer >= groups[g].first_layer + groups[g].layers) ++g;
     return g;
   }
   /// Bytes of all KV of one token.
@@ -104,18 +119,25 @@ struct kv_layout {
 /// Whether `layout` can be cached at all; the sentence says what is wrong with it.
 inline result<void> validate(const kv_layout& layout) noexcept {
   if (layout.groups.empty())
-    return fail(errc::invalid_argument, "a KV layout needs at least one group of layers");
+    return fail(errc::invalid_argument, "a layout needs at least one group, of layers or of tensor pages");
   std::uint32_t next = 0;
+  bool tensors = false;
   for (const auto& g : layout.groups) {
-    if (g.first_layer != next || g.layers == 0)
+    if (tensors && !g.holds_tensors())
+      return fail(errc::invalid_argument, "groups of tensor pages must stand behind all groups of layers");
+    tensors = g.holds_tensors();
+    if (!tensors && g.first_layer != next)
       return fail(errc::invalid_argument, "groups of layers must follow one another without a gap");
     if (g.tokens == 0 || !g.k.present() || g.k.dim == 0 || (g.v.present() && g.v.dim == 0))
       return fail(errc::invalid_argument, "a block needs at least one token, one head and one dimension");
+    if (tensors && g != tensor_pages(g.k.type, g.k.dim))
+      return fail(errc::invalid_argument,
+                  "a group of no layers holds tensor pages, and must be what tensor_pages makes");
     if (g.layers_per_block == 0 || g.layers % g.layers_per_block != 0)
       return fail(errc::invalid_argument, "layers_per_block must divide the group's layers");
     if (g.block_bytes() > std::size_t{1} << 31)
       return fail(errc::invalid_argument, "a block may not be larger than 2 GiB");
-    next = g.first_layer + g.layers;
+    next += g.layers;
   }
   return {};
 }

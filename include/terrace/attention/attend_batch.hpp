@@ -1,0 +1,108 @@
+#pragma once
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <ranges>
+#include <span>
+
+#include "terrace/attention/attend.hpp"
+#include "terrace/attention/partial_state.hpp"
+#include "terrace/attention/query_tile.hpp"
+#include "terrace/batch.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+/// Makes a tile of queries and an empty state for each sequence of a batch, for attention in `layer`.
+/// `queries` is [token][q_head][dim] of fp16, bf16 or float, where the tokens are the reserved ones, sequence
+/// after sequence. The number of query heads follows from the size; the logits' scale is 1 / sqrt(dim). A
+/// sequence without new tokens gets a tile of none. Errors: invalid_argument for a shape that cannot be, a
+/// layer that there is not, and another number of tiles or states than the batch has sequences;
+/// out_of_memory. Then some tiles may be new and others not.
+template <std::ranges::contiguous_range Queries>
+result<void> load(const batch& b, std::uint32_t layer, const Queries& queries, std::span<query_tile> tiles,
+                  std::span<partial_state> states) {
+  using q = std::ranges::range_value_t<Queries>;
+  std::span<const q> rest(queries);
+  if (tiles.size() != b.size() || states.size() != b.size())
+    return fail(errc::invalid_argument, "a batch needs a tile of queries and a state for each sequence");
+  if (layer >= b.layout().layers())
+    return fail(errc::invalid_argument, "attention was asked for in a layer that the model does not have");
+  const layer_group& group = b.layout().groups[b.layout().group_of(layer)];
+  std::size_t tokens = 0;
+  for (std::size_t i = 0; i < b.size(); ++i) tokens += b.new_tokens(i);
+  const std::size_t per_head = tokens * group.k.dim;
+  if (rest.empty() || per_head == 0 || rest.size() % per_head != 0)
+    return fail(errc::invalid_argument,
+                "the queries are not a whole number of heads for each reserved token");
+  const attention_shape shape{.q_heads = static_cast<std::uint32_t>(rest.size() / per_head),
+                              .kv_heads = group.k.heads,
+                              .dim = group.k.dim,
+                              .keep = group.keep};
+  if (auto good = validate(shape, group); !good) return good;
+  for (std::size_t i = 0; i < b.size(); ++i) {
+    const std::size_t count = std::size_t{b.new_tokens(i)} * shape.q_heads * shape.dim;
+    const std::uint64_t first = b.tokens(i) - b.new_tokens(i);
+    if (auto loaded = tiles[i].load(shape, rest.first(count), first); !loaded) return loaded;
+    if (auto made = states[i].reset(tiles[i].rows(), group.v.dim); !made) return made;
+    rest = rest.subspan(count);
+  }
+  return {};
+}
+
+/// Folds the window's pages of each sequence into its state, shared by the owner and the context's pool.
+/// Bits are those of attending each sequence alone (attend.hpp), however the batch is cut into windows, as
+/// long as these are folded in the order in which the batch gives them. Between pieces of work it looks at
+/// what has completed, so that what the next window needs is decoded meanwhile.
+///
+/// Preconditions: one tile and one state for each sequence of the batch, of the window's layer group, as
+/// `load` makes them. An empty window changes nothing. O(pages * query heads).
+inline void attend(const batch_window& window, std::span<const query_tile> queries,
+                   std::span<partial_state> states) {
+  if (window.empty()) return;
+  TERRACE_ASSERT(queries.size() == window.sequences() && states.size() == window.sequences(),
+                 "a window is attended with a tile of queries and a state for each sequence");
+  constexpr std::uint32_t cut = 32;  // queries of a work item
+  constexpr std::int32_t piece = 8;  // pages of each sequence between two looks at what has completed
+  const std::span<const std::int32_t> indptr = window.arrays().indptr;
+  const std::uint32_t heads = window.group().k.heads;
+  std::uint32_t cuts = 0;
+  std::int32_t longest = 0;
+  for (std::size_t i = 0; i < queries.size(); ++i) {
+    cuts = std::max(cuts, (queries[i].size() + cut - 1) / cut);
+    longest = std::max(longest, indptr[i + 1] - indptr[i]);
+  }
+  for (std::int32_t done = 0; done < longest; done += piece) {
+    window.owner().poll();
+    window.owner().parallel_for(queries.size() * heads * cuts, [&](std::size_t item) noexcept {
+      const std::size_t i = item / (std::size_t{heads} * cuts);
+      const auto head = static_cast<std::uint32_t>(item / cuts % heads);
+      const auto first = static_cast<std::uint32_t>(item % cuts) * cut;
+      if (first >= queries[i].size()) return;
+      const std::int32_t end = std::min(indptr[i] + done + piece, indptr[i + 1]);
+      for (std::int32_t p = indptr[i] + done; p < end; ++p)
+        attend(queries[i], window.page(static_cast<std::size_t>(p)), states[i], head, first,
+               std::min(cut, queries[i].size() - first));
+    });
+  }
+}
+
+/// Writes what was attended, [token][q_head][v dim], sequence after sequence: what `load` took queries for.
+/// Errors: invalid_argument for a span of another size.
+template <std::ranges::contiguous_range Out>
+result<void> finish(std::span<const partial_state> states, Out&& out) {
+  using o = std::ranges::range_value_t<Out>;
+  std::span<o> rest(out);
+  std::size_t values = 0;
+  for (const partial_state& s : states) values += s.rows() * s.dim();
+  if (rest.size() != values)
+    return fail(errc::invalid_argument, "the result of a batch needs [token][q_head][v dim] elements");
+  for (const partial_state& s : states) {
+    s.finish(rest.first(s.rows() * s.dim()));
+    rest = rest.subspan(s.rows() * s.dim());
+  }
+  return {};
+}
+
+}  // namespace TERRACE_EX
+}  // namespace terrace

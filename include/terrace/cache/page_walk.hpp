@@ -1,0 +1,185 @@
+#pragma once
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "terrace/cache/planner.hpp"
+#include "terrace/sequence.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+/// A sequence that takes part in a walk: its pages, and the queries that will look at them.
+struct walk_member {
+  const page_table* pages = nullptr;  ///< nullptr: it sits this walk out
+  std::uint64_t first_query = 0;      ///< position of its first query: what that one does not see is left out
+  std::uint64_t tokens = 0;           ///< that it has, those that are being written included
+};
+
+/// A page of a window, before it is in place.
+struct walked_page {
+  std::uint32_t sequence = 0;  ///< which member of the walk
+  std::uint32_t position = 0;  ///< which page of its sequence
+  std::uint32_t block = 0;     ///< sealed: which of the window's blocks; open: the block's index
+  std::uint32_t tokens = 0;    ///< that it holds
+  bool open = false;
+};
+
+/// What a window may have at most, each at least 1.
+struct window_limits {
+  lease_form form = lease_form::raw;
+  std::size_t slots = 1;   ///< blocks that take a slot of tier 0
+  std::size_t blocks = 1;  ///< blocks in all
+  std::size_t pages = 1;   ///< pages, where a block of m sequences counts as m; at least one for each member
+};
+
+/// The order in which a batch goes through one row of layers, cut into windows.
+///
+/// Position by position: first all sequences' first pages, then all second ones, and so on. Sequences that
+/// share a prefix have its blocks at the same positions, so a shared block is met by all of them at once, in
+/// one window, and each sequence still sees its pages in ascending order. Pages that are being written come
+/// last, all of them in the last window.
+class page_walk {
+ public:
+  /// Where a walk stands.
+  struct place {
+    std::uint32_t position = 0;
+    std::uint32_t rank = 0;  ///< pages of this position that have been given already
+    bool finished = false;
+  };
+
+  /// Begins at the start of a row. The members' page tables must not change until the walk is over. O(members).
+  void begin(planner& owner, std::span<const walk_member> members, std::uint32_t row) {
+    owner_ = &owner;
+    at_ = {};
+    members_.clear();
+    open_pages_ = 0;
+    for (const walk_member& m : members) {
+      if (m.pages != nullptr) page_tokens_ = m.pages->group(row).tokens;
+      members_.push_back(m.pages == nullptr ? stretch{} : stretch_of(m, row));
+      open_pages_ += members_.back().pages.size() - members_.back().sealed;
+    }
+  }
+
+  place where() const noexcept { return at_; }
+  void go_back(place to) noexcept { at_ = to; }
+  bool finished() const noexcept { return at_.finished; }
+
+  /// The next window: its distinct sealed blocks, and its pages, each sequence's in ascending order. Both are
+  /// empty when all have been given. O(members * log members) a position.
+  void cut(const window_limits& most, std::vector<block_id>& blocks, std::vector<walked_page>& pages);
+
+ private:
+  static constexpr std::uint32_t none = 0xffffffffu;
+
+  // A member's pages in the row: those before `sealed` that its first query sees are the first `sinks` and
+  // those from `oldest` on; those from `sealed` on are being written.
+  struct stretch {
+    std::span<const block_id> pages;
+    std::uint32_t sealed = 0;
+    std::uint32_t sinks = 0;
+    std::uint32_t oldest = 0;
+    std::uint64_t tokens = 0;
+
+    // The first page from `position` on that there is to look at.
+    std::uint32_t next(std::uint32_t position) const noexcept {
+      for (;; ++position) {
+        if (position >= sinks) position = std::max(position, oldest);
+        if (position >= sealed) return none;
+        if (pages[position].valid()) return position;
+      }
+    }
+  };
+  struct column_page {
+    block_id block;
+    std::uint32_t sequence;
+    friend constexpr auto operator<=>(const column_page&, const column_page&) noexcept = default;
+  };
+
+  static stretch stretch_of(const walk_member& m, std::uint32_t row) noexcept {
+    const layer_group& g = m.pages->group(row);
+    const retention keep = g.keep;
+    const std::uint64_t oldest =
+        keep.window == 0 || m.first_query + 1 < keep.window ? 0 : m.first_query + 1 - keep.window;
+    return {.pages = m.pages->rows[row],
+            .sealed = static_cast<std::uint32_t>(m.pages->length / g.tokens),
+            .sinks = keep.window == 0 ? 0 : (keep.sinks + g.tokens - 1) / g.tokens,
+            .oldest = static_cast<std::uint32_t>(oldest / g.tokens),
+            .tokens = m.tokens};
+  }
+  bool find_column();
+  void add_open_pages(std::vector<walked_page>& pages);
+
+  planner* owner_ = nullptr;
+  std::vector<stretch> members_;
+  std::vector<column_page> column_;  // the pages at one position, those of one block side by side
+  std::size_t open_pages_ = 0;
+  std::uint32_t page_tokens_ = 0;
+  place at_;
+};
+
+// The lowest position from where the walk stands at which a sequence has a sealed page to look at.
+inline bool page_walk::find_column() {
+  std::uint32_t lowest = none;
+  column_.clear();
+  for (std::uint32_t i = 0; i < members_.size(); ++i) {
+    const std::uint32_t position = members_[i].next(at_.position);
+    if (position == none || position > lowest) continue;
+    if (position < lowest) column_.clear();
+    lowest = position;
+    column_.push_back({members_[i].pages[position], i});
+  }
+  if (lowest == none) return false;
+  at_.position = lowest;
+  std::ranges::sort(column_);
+  return true;
+}
+
+inline void page_walk::cut(const window_limits& most, std::vector<block_id>& blocks,
+                           std::vector<walked_page>& pages) {
+  blocks.clear();
+  pages.clear();
+  std::size_t slots = 0;
+  while (!at_.finished && find_column()) {
+    while (at_.rank < column_.size()) {
+      const block_id block = column_[at_.rank].block;
+      std::size_t end = at_.rank + 1;
+      while (end < column_.size() && column_[end].block == block) ++end;
+      const std::size_t slot = owner_->needs_slot(block, most.form) ? 1 : 0;
+      const bool full = slots + slot > most.slots || blocks.size() + 1 > most.blocks ||
+                        pages.size() + (end - at_.rank) > most.pages;
+      if (full && !blocks.empty()) return;
+      slots += slot;
+      for (; at_.rank < end; ++at_.rank)
+        pages.push_back({.sequence = column_[at_.rank].sequence,
+                         .position = at_.position,
+                         .block = static_cast<std::uint32_t>(blocks.size()),
+                         .tokens = page_tokens_});
+      blocks.push_back(block);
+    }
+    ++at_.position;
+    at_.rank = 0;
+  }
+  if (at_.finished || (!pages.empty() && pages.size() + open_pages_ > most.pages)) return;
+  add_open_pages(pages);
+  at_.finished = true;
+}
+
+inline void page_walk::add_open_pages(std::vector<walked_page>& pages) {
+  for (std::uint32_t i = 0; i < members_.size(); ++i) {
+    const stretch& m = members_[i];
+    for (std::uint32_t p = m.sealed; p < m.pages.size(); ++p) {
+      const std::uint64_t left = m.tokens - std::uint64_t{p} * page_tokens_;
+      pages.push_back({.sequence = i,
+                       .position = p,
+                       .block = m.pages[p].index,
+                       .tokens = static_cast<std::uint32_t>(std::min<std::uint64_t>(page_tokens_, left)),
+                       .open = true});
+    }
+  }
+}
+
+}  // namespace TERRACE_EX
+}  // namespace terrace
