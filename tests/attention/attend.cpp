@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "terrace/codec/fp8.hpp"
+#include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
 #include "terrace/core/convert.hpp"
 
@@ -39,9 +41,14 @@ class context_of_tokens {
  public:
   context_of_tokens(attention_shape shape, layer_group group, std::uint32_t tokens)
       : shape_(shape), group_(group), tokens_(tokens) {
-    group_.k.heads = group_.v.heads = shape.kv_heads;
+    group_.k.heads = shape.kv_heads;
     group_.k.dim = shape.dim;
-    if (group_.v.dim == 0) group_.v.dim = shape.dim;
+    if (group.latent_v_dim == 0) {
+      group_.v.heads = shape.kv_heads;
+      if (group_.v.dim == 0) group_.v.dim = shape.dim;
+    } else {
+      group_.v = {};
+    }
     blocks_.resize((tokens + group.tokens - 1) / group.tokens);
     for (auto& block : blocks_) block.assign(group_.block_bytes(), std::byte{0xff});
   }
@@ -65,7 +72,7 @@ class context_of_tokens {
     return get(group_.k, address(group_.k, t, h, d));
   }
   double value(std::uint32_t t, std::uint32_t h, std::uint32_t d) {
-    return get(group_.v, address(group_.v, t, h, d));
+    return group_.v.present() ? get(group_.v, address(group_.v, t, h, d)) : key(t, h, d);
   }
 
   const attention_shape& shape() const { return shape_; }
@@ -90,6 +97,8 @@ class context_of_tokens {
   static void put(const plane& p, std::byte* at, float x) {
     if (p.type == element::fp32) {
       std::memcpy(at, &x, 4);
+    } else if (p.type == element::fp8_e4m3) {
+      *at = static_cast<std::byte>(to_fp8_e4m3(x).bits);
     } else {
       const std::uint16_t bits = p.type == element::fp16 ? to_fp16(x).bits : to_bf16(x).bits;
       std::memcpy(at, &bits, 2);
@@ -101,6 +110,7 @@ class context_of_tokens {
       std::memcpy(&x, at, 4);
       return x;
     }
+    if (p.type == element::fp8_e4m3) return to_float(fp8_e4m3{std::to_integer<std::uint8_t>(*at)});
     std::uint16_t bits;
     std::memcpy(&bits, at, 2);
     return p.type == element::fp16 ? to_float(fp16{bits}) : to_float(bf16{bits});
@@ -140,7 +150,7 @@ query_tile tile_of(const attention_shape& shape, std::span<const float> queries,
 partial_state attend_all(const context_of_tokens& kv, const query_tile& tile, isa set,
                          std::uint32_t chunk = ~0u) {
   partial_state state;
-  REQUIRE(state.reset(tile.rows(), kv.group().v.dim));
+  REQUIRE(state.reset(tile.rows(), kv.group().v_dim()));
   for (std::size_t i = 0; i < kv.blocks(); ++i)
     for (std::uint32_t head = 0; head < kv.shape().kv_heads; ++head)
       for (std::uint32_t first = 0; first < tile.size(); first += std::min(chunk, tile.size() - first))
@@ -155,7 +165,7 @@ bool sees(retention keep, std::uint64_t position, std::uint64_t token) {
 // The largest difference from softmax(q k) v in double, relative to the largest value.
 double error_against_reference(context_of_tokens& kv, const query_tile& tile, const partial_state& state) {
   const attention_shape& shape = kv.shape();
-  const std::uint32_t dim = kv.group().v.dim;
+  const std::uint32_t dim = kv.group().v_dim();
   std::vector<float> out(state.rows() * dim);
   state.finish(std::span(out));
   double worst = 0, largest = 1e-30;
@@ -210,13 +220,15 @@ TEST_CASE("attend agrees with a float64 reference over shapes, element types and
   struct shape_case {
     std::uint32_t q_heads, kv_heads, dim, block, tokens, queries;
   };
-  const shape_case cases[] = {{1, 1, 16, 64, 1, 1},     {2, 2, 64, 16, 37, 3},   {4, 2, 64, 256, 300, 5},
-                              {3, 1, 80, 96, 200, 4},   {4, 1, 96, 48, 130, 1},  {8, 2, 128, 256, 257, 7},
-                              {16, 1, 128, 64, 129, 2}, {5, 1, 256, 5, 23, 6},   {7, 1, 112, 100, 150, 3},
-                              {6, 3, 64, 1, 9, 9},      {2, 1, 256, 128, 70, 70}};
+  // Head dimensions 64, 80, 96, 128 and 256 as MQA and as GQA, and others.
+  const shape_case cases[] = {{1, 1, 16, 64, 1, 1},     {2, 2, 64, 16, 37, 3},    {4, 2, 64, 256, 300, 5},
+                              {8, 1, 64, 32, 65, 2},    {6, 2, 80, 64, 100, 2},   {6, 2, 96, 16, 50, 3},
+                              {8, 4, 256, 32, 40, 2},   {3, 1, 80, 96, 200, 4},   {4, 1, 96, 48, 130, 1},
+                              {8, 2, 128, 256, 257, 7}, {16, 1, 128, 64, 129, 2}, {5, 1, 256, 5, 23, 6},
+                              {7, 1, 112, 100, 150, 3}, {6, 3, 64, 1, 9, 9},      {2, 1, 256, 128, 70, 70}};
   std::mt19937 random(1);
   for (const shape_case& c : cases) {
-    for (const element type : {element::fp16, element::bf16, element::fp32}) {
+    for (const element type : {element::fp16, element::bf16, element::fp32, element::fp8_e4m3}) {
       for (const page_order order : {page_order::hnd, page_order::nhd}) {
         const attention_shape shape{
             .q_heads = c.q_heads, .kv_heads = c.kv_heads, .dim = c.dim, .scale = 0, .keep = {}};
@@ -505,38 +517,145 @@ TEST_CASE("the weights are exponentials to two units in the last place, exactly 
   }
 }
 
-TEST_CASE("a q8_0 block gives the same bits in place as decoded") {
+// The blocks of `kv`, encoded. What is left in `kv` is what decoding gives.
+template <codec C>
+std::vector<std::vector<std::byte>> encode_all(context_of_tokens& kv) {
+  std::vector<std::vector<std::byte>> encoded(kv.blocks());
+  for (std::size_t i = 0; i < kv.blocks(); ++i) {
+    encoded[i].resize(C::max_encoded_size(kv.group()));
+    REQUIRE(C::encode(kv.group(), kv.block(i), encoded[i]));
+    REQUIRE(C::decode(kv.group(), encoded[i], kv.block(i)));
+  }
+  return encoded;
+}
+
+partial_state attend_in_place(const context_of_tokens& kv, const std::vector<std::vector<std::byte>>& encoded,
+                              block_encoding encoding, const query_tile& tile, isa set) {
+  partial_state state;
+  REQUIRE(state.reset(tile.rows(), kv.group().v_dim()));
+  for (std::size_t i = 0; i < kv.blocks(); ++i)
+    for (std::uint32_t head = 0; head < kv.shape().kv_heads; ++head) {
+      block_view view = kv.view(i);
+      view.data = encoded[i].data();
+      view.encoding = encoding;
+      attend(tile, view, state, head, 0, tile.size(), set);
+    }
+  return state;
+}
+
+TEMPLATE_TEST_CASE("an encoded block gives the same bits in place as decoded, and agrees with the reference",
+                   "", q8_0, q4_0, fp8) {
+  struct shape_case {
+    std::uint32_t q_heads, kv_heads, dim, v_dim, block, tokens, queries;
+    retention keep;
+    bool latent = false;
+  };
+  // GQA, MQA, MHA and MLA; register blocks of 4, 2 and 1 rows; windows with sinks.
+  const shape_case cases[] = {
+      {6, 2, 96, 64, 80, 160, 5, {}},         {4, 4, 64, 64, 64, 130, 1, {}},
+      {8, 1, 128, 128, 256, 300, 2, {50, 5}}, {7, 1, 256, 256, 16, 70, 3, {}},
+      {16, 2, 32, 160, 48, 100, 1, {9, 0}},   {2, 1, 64, 96, 100, 210, 40, {64, 4}},
+      {8, 1, 576, 512, 32, 70, 2, {}, true},  {3, 1, 96, 32, 64, 100, 1, {20, 3}, true}};
   std::mt19937 random(9);
-  for (const element type : {element::fp16, element::bf16}) {
-    for (const page_order order : {page_order::hnd, page_order::nhd}) {
-      const attention_shape shape{.q_heads = 6, .kv_heads = 2, .dim = 96, .scale = 0, .keep = {}};
-      layer_group group = blocks_of(80, type, order);
-      group.v.dim = 64;
-      context_of_tokens kv(shape, group, 160);
-      kv.fill(random);
-      std::vector<std::vector<std::byte>> encoded(kv.blocks());
-      for (std::size_t i = 0; i < kv.blocks(); ++i) {
-        encoded[i].resize(q8_0::max_encoded_size(kv.group()));
-        REQUIRE(q8_0::encode(kv.group(), kv.block(i), encoded[i]));
-        REQUIRE(q8_0::decode(kv.group(), encoded[i], kv.block(i)));
-      }
-      REQUIRE(validate(shape, kv.group(), block_encoding::q8_0));
-      const query_tile tile = tile_of(shape, random_queries(random, shape, 5), 150);
-      for (const isa set : sets_here()) {
-        const partial_state decoded = attend_all(kv, tile, set);
-        partial_state in_place;
-        REQUIRE(in_place.reset(tile.rows(), 64));
-        for (std::size_t i = 0; i < kv.blocks(); ++i)
-          for (std::uint32_t head = 0; head < 2; ++head) {
-            block_view view = kv.view(i);
-            view.data = encoded[i].data();
-            view.encoding = block_encoding::q8_0;
-            attend(tile, view, in_place, head, 0, tile.size(), set);
-          }
-        for (std::size_t row = 0; row < tile.rows(); ++row) REQUIRE(same_bits(decoded, in_place, row, row));
+  for (const shape_case& c : cases) {
+    for (const element type : {element::fp16, element::bf16}) {
+      for (const page_order order : {page_order::hnd, page_order::nhd}) {
+        const attention_shape shape{
+            .q_heads = c.q_heads, .kv_heads = c.kv_heads, .dim = c.dim, .scale = 0, .keep = c.keep};
+        layer_group group = blocks_of(c.block, type, order);
+        (c.latent ? group.latent_v_dim : group.v.dim) = c.v_dim;
+        context_of_tokens kv(shape, group, c.tokens);
+        kv.fill(random);
+        const auto encoded = encode_all<TestType>(kv);
+        constexpr auto encoding = static_cast<block_encoding>(TestType::format_id);
+        REQUIRE(validate(shape, kv.group(), encoding));
+        const query_tile tile =
+            tile_of(shape, random_queries(random, shape, c.queries), c.tokens - c.queries);
+        for (const isa set : sets_here()) {
+          INFO(name(set) << " dim " << c.dim << " heads " << c.q_heads << "/" << c.kv_heads);
+          const partial_state decoded = attend_all(kv, tile, set);
+          const partial_state in_place = attend_in_place(kv, encoded, encoding, tile, set);
+          for (std::size_t row = 0; row < tile.rows(); ++row) REQUIRE(same_bits(decoded, in_place, row, row));
+          REQUIRE(error_against_reference(kv, tile, in_place) < 3e-6);
+        }
       }
     }
   }
+}
+
+TEST_CASE("fp8 blocks of any head dimension and element type are read in place") {
+  std::mt19937 random(15);
+  for (const element type : {element::fp16, element::bf16, element::fp32}) {
+    const attention_shape shape{.q_heads = 4, .kv_heads = 2, .dim = 80, .scale = 0, .keep = {}};
+    context_of_tokens kv(shape, blocks_of(48, type), 100);
+    kv.fill(random);
+    kv.set_key(20, 0, 3, infinity);  // 448 in fp8
+    const auto encoded = encode_all<fp8>(kv);
+    REQUIRE(validate(shape, kv.group(), block_encoding::fp8));
+    const query_tile tile = tile_of(shape, random_queries(random, shape, 2), 98);
+    for (const isa set : sets_here()) {
+      const partial_state decoded = attend_all(kv, tile, set);
+      const partial_state in_place = attend_in_place(kv, encoded, block_encoding::fp8, tile, set);
+      for (std::size_t row = 0; row < tile.rows(); ++row) REQUIRE(same_bits(decoded, in_place, row, row));
+    }
+  }
+}
+
+TEST_CASE("the values of a latent plane are the first elements of its vectors") {
+  struct shape_case {
+    std::uint32_t q_heads, dim, v_dim, block, tokens, queries;
+    retention keep;
+  };
+  const shape_case cases[] = {{16, 576, 512, 64, 100, 1, {}},
+                              {128, 576, 512, 32, 40, 1, {}},
+                              {4, 96, 80, 16, 70, 5, {.window = 30, .sinks = 2}},
+                              {3, 64, 64, 100, 101, 2, {}},
+                              {2, 48, 16, 64, 65, 65, {}}};
+  std::mt19937 random(16);
+  for (const shape_case& c : cases) {
+    for (const element type : {element::fp16, element::bf16, element::fp32, element::fp8_e4m3}) {
+      const attention_shape shape{
+          .q_heads = c.q_heads, .kv_heads = 1, .dim = c.dim, .scale = 0.07f, .keep = c.keep};
+      layer_group group = blocks_of(c.block, type, page_order::nhd);
+      group.latent_v_dim = c.v_dim;
+      context_of_tokens kv(shape, group, c.tokens);
+      kv.fill(random);
+      REQUIRE(kv.group().planes() == 1);
+      REQUIRE(validate(shape, kv.group()));
+      const query_tile tile = tile_of(shape, random_queries(random, shape, c.queries), c.tokens - c.queries);
+      for (const isa set : sets_here()) {
+        INFO(name(set) << " dim " << c.dim << " of which values " << c.v_dim);
+        REQUIRE(error_against_reference(kv, tile, attend_all(kv, tile, set)) < 3e-6);
+      }
+    }
+  }
+}
+
+TEST_CASE("any layer of an encoded block of several is read") {
+  std::mt19937 random(14);
+  const attention_shape shape{.q_heads = 2, .kv_heads = 2, .dim = 64, .scale = 0, .keep = {}};
+  context_of_tokens kv(shape, blocks_of(32), 32);
+  kv.fill(random);
+  const auto encoded = encode_all<q4_0>(kv);
+  const query_tile tile = tile_of(shape, random_queries(random, shape, 2), 30);
+  layer_group three = kv.group();
+  three.layers = three.layers_per_block = 3;
+  std::vector<std::byte> block(q4_0::max_encoded_size(three), std::byte{0xff});
+  std::copy(encoded[0].begin(), encoded[0].end(),
+            block.begin() + static_cast<std::ptrdiff_t>(2 * encoded[0].size()));
+  const partial_state expected = attend_all(kv, tile, best_isa());
+  partial_state state;
+  REQUIRE(state.reset(tile.rows(), 64));
+  for (std::uint32_t head = 0; head < 2; ++head)
+    attend(tile,
+           {.group = &three,
+            .data = block.data(),
+            .layer_in_block = 2,
+            .first_position = 0,
+            .tokens = 32,
+            .encoding = block_encoding::q4_0},
+           state, head, 0, 2);
+  for (std::size_t row = 0; row < tile.rows(); ++row) CHECK(same_bits(state, expected, row, row));
 }
 
 TEST_CASE("any layer of a block of several is read") {
@@ -626,6 +745,15 @@ TEST_CASE("shapes and groups that cannot be attended are refused with a reason")
   CHECK(refused(other, group));
   auto bad = group;
   bad.v = {};
+  CHECK(validate(shape, bad));  // one latent plane, all of it values
+  bad.latent_v_dim = 72;
+  CHECK(refused(shape, bad));
+  bad.latent_v_dim = 80;
+  CHECK(refused(shape, bad));
+  bad.latent_v_dim = 16;
+  CHECK(refused(shape, bad, block_encoding::q8_0));
+  bad = group;
+  bad.v.heads = 1;
   CHECK(refused(shape, bad));
   bad = group;
   bad.k.heads = 4;
@@ -638,9 +766,15 @@ TEST_CASE("shapes and groups that cannot be attended are refused with a reason")
   CHECK(refused(shape, bad));
   bad = group;
   bad.k.type = element::fp8_e4m3;
-  CHECK(refused(shape, bad));
+  CHECK(validate(shape, bad));
+  CHECK(refused(shape, bad, block_encoding::q8_0));
   bad = group;
   bad.v.type = element::fp32;
   CHECK(refused(shape, bad, block_encoding::q8_0));
-  CHECK(refused(shape, group, static_cast<block_encoding>(2)));
+  CHECK(refused(shape, bad, block_encoding::q4_0));
+  bad = group;
+  bad.v.dim = 48;
+  CHECK(refused(shape, bad, block_encoding::q4_0));
+  CHECK(validate(shape, group, block_encoding::q4_0));
+  CHECK(refused(shape, group, static_cast<block_encoding>(3)));
 }

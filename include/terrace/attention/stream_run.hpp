@@ -11,7 +11,6 @@
 #include "terrace/attention/attend.hpp"
 #include "terrace/attention/stream_workspace.hpp"
 #include "terrace/cache/store.hpp"
-#include "terrace/codec/q8_0.hpp"
 #include "terrace/sequence.hpp"
 
 namespace terrace {
@@ -19,6 +18,7 @@ inline namespace TERRACE_EX {
 
 /// How a stream goes about it. The defaults serve; the last two are for measuring.
 struct stream_options {
+  float scale = 0;               ///< of the logits; 0: 1 / sqrt(dim of the keys). MLA's is of another dim
   std::size_t window_bytes = 0;  ///< raw bytes of the blocks of one window; 0: a share of tier 0
   bool attend = true;            ///< false: bring and pin all blocks, compute nothing, leave `out` as it is
   const_bytes stand_in = {};     ///< not empty: move nothing; what attention cannot read is taken from here
@@ -68,14 +68,15 @@ class stream_run {
     const attention_shape shape{.q_heads = static_cast<std::uint32_t>(queries.size() / per_head),
                                 .kv_heads = g.k.heads,
                                 .dim = g.k.dim,
+                                .scale = options_.scale,
                                 .keep = g.keep};
     if (auto good = validate(shape, g); !good) return good;
     work_ = cache_.workspaces().take();
     if (auto loaded = work_->queries.load(shape, queries, first_); !loaded) return loaded;
-    return work_->state.reset(work_->queries.rows(), g.v.dim);
+    return work_->state.reset(work_->queries.rows(), g.v_dim());
   }
   /// Elements of the result: [token][q_head][v dim].
-  std::size_t result_size() const noexcept { return work_->queries.rows() * group().v.dim; }
+  std::size_t result_size() const noexcept { return work_->queries.rows() * group().v_dim(); }
 
   void start();
   /// Gives up: pins are returned, loads cancelled. `done` is called before this returns, unless it has been
@@ -288,7 +289,7 @@ inline void stream_run::drop_windows() noexcept {
 // Few queries read each key once or twice: the fewer bytes, the better. Many read it so often that decoding it for
 // each costs more than decoding it once.
 inline lease_form stream_run::form() const noexcept {
-  return few_queries() ? lease_form::attendable : lease_form::raw;
+  return few_queries() && reads_in_place(group()) ? lease_form::attendable : lease_form::raw;
 }
 
 inline block_view stream_run::view(std::size_t position, const std::byte* data,
@@ -300,7 +301,7 @@ inline block_view stream_run::view(std::size_t position, const std::byte* data,
           .layer_in_block = layer_in_block_,
           .first_position = start,
           .tokens = static_cast<std::uint32_t>(std::min<std::uint64_t>(g.tokens, first_ + tokens_ - start)),
-          .encoding = format_id == q8_0::format_id ? block_encoding::q8_0 : block_encoding::raw};
+          .encoding = static_cast<block_encoding>(format_id)};
 }
 
 // One round of compute: work items are (KV head, run of queries), each goes through all blocks, in order. `tallied`
