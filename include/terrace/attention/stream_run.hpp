@@ -12,6 +12,7 @@
 #include "terrace/attention/stream_workspace.hpp"
 #include "terrace/cache/store.hpp"
 #include "terrace/codec/q8_0.hpp"
+#include "terrace/observe/trace_log.hpp"
 #include "terrace/sequence.hpp"
 
 namespace terrace {
@@ -111,7 +112,10 @@ class stream_run {
   void fold(std::size_t blocks, View view_of);
   lease_form form() const noexcept;
   block_view view(std::size_t position, const std::byte* data, std::uint32_t format_id = 0) const noexcept;
-  void suggest_next();
+  void look_ahead();
+  void gather_wishes();
+  void begin_stall() noexcept;
+  void end_stall() noexcept;
   void finish() noexcept;
 
   kv_store& cache_;
@@ -126,8 +130,10 @@ class stream_run {
   std::size_t in_flight_ = 0;  // windows asked for and not folded
   std::size_t limit_ = depth;  // fewer where tier 0 turned out to be too small for so many
   std::size_t asked_ = 0;      // blocks asked for
+  std::size_t loads_end_ = 0;  // behind the last block that cannot be read where it is
   std::size_t most_blocks_ = static_cast<std::size_t>(-1);  // of a window, likewise
-  bool pumping_ = false, again_ = false, over_ = false;
+  std::int64_t stalled_since_ = 0;                          // where it is traced, and waits
+  bool pumping_ = false, again_ = false, over_ = false, looked_ahead_ = false;
 };
 
 inline void stream_run::choose_blocks() {
@@ -145,6 +151,8 @@ inline void stream_run::choose_blocks() {
     work_->blocks.push_back(row[i]);
     work_->positions.push_back(static_cast<std::uint32_t>(i));
   }
+  loads_end_ = work_->blocks.size();
+  while (loads_end_ != 0 && !cache_.control().needs_slot(work_->blocks[loads_end_ - 1], form())) --loads_end_;
 }
 
 // Blocks of a window that come into slots of tier 0: enough to keep a disk busy, and so few that all windows
@@ -152,7 +160,7 @@ inline void stream_run::choose_blocks() {
 inline std::size_t stream_run::window_blocks() const noexcept {
   const std::size_t block = group().block_bytes();
   std::size_t bytes = options_.window_bytes;
-  if (bytes == 0) bytes = std::min<std::size_t>(2_MiB, cache_.control().hot_capacity() / (2 * depth));
+  if (bytes == 0) bytes = std::min<std::size_t>(4_MiB, cache_.control().hot_capacity() / (2 * depth));
   return std::max<std::size_t>(1, bytes / block);
 }
 
@@ -204,11 +212,12 @@ inline void stream_run::pump() noexcept {
   if (pumping_ || over_) return;
   pumping_ = true;
   while (std::exchange(again_, false) && !over_) {
-    while (in_flight_ < limit_ && asked_ < work_->blocks.size()) {
-      ask(windows_[(front_ + in_flight_) % depth]);
-      if (asked_ == work_->blocks.size()) suggest_next();
+    while (in_flight_ < limit_ && asked_ < work_->blocks.size()) ask(windows_[(front_ + in_flight_) % depth]);
+    look_ahead();
+    if (in_flight_ != 0 && windows_[front_].here) {
+      end_stall();
+      again_ = take_front();
     }
-    if (in_flight_ != 0 && windows_[front_].here) again_ = take_front();
     if (in_flight_ == 0 && asked_ == work_->blocks.size() && !failure) {
       fold_open_tail();
       over_ = true;
@@ -216,7 +225,27 @@ inline void stream_run::pump() noexcept {
     if (failure) over_ = true;
   }
   pumping_ = false;
-  if (over_) finish();
+  if (over_) return finish();
+  begin_stall();
+}
+
+// The time from here to the arrival of the front window is recorded, where there is a log.
+inline void stream_run::begin_stall() noexcept {
+  if (cache_.owner().trace() != nullptr && stalled_since_ == 0) [[unlikely]]
+    stalled_since_ = trace_log::now();
+}
+inline void stream_run::end_stall() noexcept {
+  const std::int64_t since = std::exchange(stalled_since_, 0);
+  trace_log* const log = cache_.owner().trace();
+  if (log == nullptr || since == 0) [[likely]]
+    return;
+  const window& w = windows_[front_];
+  log->add({.name = "wait",
+            .begin = since,
+            .end = trace_log::now(),
+            .bytes = w.blocks * group().block_bytes(),
+            .block = w.wanted.front().index,
+            .track = trace_track::stall});
 }
 
 // The front window has come, or cannot come. Returns whether there may be more to do at once.
@@ -248,6 +277,7 @@ inline bool stream_run::take_front() {
   for (std::size_t done = 0; done < w.blocks; done += piece) {
     cache_.owner().poll();
     if (over_) return true;  // stopped: the window is not ours any more
+    look_ahead();
     if (options_.attend) fold_window(w, done, std::min(piece, w.blocks - done));
   }
   front_ = (front_ + 1) % depth;
@@ -305,6 +335,8 @@ void stream_run::fold(std::size_t blocks, View view_of) {
 }
 
 inline void stream_run::fold_window(const window& w, std::size_t first, std::size_t blocks) {
+  const trace_scope scope(cache_.owner().trace(), trace_track::compute, "attend", w.held[first].id.index,
+                          blocks * group().block_bytes());
   fold(blocks, [&](std::size_t b) {
     const leased_block& block = w.held[first + b];
     return view(work_->positions[w.first + first + b], block.data, block.format_id);
@@ -334,17 +366,23 @@ inline void stream_run::fold_open_tail() {
        [&](std::size_t b) { return view(sealed + b, cache_.control().open_data(row[sealed + b].index)); });
 }
 
-// All of this row is asked for: what will be wanted next may come meanwhile.
-inline void stream_run::suggest_next() {
+// All that this row needs from elsewhere is asked for: while the rest is folded where it lies, what will be
+// wanted next may come. Called again and again, because only so many prefetches are in flight at a time.
+inline void stream_run::look_ahead() {
+  if (asked_ < loads_end_) return;
+  if (!std::exchange(looked_ahead_, true)) gather_wishes();
+  if (!work_->wanted.empty()) cache_.prefetch(work_->wanted, form());
+}
+
+inline void stream_run::gather_wishes() {
+  work_->wanted.clear();
   std::array<prefetch_wish, 4> wishes;
   const std::size_t count = cache_.prefetcher().suggest(wishes);
   for (const prefetch_wish& wish : std::span(wishes).first(count)) {
     if (wish.row >= pages_.rows.size()) continue;
-    const std::size_t sealed = pages_.sealed(wish.row);
-    work_->wanted.clear();
-    for (std::size_t i = wish.first; i < sealed && work_->wanted.size() < wish.blocks; ++i)
-      work_->wanted.push_back(pages_.rows[wish.row][i]);
-    cache_.prefetch(work_->wanted, form());
+    const std::size_t end =
+        std::min<std::size_t>(pages_.sealed(wish.row), std::size_t{wish.first} + wish.blocks);
+    for (std::size_t i = wish.first; i < end; ++i) work_->wanted.push_back(pages_.rows[wish.row][i]);
   }
 }
 
