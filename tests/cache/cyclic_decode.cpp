@@ -45,11 +45,12 @@ template <class Policy>
 class decoding {
  public:
   // Tier 0 has a slot for the open block of each layer, and `slots` more.
-  decoding(std::size_t slots, way how)
+  decoding(std::size_t slots, way how, inclusion below = inclusion::inclusive)
       : how_(how),
         cache_(std::move(*tiered_cache<tier<ram>, tier<scripted>, Policy>::open(
             context_, pattern::layout(layers), {.capacity = (slots + layers) * pattern::block_bytes},
-            {.capacity = 2 * blocks * pattern::block_bytes, .script = &script_}))),
+            {.capacity = 2 * blocks * pattern::block_bytes, .script = &script_}, {},
+            {.transfers = {.inclusions = {inclusion::automatic, below}}}))),
         text_(cache_.make_sequence()) {
     cache_.use(how == way::prefetched ? any_prefetcher(layer_ahead({.blocks = ahead})) : any_prefetcher());
     for (std::uint32_t n = 0; n < depth; ++n) REQUIRE(pattern::append(text_, 16, layers, tag));
@@ -147,6 +148,19 @@ TEST_CASE("a cyclic decode: step_aware hits what Belady's optimum hits in the sl
       const counts c = decoding<step_aware>(slots, how).run();
       CAPTURE(static_cast<int>(how), slots);
       CHECK(c.hits >= optimum(slots - passing_slots(how)));
+      CHECK(c.hits <= optimum(slots));
+    }
+}
+
+TEST_CASE(
+    "a cyclic decode: above an exclusive tier step_aware hits as much in the slots that are not kept free") {
+  for (const way how : {way::acquire, way::stream, way::prefetched})
+    for (const std::size_t slots : {24u, 32u, 40u}) {
+      const counts c = decoding<step_aware>(slots, how, inclusion::exclusive).run();
+      // An eighth of tier 0, rounded up, and one block that is on its way out without need.
+      const std::size_t kept_free = (slots + layers) / 8 + 2;
+      CAPTURE(static_cast<int>(how), slots);
+      CHECK(c.hits >= optimum(slots - passing_slots(how) - kept_free));
       CHECK(c.hits <= optimum(slots));
     }
 }
