@@ -97,41 +97,48 @@ TEST_CASE("a capacity that is raised appends room, and joins it to what was free
   CHECK(s.reserve(4 * 4096));
 }
 
-TEST_CASE("below a lowered capacity nothing changes, beyond it nothing is given") {
+TEST_CASE("what is in use and what is handed out never need more than the capacity together") {
   space s(8 * 4096, 4096);
   std::vector<extent> held;
   for (int i = 0; i < 8; ++i) held.push_back(*s.reserve(4096));
   s.resize(3 * 4096);
   CHECK(s.used() == 8 * 4096);
-  CHECK(s.overhang() == 5 * 4096);
+  CHECK(s.overhang() == 8 * 4096);
+  CHECK(s.limit() == 0);
   for (std::size_t i = 3; i < 7; ++i) {
     s.release(held[i]);
     CHECK_FALSE(s.reserve(1));
   }
   CHECK(s.used() == 4 * 4096);
   s.release(held[0]);
-  CHECK_FALSE(s.reserve(1));  // as much is used as there may be, one run of it beyond
+  CHECK_FALSE(s.reserve(1));  // as much is used as there may be
+  CHECK(s.limit() == 0);      // two runs of it would have stood in the way of the third
   s.release(held[1]);
+  CHECK(s.overhang() == 2 * 4096);
   const auto again = s.reserve(4096);
   REQUIRE(again);
-  CHECK(again->offset < 3 * 4096);
+  CHECK(again->offset == 0);
   s.release(held[7]);
   CHECK(s.overhang() == 0);
+  CHECK(s.limit() == 3 * 4096);
   CHECK(s.reserve(4096));
   CHECK_FALSE(s.reserve(1));
 }
 
-TEST_CASE("a run that lies across the new capacity gives back both of its parts") {
+TEST_CASE("a run that lies across the new capacity goes as a whole") {
   space s(8 * 512, 512);
   const auto low = s.reserve(512);
   const auto across = s.reserve(6 * 512);
-  s.resize(4 * 512);
-  CHECK(s.overhang() == 3 * 512);
-  s.release(*across);
+  s.resize(7 * 512);
   CHECK(s.overhang() == 0);
-  CHECK_FALSE(s.reserve(4 * 512));
-  CHECK(s.reserve(3 * 512));
+  s.resize(4 * 512);
+  CHECK(s.overhang() == 7 * 512);
   s.release(*low);
+  CHECK_FALSE(s.reserve(1));
+  s.release(*across);
+  CHECK(s.limit() == 4 * 512);
+  CHECK_FALSE(s.reserve(4 * 512 + 1));
+  CHECK(s.reserve(4 * 512));
   s.resize(8 * 512);
   CHECK(s.reserve(4 * 512));
 }
@@ -155,31 +162,42 @@ TEST_CASE("whatever the capacity becomes, runs stay apart, the books are right a
     std::mt19937 random(seed);
     space s(random() % 2 == 0 ? most : most / 7, 512);
     std::vector<extent> held;
+    // What a medium does that gives back what is not needed: which granules may be taken.
+    std::vector<bool> taken(most / 512);
+    const auto give_back = [&](std::size_t offset, std::size_t bytes) {
+      std::fill_n(taken.begin() + static_cast<std::ptrdiff_t>(offset / 512), bytes / 512, false);
+    };
     for (int i = 0; i < 2000; ++i) {
       const auto dice = random() % 20;
       if (dice == 0) {
         const std::size_t wanted = random() % 4 == 0 ? random() % most : most - random() % (most / 4);
         s.resize(wanted);
+        s.for_each_free(s.limit(), give_back);
         REQUIRE(s.capacity() == wanted / 512 * 512);
       } else if (held.empty() || dice < 12) {
         const std::size_t before = s.used();
         const auto e = s.reserve(1 + random() % (random() % 10 == 0 ? 90000 : 9000));
         if (!e) continue;
         REQUIRE(before + s.rounded(e->bytes) <= s.capacity());
-        REQUIRE(e->offset + s.rounded(e->bytes) <= s.capacity());
+        REQUIRE(e->offset + s.rounded(e->bytes) <= s.limit());
         for (const extent& other : held) REQUIRE_FALSE(overlap(*e, other));
         held.push_back(*e);
+        std::fill_n(taken.begin() + static_cast<std::ptrdiff_t>(e->offset / 512), s.rounded(e->bytes) / 512,
+                    true);
       } else {
         const std::size_t at = random() % held.size();
+        if (held[at].offset >= s.limit()) give_back(held[at].offset, s.rounded(held[at].bytes));
         s.release(held[at]);
         held.erase(held.begin() + static_cast<std::ptrdiff_t>(at));
       }
       std::size_t used = 0, beyond = 0, free = 0, end = s.capacity();
+      bool reaches_beyond = false;
       for (const extent& e : held) {
         const std::size_t bytes = s.rounded(e.bytes), last = e.offset + bytes;
         used += bytes;
         end = std::max(end, last);
-        if (last > s.capacity()) beyond += std::min(bytes, last - s.capacity());
+        if (e.offset >= s.limit()) beyond += bytes;
+        reaches_beyond = reaches_beyond || last > s.capacity();
       }
       s.for_each_free(0, [&](std::uint64_t offset, std::uint64_t bytes) {
         free += bytes;
@@ -187,6 +205,11 @@ TEST_CASE("whatever the capacity becomes, runs stay apart, the books are right a
       });
       REQUIRE(s.used() == used);
       REQUIRE(s.overhang() == beyond);
+      REQUIRE((s.overhang() != 0) == reaches_beyond);
+      REQUIRE((reaches_beyond || s.limit() == s.capacity()));
+      REQUIRE((s.limit() == 0 || s.limit() + beyond <= s.capacity()));
+      const auto all = static_cast<std::size_t>(std::count(taken.begin(), taken.end(), true)) * 512;
+      REQUIRE(all <= std::max(s.capacity(), used));
       REQUIRE(used + free == end);  // every byte is in use or in one free run
     }
     for (const extent& e : held) s.release(e);

@@ -61,9 +61,9 @@ concept medium = requires(M& m, const M& c, std::size_t bytes, extent e, mutable
 /// A medium whose capacity can change while it is in use: `resize(bytes) -> result<void>`. On success
 /// `capacity()` is `bytes`, or what whole units of the medium fit into them; otherwise it is what it was, and
 /// nothing has changed. It may be less than `used()`, and 0: then `reserve` gives nothing until enough was
-/// released. Nothing moves and no data is lost; what is free, and what is released until everything in use
-/// fits, goes back to the system as far as the system takes it. It may be more than at opening, as far as
-/// there is room. May be called while transfers are in flight; may block as the system does.
+/// released. Nothing moves and no data is lost; the system gets back what is beyond the capacity, or beyond
+/// what is used where that is more, as far as it takes it. It may be more than at opening, as far as there is
+/// room. May be called while transfers are in flight; may block as the system does.
 template <class M>
 concept resizable_medium = medium<M> && requires(M& m, std::size_t bytes) {
   { m.resize(bytes) } -> std::same_as<result<void>>;

@@ -24,9 +24,9 @@ inline namespace TERRACE_EX {
 ///
 /// An arena reserves addresses for the most that it may grow to, which costs nothing, so that no address ever
 /// changes. Pages are taken when they are first touched, and stay until resize() lowers the capacity: then
-/// what is free goes back to the system, and so does what is released as long as anything lies beyond the
-/// capacity. From then on at most `capacity()` bytes are taken. Memory that the caller owns is never given
-/// back.
+/// those that are not needed any more go back to the system, at once where they are free and else when they
+/// are released. So there are never more than the capacity, or than is used where that is more. Memory that
+/// the caller owns is never given back.
 class ram {
  public:
   static constexpr std::string_view name = "ram";
@@ -72,7 +72,7 @@ class ram {
 
   std::optional<extent> reserve(std::size_t bytes) { return space_.reserve(bytes); }
   void release(extent e) noexcept {
-    const bool gives_back = space_.overhang() != 0;
+    const bool gives_back = e.offset >= space_.limit();
     space_.release(e);
     if (gives_back) give_back(e.offset, space_.rounded(e.bytes));
   }
@@ -93,7 +93,7 @@ class ram {
     const bool lowered = capacity < space_.capacity();
     space_.resize(capacity);
     if (lowered)
-      space_.for_each_free(0,
+      space_.for_each_free(space_.limit(),
                            [this](std::uint64_t offset, std::uint64_t bytes) { give_back(offset, bytes); });
     return {};
   }

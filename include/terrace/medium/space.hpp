@@ -19,8 +19,10 @@ namespace terrace {
 /// neighbours that are free are always one run. Books grow to the largest number of runs ever alive and are
 /// then reused.
 ///
-/// The capacity can change. Nothing moves: after it was lowered, runs that are in use may reach beyond it.
-/// They stay valid, and no others are handed out there before the capacity is raised again.
+/// The capacity can change, and nothing moves. So that what is in use and what is handed out never need more
+/// than the capacity together, runs are handed out below a limit only: the highest one for which the limit and
+/// what is in use beyond it fit into the capacity. It rises as runs beyond it are released, up to the capacity
+/// itself; while more is used than the capacity it is 0.
 class space {
  public:
   /// `granule` is a power of two: offsets and sizes are multiples of it.
@@ -30,10 +32,9 @@ class space {
   }
 
   /// A run of at least `bytes`, or nothing: there may be enough room in all and still no run that is long
-  /// enough. While more is used than the capacity there is nothing.
+  /// enough.
   std::optional<extent> reserve(std::size_t bytes) {
-    if (bytes == 0 || bytes > 0xffffffffu || used_ > capacity() || rounded(bytes) > capacity() - used_)
-      return std::nullopt;
+    if (bytes == 0 || bytes > capacity() || bytes > 0xffffffffu) return std::nullopt;
     const std::uint64_t want = rounded(bytes) >> granule_shift_;
     const std::uint32_t found = find(want);
     if (found == none) return std::nullopt;
@@ -49,49 +50,45 @@ class space {
     TERRACE_ASSERT(n < nodes_.size() && !nodes_[n].free && nodes_[n].offset << granule_shift_ == e.offset,
                    "an extent was released that is not reserved");
     used_ -= nodes_[n].size << granule_shift_;
-    overhang_ -= beyond(n) << granule_shift_;
-    if (straddles(n)) set_free(cut(n, limit_ - nodes_[n].offset));
+    if (nodes_[n].offset >= limit_) beyond_ -= nodes_[n].size;
     set_free(n);
+    raise_limit();
   }
 
   /// From now on the capacity is what `capacity` holds of whole granules. O(runs beyond the lower of the old
-  /// and the new one).
+  /// and the new limit).
   void resize(std::size_t capacity) {
-    const std::uint64_t limit = capacity >> granule_shift_, unchanged = std::min(limit, limit_);
-    for (std::uint32_t n = last_; n != none && end(n) >= unchanged; n = nodes_[n].previous) {
-      if (!nodes_[n].free) continue;
-      if (nodes_[n].offset < limit_) unlist(n);
-      if (const std::uint32_t after = nodes_[n].next; after != none && nodes_[after].free) absorb(n, after);
-    }
-    limit_ = limit;
-    if (const std::uint64_t range = last_ == none ? 0 : end(last_); range < limit) {
+    capacity_ = capacity >> granule_shift_;
+    const std::uint64_t range = last_ == none ? 0 : end(last_);
+    if (range < capacity_ && boundary_ != none && nodes_[last_].free) {
+      nodes_[last_].size += capacity_ - range;
+    } else if (range < capacity_) {
       const std::uint32_t added = new_node();
-      nodes_[added] = {.offset = range, .size = limit - range, .previous = last_, .free = true};
+      nodes_[added] = {.offset = range, .size = capacity_ - range, .previous = last_, .free = true};
       if (last_ != none) nodes_[last_].next = added;
+      if (boundary_ == none) boundary_ = added;
       last_ = added;
-      if (const std::uint32_t before = nodes_[added].previous; before != none && nodes_[before].free)
-        absorb(before, added);
     }
-    overhang_ = 0;
-    for (std::uint32_t n = last_; n != none && end(n) >= unchanged; n = nodes_[n].previous) {
-      overhang_ += nodes_[n].free ? 0 : beyond(n) << granule_shift_;
-      if (!nodes_[n].free) continue;
-      if (straddles(n)) nodes_[cut(n, limit_ - nodes_[n].offset)].free = true;
-      if (nodes_[n].offset < limit_) list(n);
-    }
+    lower_limit();
+    raise_limit();
   }
 
-  std::size_t capacity() const noexcept { return limit_ << granule_shift_; }
+  std::size_t capacity() const noexcept { return capacity_ << granule_shift_; }
   std::size_t used() const noexcept { return used_; }
-  /// What is in use beyond the capacity. While it is 0, everything in use lies in [0, capacity()).
-  std::size_t overhang() const noexcept { return overhang_; }
-  /// f(offset, bytes) for each free run that begins at `from` or beyond, those beyond the capacity included.
-  /// O(runs from there on).
+  /// Runs are handed out in [0, limit()). What lies beyond and is free, or is released there, is not needed
+  /// for the time being.
+  std::size_t limit() const noexcept { return limit_ << granule_shift_; }
+  /// What is in use beyond the limit. It is 0 exactly while nothing in use reaches beyond the capacity; then the
+  /// limit is the capacity.
+  std::size_t overhang() const noexcept { return beyond_ << granule_shift_; }
+  /// f(offset, bytes) for each free run, as far as it lies beyond `from`. O(runs from there on).
   template <class F>
   void for_each_free(std::uint64_t from, F f) const {
-    for (std::uint32_t n = last_; n != none && nodes_[n].offset << granule_shift_ >= from;
-         n = nodes_[n].previous)
-      if (nodes_[n].free) f(nodes_[n].offset << granule_shift_, nodes_[n].size << granule_shift_);
+    from >>= granule_shift_;
+    for (std::uint32_t n = last_; n != none && end(n) > from; n = nodes_[n].previous) {
+      const std::uint64_t begin = std::max(nodes_[n].offset, from);
+      if (nodes_[n].free) f(begin << granule_shift_, (end(n) - begin) << granule_shift_);
+    }
   }
   /// What a reservation of `bytes` takes away.
   std::size_t rounded(std::size_t bytes) const noexcept {
@@ -108,7 +105,7 @@ class space {
     std::uint64_t offset = 0, size = 0;                // in granules
     std::uint32_t previous = none, next = none;        // neighbours in space
     std::uint32_t list_prev = none, list_next = none;  // neighbours in the list of their size
-    bool free = false;  // and then in a list, unless it lies beyond the capacity; it never straddles that
+    bool free = false;  // and then in a list, unless it lies beyond the limit; no run straddles that
   };
   struct bin {
     unsigned first, second;
@@ -166,13 +163,8 @@ class space {
   }
 
   std::uint64_t end(std::uint32_t n) const noexcept { return nodes_[n].offset + nodes_[n].size; }
-  bool straddles(std::uint32_t n) const noexcept { return nodes_[n].offset < limit_ && end(n) > limit_; }
-  // How much of a run lies beyond the capacity, in granules.
-  std::uint64_t beyond(std::uint32_t n) const noexcept {
-    return end(n) <= limit_ ? 0 : std::min(nodes_[n].size, end(n) - limit_);
-  }
 
-  // Makes one run of `n` and its free neighbours on the same side of the capacity.
+  // Makes one run of `n` and its free neighbours on the same side of the limit.
   void set_free(std::uint32_t n) noexcept {
     const bool within = nodes_[n].offset < limit_;
     const auto joins = [&](std::uint32_t neighbour) {
@@ -189,6 +181,44 @@ class space {
     }
     nodes_[n].free = true;
     if (within) list(n);
+  }
+
+  // Over runs in use it rises without cost, over free ones as far as the capacity has room.
+  void raise_limit() {
+    while (boundary_ != none && limit_ + beyond_ <= capacity_) {
+      const std::uint32_t n = boundary_;
+      if (!nodes_[n].free) {
+        beyond_ -= nodes_[n].size;
+        limit_ += nodes_[n].size;
+        boundary_ = nodes_[n].next;
+        continue;
+      }
+      const std::uint64_t room = capacity_ - limit_ - beyond_;
+      if (room == 0) return;
+      if (nodes_[n].size > room) nodes_[cut(n, room)].free = true;
+      limit_ += nodes_[n].size;
+      boundary_ = nodes_[n].next;
+      set_free(n);
+    }
+  }
+  void lower_limit() {
+    while (limit_ != 0 && limit_ + beyond_ > capacity_) {
+      std::uint32_t n = boundary_ == none ? last_ : nodes_[boundary_].previous;
+      if (!nodes_[n].free) {
+        beyond_ += nodes_[n].size;
+      } else {
+        unlist(n);
+        const std::uint64_t excess = limit_ + beyond_ - capacity_;
+        if (nodes_[n].size > excess) {
+          const std::uint32_t rest = cut(n, nodes_[n].size - excess);
+          list(n);
+          n = rest;
+          nodes_[n].free = true;
+        }
+      }
+      boundary_ = n;
+      limit_ = nodes_[n].offset;
+    }
   }
 
   std::uint32_t new_node() {
@@ -224,10 +254,12 @@ class space {
   }
 
   int granule_shift_;
-  std::uint64_t limit_ = 0;  // the capacity in granules
-  std::size_t used_ = 0, overhang_ = 0;
+  std::uint64_t capacity_ = 0, limit_ = 0;  // in granules
+  std::uint64_t beyond_ = 0;                // in use beyond the limit, in granules
+  std::size_t used_ = 0;                    // in bytes
   std::vector<node> nodes_;
-  std::uint32_t last_ = none;  // the run at the end of the space
+  std::uint32_t last_ = none;      // the run at the end of the space
+  std::uint32_t boundary_ = none;  // the first run beyond the limit
   std::uint32_t recycled_ = none;
   std::uint64_t first_map_ = 0;
   std::array<unsigned, 64> second_map_{};
