@@ -432,6 +432,29 @@ TEST_CASE("a batch reserves for all or for none") {
   CHECK(cache->stats().blocks == before.blocks + 4);
 }
 
+TEST_CASE("forks with a common open tail share it again where a batch has no room for all") {
+  context ctx;
+  auto cache = resident::open(ctx, pattern::layout(layers), {.capacity = 12 * block});
+  REQUIRE(cache);
+  requests r;
+  r.sequences.push_back(cache->make_sequence());
+  REQUIRE(pattern::append(r.sequences[0], 20, layers, 1));
+  for (int i = 0; i < 7; ++i) r.sequences.push_back(cache->fork(r.sequences[0]));
+  batch b(*cache);
+  REQUIRE(b.assign(r.pointers()));
+  const auto before = cache->stats();
+  CHECK(before.blocks == 4);
+  CHECK(b.reserve(ones(8)).error().code == errc::out_of_capacity);  // 16 copies
+  CHECK(cache->stats().blocks == before.blocks);
+  CHECK(cache->stats().pins == before.pins);
+  // So there is room for as many as fit.
+  REQUIRE(b.reserve(std::vector<std::uint32_t>{1, 1, 1, 1, 0, 0, 0, 0}));
+  write_all(b, 1);
+  b.commit(std::vector<std::uint32_t>{1, 0, 1, 1, 0, 0, 0, 0});
+  CHECK(cache->stats().blocks == before.blocks + 6);
+  CHECK(r.sequences[1].length() == 20);
+}
+
 TEST_CASE("a window that is dropped midway returns its pins, and the layer can be begun anew") {
   context ctx;
   auto cache =
