@@ -321,9 +321,7 @@ inline result<void> batch::ask(std::uint32_t layer, lease_form form) {
     most_blocks_ = std::numeric_limits<std::size_t>::max();
     begin_walk(walk_, layer);
   }
-  // Encoded blocks are attended where they stand for elements of 16 bits (attention/attend.hpp).
-  const layer_group& g = layout().groups[layout().group_of(layer)];
-  form_ = size_of(g.k.type) == 2 && size_of(g.v.type) == 2 ? form : lease_form::raw;
+  form_ = reads_in_place(layout().groups[layout().group_of(layer)]) ? form : lease_form::raw;
   asking_ = true;
   before_ = walk_.where();
   return {};

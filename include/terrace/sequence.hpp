@@ -27,6 +27,9 @@ struct page_table {
   std::uint64_t length = 0;                 ///< committed tokens
   std::vector<std::vector<block_id>> rows;  ///< ids of forgotten blocks are not valid
   bool reserved = false;                    ///< a reservation is being written
+  /// Open tails that this sequence shared and that the reservation has replaced by copies: row and block. They
+  /// come back where nothing is kept.
+  std::vector<std::pair<std::size_t, std::uint32_t>> replaced;
 
   const layer_group& group(std::size_t row) const noexcept {
     return owner->layout().groups[group_index(row)];
@@ -195,7 +198,8 @@ inline result<block_id> sequence::open_like(std::size_t row, const std::byte* co
   return p.owner->id_of(*block);
 }
 
-// Copy on write: an open tail that another sequence shares is replaced by a copy.
+// Copy on write: an open tail that another sequence shares is replaced by a copy; where nothing is kept, it comes
+// back.
 inline result<void> sequence::make_tail_own(std::size_t row) {
   page_table& p = *pages_;
   auto& blocks = p.rows[row];
@@ -205,7 +209,7 @@ inline result<void> sequence::make_tail_own(std::size_t row) {
   auto own = open_like(row, p.owner->open_data(shared));
   if (!own) return propagate(own.error());
   blocks.back() = *own;
-  p.owner->drop_ref(shared);
+  p.replaced.emplace_back(row, shared);
   return {};
 }
 
@@ -239,6 +243,14 @@ inline void reservation::end(std::uint32_t keep) {
     for (std::uint64_t i = p.length / tokens; i < (p.length + keep) / tokens; ++i)
       p.owner->seal(blocks[i].index);
   }
+  for (const auto& [row, shared] : p.replaced) {
+    if (keep == 0) {
+      p.owner->drop_ref(std::exchange(p.rows[row].back(), p.owner->id_of(shared)).index);
+    } else {
+      p.owner->drop_ref(shared);
+    }
+  }
+  p.replaced.clear();
   p.length += keep;
 }
 

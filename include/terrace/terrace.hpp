@@ -1,6 +1,8 @@
 #pragma once
 // Terrace, all that needs nothing but the standard library. Start reading at tiered_cache.hpp.
+#include "terrace/attention/attend_batch.hpp"
 #include "terrace/attention/stream.hpp"
+#include "terrace/batch.hpp"
 #include "terrace/codec/identity.hpp"
 #include "terrace/codec/q8_0.hpp"
 #include "terrace/core/bytes.hpp"
@@ -9,6 +11,7 @@
 #include "terrace/execution/sync_wait.hpp"
 #include "terrace/medium/directory.hpp"
 #include "terrace/medium/ram.hpp"
+#include "terrace/paged_tensor.hpp"
 #include "terrace/policy/attention_weighted.hpp"
 #include "terrace/policy/fifo.hpp"
 #include "terrace/policy/lru.hpp"

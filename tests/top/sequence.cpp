@@ -100,6 +100,47 @@ TEST_CASE("a fork shares blocks and copies the open tail when either writes") {
   CHECK(pattern::holds(g, (*held)[0].data, 1, 0, 5, 16));
 }
 
+TEST_CASE("a fork that reserves and keeps nothing shares its tail as before") {
+  context ctx;
+  auto cache =
+      tiered_cache<tier<ram>, lru>::open(ctx, pattern::layout(), {.capacity = 6 * pattern::block_bytes});
+  REQUIRE(cache);
+  sequence a = cache->make_sequence();
+  REQUIRE(pattern::append(a, 8, 2, 5));
+  sequence b = cache->fork(a);
+  CHECK(cache->stats().blocks == 2);
+  {
+    auto r = b.reserve(4);
+    REQUIRE(r);
+    CHECK(cache->stats().blocks == 4);
+    pattern::write(*r, 2, 6);
+  }
+  CHECK(cache->stats().blocks == 2);
+  CHECK(b.pages().rows[0].back() == a.pages().rows[0].back());
+  CHECK_FALSE(b.reserve(40));  // the copies of both tails fit, the blocks behind them do not
+  CHECK(cache->stats().blocks == 2);
+  CHECK(cache->stats().pins == 2);
+  CHECK(b.pages().rows[1].back() == a.pages().rows[1].back());
+
+  // Both write at once, one keeps: the other one's tokens are what they were.
+  auto ra = a.reserve(8), rb = b.reserve(8);
+  REQUIRE(ra);
+  REQUIRE(rb);
+  pattern::write(*rb, 2, 6);
+  b.commit(std::move(*rb), 8);
+  pattern::write(*ra, 2, 7);
+  a.commit(std::move(*ra), 0);
+  CHECK(cache->stats().blocks == 4);
+  auto again = a.reserve(8);
+  REQUIRE(again);
+  CHECK(cache->stats().blocks == 4);  // nobody else has the tail any more
+  pattern::write(*again, 2, 5);
+  a.commit(std::move(*again), 8);
+  auto held = ctx.sync_wait(cache->acquire(pattern::sealed(a, 1)));
+  REQUIRE(held);
+  CHECK(pattern::holds(cache->layout().groups[0], (*held)[0].data, 1, 0, 5, 16));
+}
+
 TEST_CASE("truncating into a sealed block copies the part that stays") {
   fixture f;
   sequence s = f.cache->make_sequence();

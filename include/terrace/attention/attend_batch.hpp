@@ -15,13 +15,13 @@ inline namespace TERRACE_EX {
 
 /// Makes a tile of queries and an empty state for each sequence of a batch, for attention in `layer`.
 /// `queries` is [token][q_head][dim] of fp16, bf16 or float, where the tokens are the reserved ones, sequence
-/// after sequence. The number of query heads follows from the size; the logits' scale is 1 / sqrt(dim). A
-/// sequence without new tokens gets a tile of none. Errors: invalid_argument for a shape that cannot be, a
+/// after sequence. The number of query heads follows from the size; `scale` is the logits', 0 for 1 / sqrt(dim).
+/// A sequence without new tokens gets a tile of none. Errors: invalid_argument for a shape that cannot be, a
 /// layer that there is not, and another number of tiles or states than the batch has sequences;
 /// out_of_memory. Then some tiles may be new and others not.
 template <std::ranges::contiguous_range Queries>
 result<void> load(const batch& b, std::uint32_t layer, const Queries& queries, std::span<query_tile> tiles,
-                  std::span<partial_state> states) {
+                  std::span<partial_state> states, float scale = 0) {
   using q = std::ranges::range_value_t<Queries>;
   std::span<const q> rest(queries);
   if (tiles.size() != b.size() || states.size() != b.size())
@@ -38,13 +38,14 @@ result<void> load(const batch& b, std::uint32_t layer, const Queries& queries, s
   const attention_shape shape{.q_heads = static_cast<std::uint32_t>(rest.size() / per_head),
                               .kv_heads = group.k.heads,
                               .dim = group.k.dim,
+                              .scale = scale,
                               .keep = group.keep};
   if (auto good = validate(shape, group); !good) return good;
   for (std::size_t i = 0; i < b.size(); ++i) {
     const std::size_t count = std::size_t{b.new_tokens(i)} * shape.q_heads * shape.dim;
     const std::uint64_t first = b.tokens(i) - b.new_tokens(i);
     if (auto loaded = tiles[i].load(shape, rest.first(count), first); !loaded) return loaded;
-    if (auto made = states[i].reset(tiles[i].rows(), group.v.dim); !made) return made;
+    if (auto made = states[i].reset(tiles[i].rows(), group.v_dim()); !made) return made;
     rest = rest.subspan(count);
   }
   return {};

@@ -116,9 +116,12 @@ class batch_window {
   /// tier 0 may be negative.
   page_arrays arrays() const noexcept { return pages_->arrays(); }
   const std::byte* base() const noexcept { return pages_->owner_->hot_data(); }
-  /// The bases of this layer's K planes and V planes: for kernels that take two pools.
+  /// The bases of this layer's K planes and V planes: for kernels that take two pools. Where values are a part
+  /// of the latent vectors, both are the latent plane's.
   const std::byte* k_base() const noexcept { return base() + group().k_offset(layer_in_block()); }
-  const std::byte* v_base() const noexcept { return base() + group().v_offset(layer_in_block()); }
+  const std::byte* v_base() const noexcept {
+    return group().v.present() ? base() + group().v_offset(layer_in_block()) : k_base();
+  }
 
   const layer_group& group() const noexcept { return *pages_->group_; }
   std::uint32_t layer_in_block() const noexcept { return pages_->layer_in_block_; }
@@ -130,7 +133,7 @@ class batch_window {
             .layer_in_block = pages_->layer_in_block_,
             .first_position = static_cast<std::uint64_t>(pages_->positions_[p]),
             .tokens = b.tokens,
-            .encoding = b.format_id == q8_0::format_id ? block_encoding::q8_0 : block_encoding::raw};
+            .encoding = static_cast<block_encoding>(b.format_id)};
   }
   context& owner() const noexcept { return pages_->owner_->owner(); }
 
