@@ -3,18 +3,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <initializer_list>
 #include <string_view>
 #include <type_traits>
 
+#include "terrace/codec/block_quantizer.hpp"
 #include "terrace/codec/codec.hpp"
 #include "terrace/codec/q4_0_simd.hpp"
-#include "terrace/core/bytes.hpp"
 #include "terrace/core/config.hpp"
 #include "terrace/core/cpu.hpp"
 #include "terrace/core/element.hpp"
-#include "terrace/core/error.hpp"
-#include "terrace/core/layout.hpp"
 
 namespace terrace::kernels {
 /// The largest magnitude that q4_0 takes from a plane of T: in fp16 the largest there is, elsewhere the last
@@ -43,7 +40,7 @@ namespace terrace {
 ///   the scale -0 and codes of 8. ggml writes other codes, which decode to zeros as well.
 ///
 /// Decoding rounds (q - 8) * d to the plane's element type. Attention does not read encoded blocks yet.
-struct q4_0 {
+struct q4_0 : block_quantizer<q4_0> {
   static constexpr std::uint32_t format_id = 2;  // GGML_TYPE_Q4_0
   static constexpr std::string_view name = "q4_0";
   static constexpr bool lossless = false;
@@ -54,90 +51,13 @@ struct q4_0 {
   static constexpr std::size_t group_values = 32;
   static constexpr std::size_t group_bytes = 18;
 
-  /// Bytes of so many encoded values, a multiple of 32.
-  static constexpr std::size_t encoded_size(std::size_t values) noexcept {
-    return values / group_values * group_bytes;
-  }
-
-  static result<void> supports(const layer_group& group) noexcept {
-    if (group.k.dim % group_values != 0 || (group.v.present() && group.v.dim % group_values != 0))
-      return fail(errc::invalid_argument, "q4_0 needs head dimensions that are multiples of 32");
-    if (group.k.type == element::fp8_e4m3 || (group.v.present() && group.v.type == element::fp8_e4m3))
-      return fail(errc::invalid_argument, "q4_0 encodes fp16, bf16 and fp32");
-    return {};
-  }
-
-  static constexpr std::size_t max_encoded_size(const layer_group& group) noexcept {
-    return group.layers_per_block *
-           (encoded_size(values(group, group.k)) + encoded_size(values(group, group.v)));
-  }
-
-  static result<std::size_t> encode(const layer_group& group, const_bytes raw, mutable_bytes out,
-                                    isa set = best_isa()) noexcept {
-    const std::size_t bytes = max_encoded_size(group);
-    if (raw.size() != group.block_bytes() || out.size() < bytes)
-      return fail(errc::invalid_argument,
-                  "a block and its encoding must have the sizes that their group says");
-    const std::byte* from = raw.data();
-    std::byte* to = out.data();
-    for (std::uint32_t layer = 0; layer < group.layers_per_block; ++layer) {
-      for (const plane* p : {&group.k, &group.v}) {
-        encode_plane(p->type, from, to, values(group, *p) / group_values, set);
-        from += group.plane_bytes(*p);
-        to += encoded_size(values(group, *p));
-      }
-    }
-    return bytes;
-  }
-
-  /// Refuses scales that are infinite or NaN: no encoder writes them.
-  static result<void> decode(const layer_group& group, const_bytes in, mutable_bytes raw,
-                             isa set = best_isa()) noexcept {
-    if (raw.size() != group.block_bytes())
-      return fail(errc::invalid_argument, "a block must have the size that its group says");
-    if (in.size() != max_encoded_size(group))
-      return fail(errc::corrupt, "a stored q4_0 block has not the size of its group's blocks");
-    const std::byte* from = in.data();
-    std::byte* to = raw.data();
-    bool good = true;
-    for (std::uint32_t layer = 0; layer < group.layers_per_block; ++layer) {
-      for (const plane* p : {&group.k, &group.v}) {
-        good &= decode_plane(p->type, from, to, values(group, *p) / group_values, set);
-        from += encoded_size(values(group, *p));
-        to += group.plane_bytes(*p);
-      }
-    }
-    if (!good) return fail(errc::corrupt, "a stored q4_0 block has a scale that is no number");
-    return {};
-  }
-
  private:
-  static constexpr std::size_t values(const layer_group& group, const plane& p) noexcept {
-    return std::size_t{p.heads} * p.dim * group.tokens;
-  }
+  friend block_quantizer<q4_0>;
+  static constexpr const char* bad_dimension = "q4_0 needs head dimensions that are multiples of 32";
+  static constexpr const char* bad_type = "q4_0 encodes fp16, bf16 and fp32";
+  static constexpr const char* bad_size = "a stored q4_0 block has not the size of its group's blocks";
+  static constexpr const char* bad_code = "a stored q4_0 block has a scale that is no number";
 
-  static void encode_plane(element type, const std::byte* in, std::byte* out, std::size_t groups,
-                           isa set) noexcept {
-    switch (type) {
-      case element::fp16:
-        return encode_groups<fp16>(in, out, groups, set);
-      case element::bf16:
-        return encode_groups<bf16>(in, out, groups, set);
-      default:
-        return encode_groups<float>(in, out, groups, set);
-    }
-  }
-  static bool decode_plane(element type, const std::byte* in, std::byte* out, std::size_t groups,
-                           isa set) noexcept {
-    switch (type) {
-      case element::fp16:
-        return decode_groups<fp16>(in, out, groups, set);
-      case element::bf16:
-        return decode_groups<bf16>(in, out, groups, set);
-      default:
-        return decode_groups<float>(in, out, groups, set);
-    }
-  }
   template <element_type T>
   static void encode_groups(const std::byte* in, std::byte* out, std::size_t groups, isa set) noexcept {
 #if TERRACE_X86
@@ -147,6 +67,7 @@ struct q4_0 {
     static_cast<void>(set);
     kernels::portable::encode_q4_0<T>(in, out, groups);
   }
+  // False where a scale is infinite or NaN: no encoder writes that.
   template <element_type T>
   static bool decode_groups(const std::byte* in, std::byte* out, std::size_t groups, isa set) noexcept {
 #if TERRACE_X86

@@ -1,0 +1,111 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+#include "terrace/core/bytes.hpp"
+#include "terrace/core/cpu.hpp"
+#include "terrace/core/element.hpp"
+#include "terrace/core/error.hpp"
+#include "terrace/core/layout.hpp"
+
+namespace terrace {
+
+/// Makes a codec of blocks (codec/codec.hpp) of the format that derives from it: one that turns each run of
+/// `group_values` consecutive values along the head dimension into `group_bytes` bytes, whatever stands
+/// beside it. This is the walk over layers and planes; the format is the arithmetic.
+///
+/// Encoded runs follow one another as their values do in the block, so offsets within a plane scale by
+/// encoded_size. A format has, besides the codec's constants:
+/// - `group_values`, `group_bytes`;
+/// - `bad_dimension`, `bad_type`, `bad_size`, `bad_code`: sentences for its errors, in which it names itself;
+/// - `encode_groups<T>(in, out, groups, set)`, and `decode_groups<T>` likewise, which returns false where the
+///   bytes are no encoder's. T is fp16, bf16 or float, `set` an instruction set that the processor has.
+template <class Format>
+struct block_quantizer {
+  /// Bytes of so many encoded values, a multiple of group_values.
+  static constexpr std::size_t encoded_size(std::size_t values) noexcept {
+    return values / Format::group_values * Format::group_bytes;
+  }
+
+  static result<void> supports(const layer_group& group) noexcept {
+    for (const plane* p : {&group.k, &group.v}) {
+      if (!p->present()) continue;
+      if (p->dim % Format::group_values != 0) return fail(errc::invalid_argument, Format::bad_dimension);
+      if (p->type == element::fp8_e4m3) return fail(errc::invalid_argument, Format::bad_type);
+    }
+    return {};
+  }
+
+  static constexpr std::size_t max_encoded_size(const layer_group& group) noexcept {
+    return group.layers_per_block *
+           (encoded_size(values(group, group.k)) + encoded_size(values(group, group.v)));
+  }
+
+  static result<std::size_t> encode(const layer_group& group, const_bytes raw, mutable_bytes out,
+                                    isa set = best_isa()) noexcept {
+    const std::size_t bytes = max_encoded_size(group);
+    if (raw.size() != group.block_bytes() || out.size() < bytes)
+      return fail(errc::invalid_argument,
+                  "a block and its encoding must have the sizes that their group says");
+    const std::byte* from = raw.data();
+    std::byte* to = out.data();
+    for (std::uint32_t layer = 0; layer < group.layers_per_block; ++layer) {
+      for (const plane* p : {&group.k, &group.v}) {
+        encode_plane(p->type, from, to, values(group, *p) / Format::group_values, set);
+        from += group.plane_bytes(*p);
+        to += encoded_size(values(group, *p));
+      }
+    }
+    return bytes;
+  }
+
+  static result<void> decode(const layer_group& group, const_bytes in, mutable_bytes raw,
+                             isa set = best_isa()) noexcept {
+    if (raw.size() != group.block_bytes())
+      return fail(errc::invalid_argument, "a block must have the size that its group says");
+    if (in.size() != max_encoded_size(group)) return fail(errc::corrupt, Format::bad_size);
+    const std::byte* from = in.data();
+    std::byte* to = raw.data();
+    bool good = true;
+    for (std::uint32_t layer = 0; layer < group.layers_per_block; ++layer) {
+      for (const plane* p : {&group.k, &group.v}) {
+        good &= decode_plane(p->type, from, to, values(group, *p) / Format::group_values, set);
+        from += encoded_size(values(group, *p));
+        to += group.plane_bytes(*p);
+      }
+    }
+    if (!good) return fail(errc::corrupt, Format::bad_code);
+    return {};
+  }
+
+ private:
+  static constexpr std::size_t values(const layer_group& group, const plane& p) noexcept {
+    return std::size_t{p.heads} * p.dim * group.tokens;
+  }
+
+  static void encode_plane(element type, const std::byte* in, std::byte* out, std::size_t groups,
+                           isa set) noexcept {
+    switch (type) {
+      case element::fp16:
+        return Format::template encode_groups<fp16>(in, out, groups, set);
+      case element::bf16:
+        return Format::template encode_groups<bf16>(in, out, groups, set);
+      default:
+        return Format::template encode_groups<float>(in, out, groups, set);
+    }
+  }
+  static bool decode_plane(element type, const std::byte* in, std::byte* out, std::size_t groups,
+                           isa set) noexcept {
+    switch (type) {
+      case element::fp16:
+        return Format::template decode_groups<fp16>(in, out, groups, set);
+      case element::bf16:
+        return Format::template decode_groups<bf16>(in, out, groups, set);
+      default:
+        return Format::template decode_groups<float>(in, out, groups, set);
+    }
+  }
+};
+
+}  // namespace terrace
