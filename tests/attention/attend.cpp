@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
 #include "terrace/core/convert.hpp"
 
@@ -210,10 +211,12 @@ TEST_CASE("attend agrees with a float64 reference over shapes, element types and
   struct shape_case {
     std::uint32_t q_heads, kv_heads, dim, block, tokens, queries;
   };
-  const shape_case cases[] = {{1, 1, 16, 64, 1, 1},     {2, 2, 64, 16, 37, 3},   {4, 2, 64, 256, 300, 5},
-                              {3, 1, 80, 96, 200, 4},   {4, 1, 96, 48, 130, 1},  {8, 2, 128, 256, 257, 7},
-                              {16, 1, 128, 64, 129, 2}, {5, 1, 256, 5, 23, 6},   {7, 1, 112, 100, 150, 3},
-                              {6, 3, 64, 1, 9, 9},      {2, 1, 256, 128, 70, 70}};
+  // Head dimensions 64, 80, 96, 128 and 256 as MQA and as GQA, and others.
+  const shape_case cases[] = {{1, 1, 16, 64, 1, 1},     {2, 2, 64, 16, 37, 3},    {4, 2, 64, 256, 300, 5},
+                              {8, 1, 64, 32, 65, 2},    {6, 2, 80, 64, 100, 2},   {6, 2, 96, 16, 50, 3},
+                              {8, 4, 256, 32, 40, 2},   {3, 1, 80, 96, 200, 4},   {4, 1, 96, 48, 130, 1},
+                              {8, 2, 128, 256, 257, 7}, {16, 1, 128, 64, 129, 2}, {5, 1, 256, 5, 23, 6},
+                              {7, 1, 112, 100, 150, 3}, {6, 3, 64, 1, 9, 9},      {2, 1, 256, 128, 70, 70}};
   std::mt19937 random(1);
   for (const shape_case& c : cases) {
     for (const element type : {element::fp16, element::bf16, element::fp32}) {
@@ -505,38 +508,94 @@ TEST_CASE("the weights are exponentials to two units in the last place, exactly 
   }
 }
 
-TEST_CASE("a q8_0 block gives the same bits in place as decoded") {
+// The blocks of `kv`, encoded. What is left in `kv` is what decoding gives.
+template <codec C>
+std::vector<std::vector<std::byte>> encode_all(context_of_tokens& kv) {
+  std::vector<std::vector<std::byte>> encoded(kv.blocks());
+  for (std::size_t i = 0; i < kv.blocks(); ++i) {
+    encoded[i].resize(C::max_encoded_size(kv.group()));
+    REQUIRE(C::encode(kv.group(), kv.block(i), encoded[i]));
+    REQUIRE(C::decode(kv.group(), encoded[i], kv.block(i)));
+  }
+  return encoded;
+}
+
+partial_state attend_in_place(const context_of_tokens& kv, const std::vector<std::vector<std::byte>>& encoded,
+                              block_encoding encoding, const query_tile& tile, isa set) {
+  partial_state state;
+  REQUIRE(state.reset(tile.rows(), kv.group().v.dim));
+  for (std::size_t i = 0; i < kv.blocks(); ++i)
+    for (std::uint32_t head = 0; head < kv.shape().kv_heads; ++head) {
+      block_view view = kv.view(i);
+      view.data = encoded[i].data();
+      view.encoding = encoding;
+      attend(tile, view, state, head, 0, tile.size(), set);
+    }
+  return state;
+}
+
+TEMPLATE_TEST_CASE("an encoded block gives the same bits in place as decoded, and those of the reference", "",
+                   q8_0, q4_0) {
+  struct shape_case {
+    std::uint32_t q_heads, kv_heads, dim, v_dim, block, tokens, queries;
+    retention keep;
+  };
+  // GQA, MQA and MHA; register blocks of 4, 2 and 1 rows; windows with sinks.
+  const shape_case cases[] = {{6, 2, 96, 64, 80, 160, 5, {}},         {4, 4, 64, 64, 64, 130, 1, {}},
+                              {8, 1, 128, 128, 256, 300, 2, {50, 5}}, {7, 1, 256, 256, 16, 70, 3, {}},
+                              {16, 2, 32, 160, 48, 100, 1, {9, 0}},   {2, 1, 64, 96, 100, 210, 40, {64, 4}}};
   std::mt19937 random(9);
-  for (const element type : {element::fp16, element::bf16}) {
-    for (const page_order order : {page_order::hnd, page_order::nhd}) {
-      const attention_shape shape{.q_heads = 6, .kv_heads = 2, .dim = 96, .scale = 0, .keep = {}};
-      layer_group group = blocks_of(80, type, order);
-      group.v.dim = 64;
-      context_of_tokens kv(shape, group, 160);
-      kv.fill(random);
-      std::vector<std::vector<std::byte>> encoded(kv.blocks());
-      for (std::size_t i = 0; i < kv.blocks(); ++i) {
-        encoded[i].resize(q8_0::max_encoded_size(kv.group()));
-        REQUIRE(q8_0::encode(kv.group(), kv.block(i), encoded[i]));
-        REQUIRE(q8_0::decode(kv.group(), encoded[i], kv.block(i)));
-      }
-      REQUIRE(validate(shape, kv.group(), block_encoding::q8_0));
-      const query_tile tile = tile_of(shape, random_queries(random, shape, 5), 150);
-      for (const isa set : sets_here()) {
-        const partial_state decoded = attend_all(kv, tile, set);
-        partial_state in_place;
-        REQUIRE(in_place.reset(tile.rows(), 64));
-        for (std::size_t i = 0; i < kv.blocks(); ++i)
-          for (std::uint32_t head = 0; head < 2; ++head) {
-            block_view view = kv.view(i);
-            view.data = encoded[i].data();
-            view.encoding = block_encoding::q8_0;
-            attend(tile, view, in_place, head, 0, tile.size(), set);
-          }
-        for (std::size_t row = 0; row < tile.rows(); ++row) REQUIRE(same_bits(decoded, in_place, row, row));
+  for (const shape_case& c : cases) {
+    for (const element type : {element::fp16, element::bf16}) {
+      for (const page_order order : {page_order::hnd, page_order::nhd}) {
+        const attention_shape shape{
+            .q_heads = c.q_heads, .kv_heads = c.kv_heads, .dim = c.dim, .scale = 0, .keep = c.keep};
+        layer_group group = blocks_of(c.block, type, order);
+        group.v.dim = c.v_dim;
+        context_of_tokens kv(shape, group, c.tokens);
+        kv.fill(random);
+        const auto encoded = encode_all<TestType>(kv);
+        constexpr auto encoding = static_cast<block_encoding>(TestType::format_id);
+        REQUIRE(validate(shape, kv.group(), encoding));
+        const query_tile tile =
+            tile_of(shape, random_queries(random, shape, c.queries), c.tokens - c.queries);
+        for (const isa set : sets_here()) {
+          INFO(name(set) << " dim " << c.dim << " heads " << c.q_heads << "/" << c.kv_heads);
+          const partial_state decoded = attend_all(kv, tile, set);
+          const partial_state in_place = attend_in_place(kv, encoded, encoding, tile, set);
+          for (std::size_t row = 0; row < tile.rows(); ++row) REQUIRE(same_bits(decoded, in_place, row, row));
+          REQUIRE(error_against_reference(kv, tile, in_place) < 3e-6);
+        }
       }
     }
   }
+}
+
+TEST_CASE("any layer of an encoded block of several is read") {
+  std::mt19937 random(14);
+  const attention_shape shape{.q_heads = 2, .kv_heads = 2, .dim = 64, .scale = 0, .keep = {}};
+  context_of_tokens kv(shape, blocks_of(32), 32);
+  kv.fill(random);
+  const auto encoded = encode_all<q4_0>(kv);
+  const query_tile tile = tile_of(shape, random_queries(random, shape, 2), 30);
+  layer_group three = kv.group();
+  three.layers = three.layers_per_block = 3;
+  std::vector<std::byte> block(q4_0::max_encoded_size(three), std::byte{0xff});
+  std::copy(encoded[0].begin(), encoded[0].end(),
+            block.begin() + static_cast<std::ptrdiff_t>(2 * encoded[0].size()));
+  const partial_state expected = attend_all(kv, tile, best_isa());
+  partial_state state;
+  REQUIRE(state.reset(tile.rows(), 64));
+  for (std::uint32_t head = 0; head < 2; ++head)
+    attend(tile,
+           {.group = &three,
+            .data = block.data(),
+            .layer_in_block = 2,
+            .first_position = 0,
+            .tokens = 32,
+            .encoding = block_encoding::q4_0},
+           state, head, 0, 2);
+  for (std::size_t row = 0; row < tile.rows(); ++row) CHECK(same_bits(state, expected, row, row));
 }
 
 TEST_CASE("any layer of a block of several is read") {
@@ -642,5 +701,10 @@ TEST_CASE("shapes and groups that cannot be attended are refused with a reason")
   bad = group;
   bad.v.type = element::fp32;
   CHECK(refused(shape, bad, block_encoding::q8_0));
-  CHECK(refused(shape, group, static_cast<block_encoding>(2)));
+  CHECK(refused(shape, bad, block_encoding::q4_0));
+  bad = group;
+  bad.v.dim = 48;
+  CHECK(refused(shape, bad, block_encoding::q4_0));
+  CHECK(validate(shape, group, block_encoding::q4_0));
+  CHECK(refused(shape, group, static_cast<block_encoding>(3)));
 }

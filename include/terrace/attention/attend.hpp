@@ -25,15 +25,19 @@ inline result<void> validate(const attention_shape& shape, const layer_group& gr
                 "head dimensions must be multiples of 16, and the keys' that of the queries");
   if (group.k.type == element::fp8_e4m3 || group.v.type == element::fp8_e4m3)
     return fail(errc::invalid_argument, "attention on the host reads fp16, bf16 and fp32");
-  if (encoding != block_encoding::raw && encoding != block_encoding::q8_0)
-    return fail(errc::invalid_argument, "attention reads raw and q8_0 blocks");
-  if (encoding == block_encoding::q8_0) {
-    if (group.k.dim % 32 != 0 || group.v.dim % 32 != 0)
-      return fail(errc::invalid_argument, "q8_0 needs head dimensions that are multiples of 32");
-    if (group.k.type == element::fp32 || group.v.type == element::fp32)
-      return fail(errc::invalid_argument, "q8_0 is read in place where it stands for fp16 or bf16");
+  switch (encoding) {
+    case block_encoding::raw:
+      return {};
+    case block_encoding::q8_0:
+    case block_encoding::q4_0:
+      if (group.k.dim % 32 != 0 || group.v.dim % 32 != 0)
+        return fail(errc::invalid_argument, "q8_0 and q4_0 need head dimensions that are multiples of 32");
+      if (!reads_in_place(group))
+        return fail(errc::invalid_argument,
+                    "q8_0 and q4_0 are read in place where they stand for fp16 or bf16");
+      return {};
   }
-  return {};
+  return fail(errc::invalid_argument, "attention reads blocks that are raw, q8_0 or q4_0");
 }
 
 /// Folds the keys and values of one block into the rows of `queries` queries, from `first_query` on, for the

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "terrace/codec/identity.hpp"
+#include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
 #include "terrace/core/element.hpp"
 #include "terrace/core/layout.hpp"
@@ -11,7 +12,17 @@ namespace terrace {
 
 /// How a block that attention reads is stored: as the engine wrote it, or as an `attendable` codec left it.
 /// The values are the codecs' format ids.
-enum class block_encoding : std::uint32_t { raw = identity::format_id, q8_0 = terrace::q8_0::format_id };
+enum class block_encoding : std::uint32_t {
+  raw = identity::format_id,
+  q8_0 = terrace::q8_0::format_id,
+  q4_0 = terrace::q4_0::format_id,
+};
+
+/// Whether attention reads encoded blocks of this group in place, and not only decoded ones. fp32 is rarely
+/// cached: it would cost every user the compilation of more kernels.
+constexpr bool reads_in_place(const layer_group& group) noexcept {
+  return group.k.type != element::fp32 && (!group.v.present() || group.v.type != element::fp32);
+}
 
 /// One layer of a block that is in host memory. Unowned: a lease or a reservation keeps the memory.
 struct block_view {
@@ -40,7 +51,9 @@ struct token_rows {
   /// same way.
   static constexpr std::size_t encoded_bytes(std::size_t raw, element type,
                                              block_encoding encoding) noexcept {
-    return encoding == block_encoding::raw ? raw : q8_0::encoded_size(raw / size_of(type));
+    if (encoding == block_encoding::q8_0) return q8_0::encoded_size(raw / size_of(type));
+    if (encoding == block_encoding::q4_0) return q4_0::encoded_size(raw / size_of(type));
+    return raw;
   }
 };
 

@@ -10,6 +10,7 @@
 #include "terrace/attention/partial_state.hpp"
 #include "terrace/attention/query_tile.hpp"
 #include "terrace/attention/visible_tokens.hpp"
+#include "terrace/codec/q4_0_simd.hpp"
 #include "terrace/core/config.hpp"
 #include "terrace/core/element.hpp"
 

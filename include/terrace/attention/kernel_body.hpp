@@ -12,43 +12,88 @@ inline constexpr int max_rows = most_sum_rows;
 // Scores are computed for whole register blocks of tokens, which may end behind the tile.
 inline constexpr std::size_t score_stride = max_tile_tokens + 16;
 
-// ---- elements: sixteen of a row, from element d on
+// ---- elements: a reader gives 16 * vectors of a row, from element d on, a multiple of as many
 
 template <element_type T>
 struct raw_elements {
-  TERRACE_TARGET TERRACE_ALWAYS_INLINE static f32x16 load(const std::byte* row, std::size_t d) noexcept {
-    return load_as<T>(row + d * sizeof(T));
+  static constexpr std::size_t vectors = 1;
+  TERRACE_TARGET TERRACE_ALWAYS_INLINE static void load(const std::byte* row, std::size_t d,
+                                                        f32x16* out) noexcept {
+    out[0] = load_as<T>(row + d * sizeof(T));
   }
 };
 
-// The values that decoding q8_0 into elements of type T gives, so that it does not matter whether a block was
-// decoded or is read in place.
+// The values that decoding q8_0 or q4_0 into elements of type T gives, so that it does not matter whether a
+// block was decoded or is read in place.
 template <element_type T>
 struct q8_0_elements {
-  TERRACE_TARGET TERRACE_ALWAYS_INLINE static f32x16 load(const std::byte* row, std::size_t d) noexcept {
+  static constexpr std::size_t vectors = 2;
+  TERRACE_TARGET TERRACE_ALWAYS_INLINE static void load(const std::byte* row, std::size_t d,
+                                                        f32x16* out) noexcept {
     const std::byte* const group = row + d / q8_0::group_values * q8_0::group_bytes;
     fp16 scale;
     std::memcpy(&scale, group, sizeof scale);
-    return round_as<T>(mul(splat(scale), load_i8(group + sizeof scale + d % q8_0::group_values)));
+    const f32x16 factor = splat(scale);
+    out[0] = round_as<T>(mul(factor, load_i8(group + sizeof scale)));
+    out[1] = round_as<T>(mul(factor, load_i8(group + sizeof scale + 16)));
+  }
+};
+template <element_type T>
+struct q4_0_elements {
+  static constexpr std::size_t vectors = 2;
+  TERRACE_TARGET TERRACE_ALWAYS_INLINE static void load(const std::byte* row, std::size_t d,
+                                                        f32x16* out) noexcept {
+    const std::byte* const group = row + d / q4_0::group_values * q4_0::group_bytes;
+    fp16 scale;
+    std::memcpy(&scale, group, sizeof scale);
+    const q4_values values = load_q4<T>(group + sizeof scale, scale);
+    out[0] = values.low;
+    out[1] = values.high;
   }
 };
 
-// Calls f with an object of the type that reads these rows. A combination more costs every user compile time.
+// Calls f with the reader of these rows. A combination more costs every user compile time.
 template <class F>
-TERRACE_TARGET inline void with_elements(const token_rows& rows, F f) noexcept {
-  if (rows.encoding == block_encoding::q8_0) {
-    if (rows.type == element::fp16)
-      f(q8_0_elements<fp16>{});
-    else
-      f(q8_0_elements<bf16>{});
-  } else {
-    if (rows.type == element::fp16)
-      f(raw_elements<fp16>{});
-    else if (rows.type == element::bf16)
-      f(raw_elements<bf16>{});
-    else
-      f(raw_elements<float>{});
+TERRACE_TARGET TERRACE_ALWAYS_INLINE void with_elements(const token_rows& rows, F f) noexcept {
+  switch (rows.encoding) {
+    case block_encoding::q8_0:
+      return rows.type == element::bf16 ? f(q8_0_elements<bf16>{}) : f(q8_0_elements<fp16>{});
+    case block_encoding::q4_0:
+      return rows.type == element::bf16 ? f(q4_0_elements<bf16>{}) : f(q4_0_elements<fp16>{});
+    default:
+      break;
   }
+  switch (rows.type) {
+    case element::fp16:
+      return f(raw_elements<fp16>{});
+    case element::bf16:
+      return f(raw_elements<bf16>{});
+    default:
+      return f(raw_elements<float>{});
+  }
+}
+
+// A reader of whatever the rows are, which asks anew for each sixteen elements. The set without register
+// blocks uses it: that set is compiled everywhere, and is the slow one anyway.
+struct any_elements {
+  static constexpr std::size_t vectors = 1;
+  token_rows rows;
+  TERRACE_TARGET TERRACE_ALWAYS_INLINE void load(const std::byte* row, std::size_t d,
+                                                 f32x16* out) const noexcept {
+    with_elements(rows, [&](auto as) TERRACE_TARGET {
+      f32x16 loaded[as.vectors];
+      as.load(row, d - d % (16 * as.vectors), loaded);
+      out[0] = loaded[d / 16 % as.vectors];
+    });
+  }
+};
+
+template <class F>
+TERRACE_TARGET inline void read(const token_rows& rows, F f) noexcept {
+  if constexpr (max_rows == 1)
+    f(any_elements{rows});
+  else
+    with_elements(rows, f);
 }
 
 // Rows that will be read next, asked for one by one between the arithmetic: memory is never idle.
@@ -67,9 +112,10 @@ struct rows_ahead {
 
 // scores[row][token] = q . k for the tokens of `mask`. The other entries are without meaning.
 template <class elements, int rows>
-TERRACE_TARGET inline void score(const float* const (&query)[rows], const token_rows& keys, token_mask mask,
-                                 const rows_ahead& ahead, float* scores) noexcept {
+TERRACE_TARGET inline void score(elements as, const float* const (&query)[rows], const token_rows& keys,
+                                 token_mask mask, const rows_ahead& ahead, float* scores) noexcept {
   constexpr std::uint32_t columns = sums_per_block / rows;
+  constexpr std::size_t vectors = elements::vectors;
   const std::size_t dim = keys.dim;
   for (token_run run = next_run(mask); !run.empty(); run = next_run(mask, run.end)) {
     for (std::uint32_t t = run.begin; t < run.end; t += columns) {
@@ -80,16 +126,24 @@ TERRACE_TARGET inline void score(const float* const (&query)[rows], const token_
       TERRACE_UNROLL
       for (int i = 0; i < sums_per_block; ++i) sum[i] = splat(0);
       std::size_t asked = 0;
-      for (std::size_t d = 0; d < dim; d += 16) {
+      for (std::size_t d = 0; d < dim; d += 16 * vectors) {
         for (; asked * dim < d * columns; ++asked) ahead.fetch(t + asked, 0, ahead.bytes);
-        f32x16 q[rows];
+        f32x16 q[vectors][rows];
         TERRACE_UNROLL
-        for (int r = 0; r < rows; ++r) q[r] = load(query[r] + d);
+        for (std::size_t v = 0; v < vectors; ++v) {
+          TERRACE_UNROLL
+          for (int r = 0; r < rows; ++r) q[v][r] = load(query[r] + d + 16 * v);
+        }
         TERRACE_UNROLL
         for (std::uint32_t c = 0; c < columns; ++c) {
-          const f32x16 k = elements::load(key[c], d);
+          f32x16 k[vectors];
+          as.load(key[c], d, k);
           TERRACE_UNROLL
-          for (std::uint32_t r = 0; r < rows; ++r) sum[r * columns + c] = fma(k, q[r], sum[r * columns + c]);
+          for (std::size_t v = 0; v < vectors; ++v) {
+            TERRACE_UNROLL
+            for (std::uint32_t r = 0; r < rows; ++r)
+              sum[r * columns + c] = fma(k[v], q[v][r], sum[r * columns + c]);
+          }
         }
       }
       store_sums<rows>(sum, scores + t, score_stride);
@@ -152,8 +206,9 @@ TERRACE_TARGET inline float weigh(token_mask visible, float* scores, float& m, f
 // o[row] += p[row][token] * v[token] for a run of tokens in ascending order; `width` registers of each row,
 // from element `first` on.
 template <class elements, int rows, int width>
-TERRACE_TARGET inline void add_values(const float* p, const token_rows& values, std::size_t first,
-                                      token_run run, const rows_ahead& ahead, float* const* o) noexcept {
+TERRACE_TARGET inline void add_values(elements as, const float* p, const token_rows& values,
+                                      std::size_t first, token_run run, const rows_ahead& ahead,
+                                      float* const* o) noexcept {
   f32x16 sum[rows][width];
   TERRACE_UNROLL
   for (int r = 0; r < rows; ++r) {
@@ -168,7 +223,7 @@ TERRACE_TARGET inline void add_values(const float* p, const token_rows& values, 
     ahead.fetch(t, fetch_begin, fetch_end);
     f32x16 v[width];
     TERRACE_UNROLL
-    for (std::size_t w = 0; w < width; ++w) v[w] = elements::load(row, first + 16 * w);
+    for (std::size_t w = 0; w < width; w += elements::vectors) as.load(row, first + 16 * w, v + w);
     TERRACE_UNROLL
     for (std::size_t r = 0; r < rows; ++r) {
       const f32x16 weight = splat(p[r * score_stride + t]);
@@ -184,19 +239,20 @@ TERRACE_TARGET inline void add_values(const float* p, const token_rows& values, 
 }
 
 template <class elements, int rows>
-TERRACE_TARGET inline void add_values(const float* p, const token_rows& values, token_run run,
+TERRACE_TARGET inline void add_values(elements as, const float* p, const token_rows& values, token_run run,
                                       const rows_ahead& ahead, float* const* o) noexcept {
-  constexpr int width = max_rows;
+  constexpr int least = elements::vectors, width = max_rows > least ? max_rows : least;
   std::size_t d = 0;
   for (; d + 16 * width <= values.dim; d += 16 * width)
-    add_values<elements, rows, width>(p, values, d, run, ahead, o);
-  if constexpr (width > 1)
-    for (; d < values.dim; d += 16) add_values<elements, rows, 1>(p, values, d, run, ahead, o);
+    add_values<elements, rows, width>(as, p, values, d, run, ahead, o);
+  if constexpr (width > least)
+    for (; d < values.dim; d += 16 * least)
+      add_values<elements, rows, least>(as, p, values, d, run, ahead, o);
 }
 
 // Rows may see different tokens: each stretch of tokens is added to the rows that see it, and to no other.
 template <class elements, int rows>
-TERRACE_TARGET inline void add_visible_values(const float* p, const token_mask (&visible)[rows],
+TERRACE_TARGET inline void add_visible_values(elements as, const float* p, const token_mask (&visible)[rows],
                                               const token_rows& values, token_mask any,
                                               const rows_ahead& ahead, float* const (&o)[rows]) noexcept {
   for (token_mask rest = any; rest != 0;) {
@@ -209,10 +265,11 @@ TERRACE_TARGET inline void add_visible_values(const float* p, const token_mask (
     }
     const token_run run = next_run(alike, begin);
     if (seeing == token_range(0, rows)) {
-      add_values<elements, rows>(p, values, run, ahead, o);
+      add_values<elements, rows>(as, p, values, run, ahead, o);
     } else {
       for (std::size_t r = 0; r < rows; ++r)
-        if (((seeing >> r) & 1) != 0) add_values<elements, 1>(p + r * score_stride, values, run, {}, o + r);
+        if (((seeing >> r) & 1) != 0)
+          add_values<elements, 1>(as, p + r * score_stride, values, run, {}, o + r);
     }
     rest &= ~token_range(run.begin, run.end);
   }
@@ -254,8 +311,7 @@ TERRACE_TARGET inline void fold_rows(const attend_item& item, const tile& tile, 
   if (first + rows == item.rows()) keys_ahead = {keys[item.tile_tokens], keys.stride, keys.row_bytes()};
 
   alignas(64) float scores[rows * score_stride] = {};
-  with_elements(keys,
-                [&](auto as) TERRACE_TARGET { score<decltype(as)>(q, keys, any, values_ahead, scores); });
+  read(keys, [&](auto as) TERRACE_TARGET { score(as, q, keys, any, values_ahead, scores); });
   for (std::size_t r = 0; r < rows; ++r) {
     if (visible[r] == 0) continue;
     const std::size_t row = state_row[r];
@@ -265,9 +321,8 @@ TERRACE_TARGET inline void fold_rows(const attend_item& item, const tile& tile, 
     const f32x16 factor = splat(rescale);
     for (std::size_t d = 0; d < values.dim; d += 16) store(o[r] + d, mul(load(o[r] + d), factor));
   }
-  with_elements(values, [&](auto as) TERRACE_TARGET {
-    add_visible_values<decltype(as)>(scores, visible, values, any, keys_ahead, o);
-  });
+  read(values,
+       [&](auto as) TERRACE_TARGET { add_visible_values(as, scores, visible, values, any, keys_ahead, o); });
 }
 
 TERRACE_TARGET inline void attend(const attend_item& item) noexcept {

@@ -11,7 +11,6 @@
 #include "terrace/attention/attend.hpp"
 #include "terrace/attention/stream_workspace.hpp"
 #include "terrace/cache/store.hpp"
-#include "terrace/codec/q8_0.hpp"
 #include "terrace/sequence.hpp"
 
 namespace terrace {
@@ -288,7 +287,7 @@ inline void stream_run::drop_windows() noexcept {
 // Few queries read each key once or twice: the fewer bytes, the better. Many read it so often that decoding it for
 // each costs more than decoding it once.
 inline lease_form stream_run::form() const noexcept {
-  return few_queries() ? lease_form::attendable : lease_form::raw;
+  return few_queries() && reads_in_place(group()) ? lease_form::attendable : lease_form::raw;
 }
 
 inline block_view stream_run::view(std::size_t position, const std::byte* data,
@@ -300,7 +299,7 @@ inline block_view stream_run::view(std::size_t position, const std::byte* data,
           .layer_in_block = layer_in_block_,
           .first_position = start,
           .tokens = static_cast<std::uint32_t>(std::min<std::uint64_t>(g.tokens, first_ + tokens_ - start)),
-          .encoding = format_id == q8_0::format_id ? block_encoding::q8_0 : block_encoding::raw};
+          .encoding = static_cast<block_encoding>(format_id)};
 }
 
 // One round of compute: work items are (KV head, run of queries), each goes through all blocks, in order. `tallied`

@@ -39,14 +39,15 @@ namespace terrace {
 /// - A scale that rounds to zero (largest magnitude at most 8 * 2^-25) becomes what ggml writes for zeros:
 ///   the scale -0 and codes of 8. ggml writes other codes, which decode to zeros as well.
 ///
-/// Decoding rounds (q - 8) * d to the plane's element type. Attention does not read encoded blocks yet.
+/// Decoding rounds (q - 8) * d to the plane's element type. Attention reads encoded blocks as exactly
+/// these values.
 struct q4_0 : block_quantizer<q4_0> {
   static constexpr std::uint32_t format_id = 2;  // GGML_TYPE_Q4_0
   static constexpr std::string_view name = "q4_0";
   static constexpr bool lossless = false;
   static constexpr std::uint8_t loss = 64;
   static constexpr bool fixed_rate = true;
-  static constexpr bool attendable = false;
+  static constexpr bool attendable = true;
 
   static constexpr std::size_t group_values = 32;
   static constexpr std::size_t group_bytes = 18;

@@ -64,10 +64,9 @@ TERRACE_TARGET inline bool decode_q4_0(const std::byte* in, std::byte* out, std:
     fp16 scale;
     std::memcpy(&scale, in, sizeof scale);
     good &= (scale.bits & 0x7c00u) != 0x7c00u;
-    const f32x16 d = splat(scale);
-    const q4_codes codes = load_q4(in + 2);
-    store_as<T>(out, mul(d, codes.low));
-    store_as<T>(out + 16 * sizeof(T), mul(d, codes.high));
+    const q4_values values = load_q4<float>(in + 2, scale);
+    store_as<T>(out, values.low);
+    store_as<T>(out + 16 * sizeof(T), values.high);
   }
   return good;
 }

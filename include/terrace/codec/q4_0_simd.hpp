@@ -1,10 +1,10 @@
 #pragma once
 // What q4_0 needs of a processor beyond the vocabulary of core/simd.hpp, for each instruction set:
 //
-//   q4_codes               the codes of 32 values, less 8: those of the low nibbles, and of the high ones
-//   load_q4(bytes)         from 16 bytes
-//   store_q4(bytes, a, b)  rounds a / 2^26 + 8.5 down to codes 0 to 15, to 16 bytes: a to the low nibbles.
-//                          Precondition: |a / 2^26| and |b / 2^26| are less than 8.4
+//   q4_values                32 values: those of the low nibbles, and of the high ones
+//   load_q4<T>(bytes, scale) from 16 bytes: (code - 8) * scale, rounded to T
+//   store_q4(bytes, a, b)    rounds a / 2^26 + 8.5 down to codes 0 to 15, to 16 bytes: a to the low nibbles.
+//                            Precondition: |a / 2^26| and |b / 2^26| are less than 8.4
 //
 // ggml adds 8.5 to a float and cuts off the fraction. That sum rounds: what lies half a unit in the last
 // place below a whole number, or less, counts as that number. A compiler may fuse the sum with the caller's
@@ -17,6 +17,7 @@
 #include <cstdint>
 
 #include "terrace/core/config.hpp"
+#include "terrace/core/element.hpp"
 #include "terrace/core/simd.hpp"
 
 namespace terrace::simd {
@@ -24,16 +25,18 @@ namespace terrace::simd {
 inline constexpr int q4_bias = 0x22000000 + 16;  // 8.5 * 2^26, and the half unit of sums below 8
 
 namespace portable {
-struct q4_codes {
+struct q4_values {
   f32x16 low, high;
 };
-TERRACE_ALWAYS_INLINE q4_codes load_q4(const std::byte* p) noexcept {
-  q4_codes r;
+template <element_type T>
+TERRACE_ALWAYS_INLINE q4_values load_q4(const std::byte* p, fp16 scale) noexcept {
+  q4_values r;
   for (int i = 0; i < 16; ++i) {
     r.low.lane[i] = static_cast<float>(static_cast<int>(p[i] & std::byte{15}) - 8);
     r.high.lane[i] = static_cast<float>(static_cast<int>(p[i] >> 4) - 8);
   }
-  return r;
+  const f32x16 factor = splat(scale);
+  return {round_as<T>(mul(factor, r.low)), round_as<T>(mul(factor, r.high))};
 }
 namespace detail {
 TERRACE_ALWAYS_INLINE int q4_code(float x) noexcept {
@@ -50,7 +53,7 @@ TERRACE_ALWAYS_INLINE void store_q4(std::byte* p, const f32x16& a, const f32x16&
 #if TERRACE_X86
 #define TERRACE_INLINE TERRACE_TARGET_AVX2 TERRACE_ALWAYS_INLINE
 namespace avx2 {
-struct q4_codes {
+struct q4_values {
   f32x16 low, high;
 };
 namespace detail {
@@ -68,11 +71,14 @@ TERRACE_INLINE __m256i q4_pair(__m256 a, __m256 b) noexcept {
   return _mm256_or_si256(q4_code(a), _mm256_slli_epi32(q4_code(b), 4));
 }
 }  // namespace detail
-TERRACE_INLINE q4_codes load_q4(const std::byte* p) noexcept {
+template <element_type T>
+TERRACE_INLINE q4_values load_q4(const std::byte* p, fp16 scale) noexcept {
   const __m128i in = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   const __m128i nibble = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
   const __m128i low = _mm_and_si128(in, nibble), high = _mm_and_si128(_mm_srli_epi16(in, 4), nibble);
-  return {detail::widen_i8(_mm_sub_epi8(low, eight)), detail::widen_i8(_mm_sub_epi8(high, eight))};
+  const f32x16 factor = splat(scale);
+  return {round_as<T>(mul(factor, detail::widen_i8(_mm_sub_epi8(low, eight)))),
+          round_as<T>(mul(factor, detail::widen_i8(_mm_sub_epi8(high, eight))))};
 }
 TERRACE_INLINE void store_q4(std::byte* p, f32x16 a, f32x16 b) noexcept {
   const __m256i words = detail::pack16(detail::q4_pair(a.lo, b.lo), detail::q4_pair(a.hi, b.hi));
@@ -90,7 +96,7 @@ TERRACE_INLINE void store_q4(std::byte* p, f32x16 a, f32x16 b) noexcept {
 #endif
 #define TERRACE_INLINE TERRACE_TARGET_AVX512 TERRACE_ALWAYS_INLINE
 namespace avx512 {
-struct q4_codes {
+struct q4_values {
   f32x16 low, high;
 };
 namespace detail {
@@ -101,11 +107,14 @@ TERRACE_INLINE __m512i q4_code(__m512 x) noexcept {
   return _mm512_min_epi32(_mm512_srli_epi32(_mm512_cvttps_epi32(sum), 26), _mm512_set1_epi32(15));
 }
 }  // namespace detail
-// A permutation looks at the low four bits of each lane, and so widens a code without masking it.
-TERRACE_INLINE q4_codes load_q4(const std::byte* p) noexcept {
+// There are only 16 values: they are made once and looked up. A permutation looks at the low four bits of each
+// lane, and so takes a code without masking it.
+template <element_type T>
+TERRACE_INLINE q4_values load_q4(const std::byte* p, fp16 scale) noexcept {
+  const f32x16 codes{_mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7)};
+  const f32x16 values = round_as<T>(mul(splat(scale), codes));
   const __m512i in = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-  return {{_mm512_permutexvar_ps(in, values)}, {_mm512_permutexvar_ps(_mm512_srli_epi32(in, 4), values)}};
+  return {{_mm512_permutexvar_ps(in, values.v)}, {_mm512_permutexvar_ps(_mm512_srli_epi32(in, 4), values.v)}};
 }
 TERRACE_INLINE void store_q4(std::byte* p, f32x16 a, f32x16 b) noexcept {
   const __m512i pairs = _mm512_or_si512(detail::q4_code(a.v), _mm512_slli_epi32(detail::q4_code(b.v), 4));
