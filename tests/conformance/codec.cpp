@@ -1,4 +1,8 @@
+#include <algorithm>
+
 #include "catch.hpp"
+#include "terrace/codec/chain.hpp"
+#include "terrace/codec/fp8.hpp"
 #include "terrace/codec/identity.hpp"
 #include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
@@ -134,7 +138,29 @@ struct is_not_of_fixed_rate : codec_archetype {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("a codec keeps its contract", "", identity, q8_0, q4_0, codec_archetype) {
+// A byte codec for chains that needs no library: the bytes, and their number modulo 256.
+struct counted {
+  static constexpr std::uint32_t format_id = 0x7003;
+  static constexpr std::string_view name = "counted";
+  static constexpr bool lossless = true;
+  static constexpr bool fixed_rate = false;
+  static std::size_t max_encoded_bytes(std::size_t n) noexcept { return n + 1; }
+  static result<std::size_t> encode_bytes(const_bytes in, mutable_bytes out) noexcept {
+    if (out.size() <= in.size()) return fail(errc::invalid_argument, "no room for the number");
+    std::copy(in.begin(), in.end(), out.begin());
+    out[in.size()] = static_cast<std::byte>(in.size());
+    return in.size() + 1;
+  }
+  static result<void> decode_bytes(const_bytes in, mutable_bytes out) noexcept {
+    if (in.size() != out.size() + 1 || in.back() != static_cast<std::byte>(out.size()))
+      return fail(errc::corrupt, "not so many bytes");
+    std::copy(in.begin(), in.end() - 1, out.begin());
+    return {};
+  }
+};
+
+TEMPLATE_TEST_CASE("a codec keeps its contract", "", identity, q8_0, q4_0, fp8, codec_archetype,
+                   (chain<fp8, counted>), (chain<q4_0, counted, counted>)) {
   for (std::uint32_t seed = 1; seed <= 4; ++seed) {
     const auto violated = codec_conformance<TestType>({.seed = seed});
     INFO(violated.value_or(""));

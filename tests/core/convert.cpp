@@ -63,6 +63,13 @@ TEST_CASE("bulk conversion gives the bits of the scalar functions with every ins
   check_each_value<float, bf16>(telling_floats());
   check_each_value<float, float>(telling_floats());
   check_each_value<bf16, fp16>(all_16_bit_values<bf16>());
+  check_each_value<float, fp8_e4m3>(telling_floats());
+  check_each_value<fp16, fp8_e4m3>(all_16_bit_values<fp16>());
+  std::vector<fp8_e4m3> bytes(256);
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i].bits = static_cast<std::uint8_t>(i);
+  check_each_value<fp8_e4m3, float>(bytes);
+  check_each_value<fp8_e4m3, fp16>(bytes);
+  check_each_value<fp8_e4m3, bf16>(bytes);
 }
 
 TEST_CASE("conversion of any length and alignment touches nothing else") {

@@ -16,20 +16,21 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 static_assert(to_float(fp16{0x3c00}) == 1.0f && to_float(bf16{0x3f80}) == 1.0f);
 static_assert(to_fp16(1.0f) == fp16{0x3c00} && to_bf16(1.0f) == bf16{0x3f80});
 
-// Every pair of neighbours a < b of a 16-bit type, by magnitude: what lies between them rounds to the nearer
+// Every pair of neighbours a < b of a small type, by magnitude: what lies between them rounds to the nearer
 // one, and the middle to the one whose last bit is 0.
 template <class T>
 int wrong_roundings(std::uint16_t infinity_bits, T (*round)(float)) {
+  using storage = decltype(T::bits);
   int wrong = 0;
   for (std::uint16_t bits = 0; bits + 1 < infinity_bits; ++bits) {
-    const T low{bits}, high{static_cast<std::uint16_t>(bits + 1)};
+    const T low{static_cast<storage>(bits)}, high{static_cast<storage>(bits + 1)};
     const float middle =
         0.5f * to_float(low) + 0.5f * to_float(high);  // exact: a float has more bits than either
     const T even = (bits & 1) == 0 ? low : high;
     for (const float sign : {1.0f, -1.0f}) {
       const auto is = [&](float x, T expected) {
-        const std::uint16_t sign_bit = sign < 0 ? 0x8000 : 0;
-        wrong += round(sign * x) != T{static_cast<std::uint16_t>(expected.bits | sign_bit)};
+        const unsigned sign_bit = sign < 0 ? 1u << (8 * sizeof(T) - 1) : 0;
+        wrong += round(sign * x) != T{static_cast<storage>(expected.bits | sign_bit)};
       };
       is(to_float(low), low);
       is(middle, even);
@@ -42,7 +43,8 @@ int wrong_roundings(std::uint16_t infinity_bits, T (*round)(float)) {
 
 }  // namespace
 
-TEST_CASE("rounding to 16 bits goes to the nearest, ties to even") {
+TEST_CASE("rounding to 16 and to 8 bits goes to the nearest, ties to even") {
+  CHECK(wrong_roundings<fp8_e4m3>(0x7f, [](float x) { return to_fp8_e4m3(x); }) == 0);
   CHECK(wrong_roundings<fp16>(0x7c00, [](float x) { return to_fp16(x); }) == 0);
   CHECK(wrong_roundings<bf16>(0x7f80, [](float x) { return to_bf16(x); }) == 0);
 }
@@ -74,6 +76,23 @@ TEST_CASE("a NaN stays a NaN, and becomes quiet") {
     CHECK((to_bf16(nan).bits & 0x40) != 0);
   }
   for (std::uint16_t bits = 0x7c01; bits < 0x8000; ++bits) REQUIRE(std::isnan(to_float(fp16{bits})));
+}
+
+TEST_CASE("e4m3 has no infinity: what is too large becomes 448") {
+  static_assert(to_float(fp8_e4m3{0x7e}) == 448.0f && to_float(fp8_e4m3{0x01}) == 0x1p-9f);
+  static_assert(to_fp8_e4m3(1.0f) == fp8_e4m3{0x38});
+  for (const float x : {448.0f, 464.0f, 1e30f, infinity}) {
+    CHECK(to_fp8_e4m3(x) == fp8_e4m3{0x7e});
+    CHECK(to_fp8_e4m3(-x) == fp8_e4m3{0xfe});
+  }
+  CHECK(to_fp8_e4m3(-std::numeric_limits<float>::quiet_NaN()) == fp8_e4m3{0xff});
+  for (const std::uint8_t bits : {std::uint8_t{0x7f}, std::uint8_t{0xff}}) {
+    const float nan = to_float(fp8_e4m3{bits});
+    CHECK(std::isnan(nan));
+    CHECK(to_fp8_e4m3(nan) == fp8_e4m3{bits});
+    CHECK(to_fp8_e4m3(to_float(to_fp16(nan))) == fp8_e4m3{bits});
+    CHECK(to_fp8_e4m3(to_float(to_bf16(nan))) == fp8_e4m3{bits});
+  }
 }
 
 TEST_CASE("equality of elements is equality of bits") {

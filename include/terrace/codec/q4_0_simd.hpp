@@ -81,9 +81,8 @@ TERRACE_INLINE q4_values load_q4(const std::byte* p, fp16 scale) noexcept {
           round_as<T>(mul(factor, detail::widen_i8(_mm_sub_epi8(high, eight))))};
 }
 TERRACE_INLINE void store_q4(std::byte* p, f32x16 a, f32x16 b) noexcept {
-  const __m256i words = detail::pack16(detail::q4_pair(a.lo, b.lo), detail::q4_pair(a.hi, b.hi));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+                   detail::pack8(detail::q4_pair(a.lo, b.lo), detail::q4_pair(a.hi, b.hi)));
 }
 }  // namespace avx2
 #undef TERRACE_INLINE

@@ -15,23 +15,27 @@
 
 namespace terrace {
 
-/// Converts elements in bulk: widening is exact, narrowing rounds to nearest, ties to even. Each value is
-/// what `to_float` and `from_float` (core/element.hpp) give, bit for bit, with every instruction set.
-/// Preconditions: equal sizes, no overlap, and a processor that has `set`. O(size), about the speed of
-/// memory.
+/// Converts `count` elements that stand as bytes, at any alignment: widening is exact, narrowing rounds to
+/// nearest, ties to even. Each value is what `to_float` and `from_float` (core/element.hpp) give, bit for bit,
+/// with every instruction set. Preconditions: `in` and `out` have room for them and do not overlap, and the
+/// processor has `set`. O(count), about the speed of memory.
+template <element_type From, element_type To>
+inline void convert(const std::byte* in, std::byte* out, std::size_t count, isa set = best_isa()) noexcept {
+#if TERRACE_X86
+  if (set == isa::avx512) return kernels::avx512::convert<From, To>(in, out, count);
+  if (set == isa::avx2) return kernels::avx2::convert<From, To>(in, out, count);
+#endif
+  static_cast<void>(set);
+  kernels::portable::convert<From, To>(in, out, count);
+}
+
+/// The same for arrays. Precondition: equal sizes.
 template <class From, class To>
 requires(element_type<std::remove_const_t<From>>&& element_type<To>) inline void convert(
     std::span<From> in, std::span<To> out, isa set = best_isa()) noexcept {
   TERRACE_ASSERT(in.size() == out.size(), "a conversion needs as many elements out as in");
-  using source = std::remove_const_t<From>;
-  const std::byte* const from = std::as_bytes(in).data();
-  std::byte* const to = std::as_writable_bytes(out).data();
-#if TERRACE_X86
-  if (set == isa::avx512) return kernels::avx512::convert<source, To>(from, to, in.size());
-  if (set == isa::avx2) return kernels::avx2::convert<source, To>(from, to, in.size());
-#endif
-  static_cast<void>(set);
-  kernels::portable::convert<source, To>(from, to, in.size());
+  convert<std::remove_const_t<From>, To>(std::as_bytes(in).data(), std::as_writable_bytes(out).data(),
+                                         in.size(), set);
 }
 
 }  // namespace terrace

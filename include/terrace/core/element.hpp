@@ -18,10 +18,17 @@ struct bf16 {
   std::uint16_t bits = 0;
   friend constexpr bool operator==(bf16, bf16) noexcept = default;
 };
-static_assert(sizeof(fp16) == 2 && sizeof(bf16) == 2);
 
-/// The element types that a plane may have. fp8_e4m3 is a contract only for now: it can be described, not
-/// attended.
+/// Storage of OCP's E4M3: a sign, 4 bits of exponent with bias 7, 3 of mantissa. There are no infinities; all
+/// ones behind the sign are the NaN, and 448 is the largest number. Source: OCP 8-bit Floating Point
+/// Specification (OFP8), revision 1.0.
+struct fp8_e4m3 {
+  std::uint8_t bits = 0;
+  friend constexpr bool operator==(fp8_e4m3, fp8_e4m3) noexcept = default;
+};
+static_assert(sizeof(fp16) == 2 && sizeof(bf16) == 2 && sizeof(fp8_e4m3) == 1);
+
+/// The element types that a plane may have.
 enum class element : std::uint8_t { fp16, bf16, fp32, fp8_e4m3 };
 
 constexpr std::size_t size_of(element type) noexcept {
@@ -45,6 +52,8 @@ template <>
 inline constexpr bool is_element<bf16> = true;
 template <>
 inline constexpr bool is_element<float> = true;
+template <>
+inline constexpr bool is_element<fp8_e4m3> = true;
 /// A type that KV can be stored in and that the host computes with.
 template <class T>
 concept element_type = is_element<T>;
@@ -55,6 +64,8 @@ template <>
 inline constexpr element element_of<fp16> = element::fp16;
 template <>
 inline constexpr element element_of<bf16> = element::bf16;
+template <>
+inline constexpr element element_of<fp8_e4m3> = element::fp8_e4m3;
 
 /// One value at a time: exact, portable, usable in constant expressions and on a device. Arrays are converted
 /// by `convert` (core/convert.hpp), which uses the processor's instructions.
@@ -78,6 +89,16 @@ TERRACE_HD constexpr float to_float(bf16 h) noexcept {
   return std::bit_cast<float>(std::uint32_t{h.bits} << 16);
 }
 TERRACE_HD constexpr float to_float(float x) noexcept { return x; }
+TERRACE_HD constexpr float to_float(fp8_e4m3 h) noexcept {
+  const std::uint32_t sign = (h.bits & 0x80u) << 24;
+  const std::uint32_t magnitude = h.bits & 0x7fu;
+  if (magnitude == 0x7fu) return std::bit_cast<float>(sign | 0x7ff00000u);  // keeps its mantissa
+  if (magnitude < 8) {                                                      // subnormal: a multiple of 2^-9
+    const float value = static_cast<float>(magnitude) * 0x1p-9f;
+    return sign != 0 ? -value : value;
+  }
+  return std::bit_cast<float>(sign | ((magnitude + (120u << 3)) << 20));
+}
 
 /// Rounds to nearest, ties to even; overflow gives infinity, a NaN stays a quiet NaN.
 TERRACE_HD constexpr fp16 to_fp16(float x) noexcept {
@@ -110,12 +131,40 @@ TERRACE_HD constexpr bf16 to_bf16(float x) noexcept {
   return {static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
+/// Rounds to nearest, ties to even; what is larger than 448, infinity too, becomes 448, as the specification's
+/// saturating mode has it. A NaN stays a NaN. The sign is kept.
+TERRACE_HD constexpr fp8_e4m3 to_fp8_e4m3(float x) noexcept {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
+  const std::uint32_t sign = (bits >> 24) & 0x80u;
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {static_cast<std::uint8_t>(sign | 0x7fu)};
+  if (magnitude >= 0x43e00000u) return {static_cast<std::uint8_t>(sign | 0x7eu)};  // 448
+  if (magnitude <= 0x3a800000u) return {static_cast<std::uint8_t>(sign)};          // 2^-10 rounds to zero
+  std::uint32_t code = 0, rest = 0, tie = 0;
+  if (magnitude < 0x3c800000u) {  // below 2^-6, subnormal: shift the significand into place
+    const std::uint32_t shift = 141u - (magnitude >> 23);
+    const std::uint32_t significand = (magnitude & 0x7fffffu) | 0x800000u;
+    code = significand >> shift;
+    rest = significand & ((1u << shift) - 1u);
+    tie = 1u << (shift - 1u);
+  } else {
+    code = (magnitude >> 20) - (120u << 3);
+    rest = magnitude & 0xfffffu;
+    tie = 0x80000u;
+  }
+  if (rest > tie || (rest == tie && (code & 1u) != 0)) ++code;
+  return {static_cast<std::uint8_t>(sign | code)};
+}
+
+/// The element nearest to x, by the rules of the type.
 template <element_type T>
 TERRACE_HD constexpr T from_float(float x) noexcept {
   if constexpr (element_of<T> == element::fp16)
     return to_fp16(x);
   else if constexpr (element_of<T> == element::bf16)
     return to_bf16(x);
+  else if constexpr (element_of<T> == element::fp8_e4m3)
+    return to_fp8_e4m3(x);
   else
     return x;
 }

@@ -9,8 +9,8 @@
 //   mask16                           bit i is about lane i
 //   splat(x)                         a float, or an fp16 widened, in every lane
 //   load(p), store(p, v)             floats, no alignment needed
-//   load_as<T>(bytes)                16 elements of type fp16, bf16 or float, widened exactly
-//   store_as<T>(bytes, v)            rounded to T, to nearest, ties to even
+//   load_as<T>(bytes)                16 elements of type fp16, bf16, fp8_e4m3 or float, widened exactly
+//   store_as<T>(bytes, v)            rounded to T, to nearest, ties to even, as from_float<T> does
 //   round_as<T>(v)                   what load_as would read after store_as
 //   load_i8(bytes)                   16 signed bytes
 //   store_i8(bytes, v)               rounded to nearest, ties away from zero; precondition |v| < 127.5

@@ -47,9 +47,42 @@ TERRACE_INLINE __m256i to_bfloat(__m256 v) noexcept {
 TERRACE_INLINE __m256 from_bfloat(__m128i in) noexcept {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(in), 16));
 }
+// With its exponent in the place of fp16's, an E4M3 is an fp16 of a 256th of its value, subnormals too. The
+// NaN would be 480.
+TERRACE_INLINE f32x16 from_fp8(__m128i in) noexcept {
+  const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(in), 7);  // the sign twice
+  const __m256i most = _mm256_set1_epi16(0x3f80);
+  const __m256i nan = _mm256_cmpeq_epi16(_mm256_and_si256(moved, most), most);
+  const __m256i half = _mm256_and_si256(moved, _mm256_set1_epi16(static_cast<short>(0xbf80)));
+  const __m256i marked = _mm256_or_si256(half, _mm256_and_si256(nan, _mm256_set1_epi16(0x7e00)));
+  const __m256 factor = _mm256_set1_ps(256);
+  return {_mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(marked)), factor),
+          _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(marked, 1)), factor)};
+}
+// Subnormals are multiples of 2^-9, the unit in the last place of 2^14: a sum with that rounds them.
+TERRACE_INLINE __m256i to_fp8(__m256 v) noexcept {
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+  const __m256i bounded = _mm256_min_epi32(magnitude, _mm256_set1_epi32(0x43e00000));  // 448
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bounded, 20), _mm256_set1_epi32(1));
+  const __m256i rounding = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7ffff - (120 << 23)));
+  const __m256i normal = _mm256_srli_epi32(_mm256_add_epi32(bounded, rounding), 20);
+  const __m256 sum = _mm256_add_ps(_mm256_castsi256_ps(bounded), _mm256_set1_ps(0x1p14f));
+  const __m256i small = _mm256_sub_epi32(_mm256_castps_si256(sum), _mm256_set1_epi32(0x46800000));
+  const __m256i is_small = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x3c800000), bounded);  // 2^-6
+  const __m256i nan = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7f800000));
+  const __m256i code = _mm256_blendv_epi8(normal, small, is_small);
+  const __m256i all = _mm256_blendv_epi8(code, _mm256_set1_epi32(0x7f), nan);
+  return _mm256_or_si256(all, _mm256_and_si256(_mm256_srli_epi32(bits, 24), _mm256_set1_epi32(0x80)));
+}
 // Sixteen 32-bit integers of at most 16 bits as 16-bit ones, in order.
 TERRACE_INLINE __m256i pack16(__m256i lo, __m256i hi) noexcept {
   return _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8);
+}
+// Sixteen 32-bit integers of at most 8 bits as bytes, in order.
+TERRACE_INLINE __m128i pack8(__m256i lo, __m256i hi) noexcept {
+  const __m256i words = pack16(lo, hi);
+  return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 // Doubled in the exponent and rounded as integers: a compiler may fuse a sum of floats with the caller's
 // product, and that would round otherwise.
@@ -81,6 +114,8 @@ TERRACE_INLINE f32x16 load_as(const std::byte* p) noexcept {
   if constexpr (std::is_same_v<T, float>) {
     const auto* const in = reinterpret_cast<const float*>(p);
     return {_mm256_loadu_ps(in), _mm256_loadu_ps(in + 8)};
+  } else if constexpr (std::is_same_v<T, fp8_e4m3>) {
+    return detail::from_fp8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   } else {
     const auto* const in = reinterpret_cast<const __m128i*>(p);
     const __m128i lo = _mm_loadu_si128(in), hi = _mm_loadu_si128(in + 1);
@@ -98,6 +133,9 @@ TERRACE_INLINE void store_as(std::byte* p, f32x16 v) noexcept {
     auto* const out = reinterpret_cast<__m128i*>(p);
     _mm_storeu_si128(out, detail::to_half(v.lo));
     _mm_storeu_si128(out + 1, detail::to_half(v.hi));
+  } else if constexpr (std::is_same_v<T, fp8_e4m3>) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     detail::pack8(detail::to_fp8(v.lo), detail::to_fp8(v.hi)));
   } else {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         detail::pack16(detail::to_bfloat(v.lo), detail::to_bfloat(v.hi)));
@@ -109,6 +147,8 @@ TERRACE_INLINE f32x16 round_as(f32x16 v) noexcept {
     return v;
   } else if constexpr (std::is_same_v<T, fp16>) {
     return {_mm256_cvtph_ps(detail::to_half(v.lo)), _mm256_cvtph_ps(detail::to_half(v.hi))};
+  } else if constexpr (std::is_same_v<T, fp8_e4m3>) {
+    return detail::from_fp8(detail::pack8(detail::to_fp8(v.lo), detail::to_fp8(v.hi)));
   } else {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(detail::to_bfloat(v.lo), 16)),
             _mm256_castsi256_ps(_mm256_slli_epi32(detail::to_bfloat(v.hi), 16))};

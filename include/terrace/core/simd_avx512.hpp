@@ -47,6 +47,33 @@ TERRACE_INLINE __m512i to_bfloat(__m512 v) noexcept {
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   return _mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40));
 }
+// With its exponent in the place of fp16's, an E4M3 is an fp16 of a 256th of its value, subnormals too. The
+// NaN would be 480.
+TERRACE_INLINE __m512 from_fp8(__m128i in) noexcept {
+  const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(in), 7);  // the sign twice
+  const __m256i magnitude = _mm256_and_si256(moved, _mm256_set1_epi16(0x3f80));
+  const __mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x3f80));
+  const __m256i half = _mm256_and_si256(moved, _mm256_set1_epi16(static_cast<short>(0xbf80)));
+  const __m256i marked = _mm256_or_si256(half, _mm256_maskz_set1_epi16(nan, 0x7e00));
+  return _mm512_mul_ps(_mm512_cvtph_ps(marked), _mm512_set1_ps(256));
+}
+// Subnormals are multiples of 2^-9, the unit in the last place of 2^14: a sum with that rounds them.
+TERRACE_INLINE __m128i to_fp8(__m512 v) noexcept {
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+  const __m512i bounded = _mm512_min_epi32(magnitude, _mm512_set1_epi32(0x43e00000));  // 448
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bounded, 20), _mm512_set1_epi32(1));
+  const __m512i rounding = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7ffff - (120 << 23)));
+  const __m512i normal = _mm512_srli_epi32(_mm512_add_epi32(bounded, rounding), 20);
+  const __m512 sum = _mm512_add_ps(_mm512_castsi512_ps(bounded), _mm512_set1_ps(0x1p14f));
+  const __m512i small = _mm512_sub_epi32(_mm512_castps_si512(sum), _mm512_set1_epi32(0x46800000));
+  const __mmask16 is_small = _mm512_cmplt_epi32_mask(bounded, _mm512_set1_epi32(0x3c800000));  // 2^-6
+  const __mmask16 nan = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7f800000));
+  const __m512i code = _mm512_mask_blend_epi32(is_small, normal, small);
+  const __m512i all = _mm512_mask_blend_epi32(nan, code, _mm512_set1_epi32(0x7f));
+  const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80));
+  return _mm512_cvtepi32_epi8(_mm512_or_si512(all, sign));
+}
 // Four vectors: within each quarter, the sums of the quarters' four lanes of a, b, c and d.
 TERRACE_INLINE __m512 sum_quarters(__m512 a, __m512 b, __m512 c, __m512 d) noexcept {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
@@ -59,6 +86,8 @@ template <element_type T>
 TERRACE_INLINE f32x16 load_as(const std::byte* p) noexcept {
   if constexpr (std::is_same_v<T, float>) {
     return {_mm512_loadu_ps(p)};
+  } else if constexpr (std::is_same_v<T, fp8_e4m3>) {
+    return {detail::from_fp8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
   } else {
     const __m256i in = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     if constexpr (std::is_same_v<T, fp16>)
@@ -74,6 +103,8 @@ TERRACE_INLINE void store_as(std::byte* p, f32x16 v) noexcept {
     _mm512_storeu_ps(p, v.v);
   else if constexpr (std::is_same_v<T, fp16>)
     _mm256_storeu_si256(out, detail::to_half(v.v));
+  else if constexpr (std::is_same_v<T, fp8_e4m3>)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), detail::to_fp8(v.v));
   else
     _mm256_storeu_si256(out, _mm512_cvtepi32_epi16(detail::to_bfloat(v.v)));
 }
@@ -83,6 +114,8 @@ TERRACE_INLINE f32x16 round_as(f32x16 v) noexcept {
     return v;
   else if constexpr (std::is_same_v<T, fp16>)
     return {_mm512_cvtph_ps(detail::to_half(v.v))};
+  else if constexpr (std::is_same_v<T, fp8_e4m3>)
+    return {detail::from_fp8(detail::to_fp8(v.v))};
   else
     return {_mm512_castsi512_ps(_mm512_slli_epi32(detail::to_bfloat(v.v), 16))};
 }

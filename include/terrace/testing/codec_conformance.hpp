@@ -229,7 +229,7 @@ class codec_examination {
       case element::fp32:
         return store(x);
       case element::fp8_e4m3:
-        return store(static_cast<std::uint8_t>(std::bit_cast<std::uint32_t>(x) >> 24));
+        return store(to_fp8_e4m3(x));
     }
   }
 
