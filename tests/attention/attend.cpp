@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "terrace/codec/fp8.hpp"
 #include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
 #include "terrace/core/convert.hpp"
@@ -40,9 +41,14 @@ class context_of_tokens {
  public:
   context_of_tokens(attention_shape shape, layer_group group, std::uint32_t tokens)
       : shape_(shape), group_(group), tokens_(tokens) {
-    group_.k.heads = group_.v.heads = shape.kv_heads;
+    group_.k.heads = shape.kv_heads;
     group_.k.dim = shape.dim;
-    if (group_.v.dim == 0) group_.v.dim = shape.dim;
+    if (group.latent_v_dim == 0) {
+      group_.v.heads = shape.kv_heads;
+      if (group_.v.dim == 0) group_.v.dim = shape.dim;
+    } else {
+      group_.v = {};
+    }
     blocks_.resize((tokens + group.tokens - 1) / group.tokens);
     for (auto& block : blocks_) block.assign(group_.block_bytes(), std::byte{0xff});
   }
@@ -66,7 +72,7 @@ class context_of_tokens {
     return get(group_.k, address(group_.k, t, h, d));
   }
   double value(std::uint32_t t, std::uint32_t h, std::uint32_t d) {
-    return get(group_.v, address(group_.v, t, h, d));
+    return group_.v.present() ? get(group_.v, address(group_.v, t, h, d)) : key(t, h, d);
   }
 
   const attention_shape& shape() const { return shape_; }
@@ -91,6 +97,8 @@ class context_of_tokens {
   static void put(const plane& p, std::byte* at, float x) {
     if (p.type == element::fp32) {
       std::memcpy(at, &x, 4);
+    } else if (p.type == element::fp8_e4m3) {
+      *at = static_cast<std::byte>(to_fp8_e4m3(x).bits);
     } else {
       const std::uint16_t bits = p.type == element::fp16 ? to_fp16(x).bits : to_bf16(x).bits;
       std::memcpy(at, &bits, 2);
@@ -102,6 +110,7 @@ class context_of_tokens {
       std::memcpy(&x, at, 4);
       return x;
     }
+    if (p.type == element::fp8_e4m3) return to_float(fp8_e4m3{std::to_integer<std::uint8_t>(*at)});
     std::uint16_t bits;
     std::memcpy(&bits, at, 2);
     return p.type == element::fp16 ? to_float(fp16{bits}) : to_float(bf16{bits});
@@ -141,7 +150,7 @@ query_tile tile_of(const attention_shape& shape, std::span<const float> queries,
 partial_state attend_all(const context_of_tokens& kv, const query_tile& tile, isa set,
                          std::uint32_t chunk = ~0u) {
   partial_state state;
-  REQUIRE(state.reset(tile.rows(), kv.group().v.dim));
+  REQUIRE(state.reset(tile.rows(), kv.group().v_dim()));
   for (std::size_t i = 0; i < kv.blocks(); ++i)
     for (std::uint32_t head = 0; head < kv.shape().kv_heads; ++head)
       for (std::uint32_t first = 0; first < tile.size(); first += std::min(chunk, tile.size() - first))
@@ -156,7 +165,7 @@ bool sees(retention keep, std::uint64_t position, std::uint64_t token) {
 // The largest difference from softmax(q k) v in double, relative to the largest value.
 double error_against_reference(context_of_tokens& kv, const query_tile& tile, const partial_state& state) {
   const attention_shape& shape = kv.shape();
-  const std::uint32_t dim = kv.group().v.dim;
+  const std::uint32_t dim = kv.group().v_dim();
   std::vector<float> out(state.rows() * dim);
   state.finish(std::span(out));
   double worst = 0, largest = 1e-30;
@@ -219,7 +228,7 @@ TEST_CASE("attend agrees with a float64 reference over shapes, element types and
                               {7, 1, 112, 100, 150, 3}, {6, 3, 64, 1, 9, 9},      {2, 1, 256, 128, 70, 70}};
   std::mt19937 random(1);
   for (const shape_case& c : cases) {
-    for (const element type : {element::fp16, element::bf16, element::fp32}) {
+    for (const element type : {element::fp16, element::bf16, element::fp32, element::fp8_e4m3}) {
       for (const page_order order : {page_order::hnd, page_order::nhd}) {
         const attention_shape shape{
             .q_heads = c.q_heads, .kv_heads = c.kv_heads, .dim = c.dim, .scale = 0, .keep = {}};
@@ -523,7 +532,7 @@ std::vector<std::vector<std::byte>> encode_all(context_of_tokens& kv) {
 partial_state attend_in_place(const context_of_tokens& kv, const std::vector<std::vector<std::byte>>& encoded,
                               block_encoding encoding, const query_tile& tile, isa set) {
   partial_state state;
-  REQUIRE(state.reset(tile.rows(), kv.group().v.dim));
+  REQUIRE(state.reset(tile.rows(), kv.group().v_dim()));
   for (std::size_t i = 0; i < kv.blocks(); ++i)
     for (std::uint32_t head = 0; head < kv.shape().kv_heads; ++head) {
       block_view view = kv.view(i);
@@ -534,16 +543,19 @@ partial_state attend_in_place(const context_of_tokens& kv, const std::vector<std
   return state;
 }
 
-TEMPLATE_TEST_CASE("an encoded block gives the same bits in place as decoded, and those of the reference", "",
-                   q8_0, q4_0) {
+TEMPLATE_TEST_CASE("an encoded block gives the same bits in place as decoded, and agrees with the reference",
+                   "", q8_0, q4_0, fp8) {
   struct shape_case {
     std::uint32_t q_heads, kv_heads, dim, v_dim, block, tokens, queries;
     retention keep;
+    bool latent = false;
   };
-  // GQA, MQA and MHA; register blocks of 4, 2 and 1 rows; windows with sinks.
-  const shape_case cases[] = {{6, 2, 96, 64, 80, 160, 5, {}},         {4, 4, 64, 64, 64, 130, 1, {}},
-                              {8, 1, 128, 128, 256, 300, 2, {50, 5}}, {7, 1, 256, 256, 16, 70, 3, {}},
-                              {16, 2, 32, 160, 48, 100, 1, {9, 0}},   {2, 1, 64, 96, 100, 210, 40, {64, 4}}};
+  // GQA, MQA, MHA and MLA; register blocks of 4, 2 and 1 rows; windows with sinks.
+  const shape_case cases[] = {
+      {6, 2, 96, 64, 80, 160, 5, {}},         {4, 4, 64, 64, 64, 130, 1, {}},
+      {8, 1, 128, 128, 256, 300, 2, {50, 5}}, {7, 1, 256, 256, 16, 70, 3, {}},
+      {16, 2, 32, 160, 48, 100, 1, {9, 0}},   {2, 1, 64, 96, 100, 210, 40, {64, 4}},
+      {8, 1, 576, 512, 32, 70, 2, {}, true},  {3, 1, 96, 32, 64, 100, 1, {20, 3}, true}};
   std::mt19937 random(9);
   for (const shape_case& c : cases) {
     for (const element type : {element::fp16, element::bf16}) {
@@ -551,7 +563,7 @@ TEMPLATE_TEST_CASE("an encoded block gives the same bits in place as decoded, an
         const attention_shape shape{
             .q_heads = c.q_heads, .kv_heads = c.kv_heads, .dim = c.dim, .scale = 0, .keep = c.keep};
         layer_group group = blocks_of(c.block, type, order);
-        group.v.dim = c.v_dim;
+        (c.latent ? group.latent_v_dim : group.v.dim) = c.v_dim;
         context_of_tokens kv(shape, group, c.tokens);
         kv.fill(random);
         const auto encoded = encode_all<TestType>(kv);
@@ -566,6 +578,54 @@ TEMPLATE_TEST_CASE("an encoded block gives the same bits in place as decoded, an
           for (std::size_t row = 0; row < tile.rows(); ++row) REQUIRE(same_bits(decoded, in_place, row, row));
           REQUIRE(error_against_reference(kv, tile, in_place) < 3e-6);
         }
+      }
+    }
+  }
+}
+
+TEST_CASE("fp8 blocks of any head dimension and element type are read in place") {
+  std::mt19937 random(15);
+  for (const element type : {element::fp16, element::bf16, element::fp32}) {
+    const attention_shape shape{.q_heads = 4, .kv_heads = 2, .dim = 80, .scale = 0, .keep = {}};
+    context_of_tokens kv(shape, blocks_of(48, type), 100);
+    kv.fill(random);
+    kv.set_key(20, 0, 3, infinity);  // 448 in fp8
+    const auto encoded = encode_all<fp8>(kv);
+    REQUIRE(validate(shape, kv.group(), block_encoding::fp8));
+    const query_tile tile = tile_of(shape, random_queries(random, shape, 2), 98);
+    for (const isa set : sets_here()) {
+      const partial_state decoded = attend_all(kv, tile, set);
+      const partial_state in_place = attend_in_place(kv, encoded, block_encoding::fp8, tile, set);
+      for (std::size_t row = 0; row < tile.rows(); ++row) REQUIRE(same_bits(decoded, in_place, row, row));
+    }
+  }
+}
+
+TEST_CASE("the values of a latent plane are the first elements of its vectors") {
+  struct shape_case {
+    std::uint32_t q_heads, dim, v_dim, block, tokens, queries;
+    retention keep;
+  };
+  const shape_case cases[] = {{16, 576, 512, 64, 100, 1, {}},
+                              {128, 576, 512, 32, 40, 1, {}},
+                              {4, 96, 80, 16, 70, 5, {.window = 30, .sinks = 2}},
+                              {3, 64, 64, 100, 101, 2, {}},
+                              {2, 48, 16, 64, 65, 65, {}}};
+  std::mt19937 random(16);
+  for (const shape_case& c : cases) {
+    for (const element type : {element::fp16, element::bf16, element::fp32, element::fp8_e4m3}) {
+      const attention_shape shape{
+          .q_heads = c.q_heads, .kv_heads = 1, .dim = c.dim, .scale = 0.07f, .keep = c.keep};
+      layer_group group = blocks_of(c.block, type, page_order::nhd);
+      group.latent_v_dim = c.v_dim;
+      context_of_tokens kv(shape, group, c.tokens);
+      kv.fill(random);
+      REQUIRE(kv.group().planes() == 1);
+      REQUIRE(validate(shape, kv.group()));
+      const query_tile tile = tile_of(shape, random_queries(random, shape, c.queries), c.tokens - c.queries);
+      for (const isa set : sets_here()) {
+        INFO(name(set) << " dim " << c.dim << " of which values " << c.v_dim);
+        REQUIRE(error_against_reference(kv, tile, attend_all(kv, tile, set)) < 3e-6);
       }
     }
   }
@@ -685,6 +745,15 @@ TEST_CASE("shapes and groups that cannot be attended are refused with a reason")
   CHECK(refused(other, group));
   auto bad = group;
   bad.v = {};
+  CHECK(validate(shape, bad));  // one latent plane, all of it values
+  bad.latent_v_dim = 72;
+  CHECK(refused(shape, bad));
+  bad.latent_v_dim = 80;
+  CHECK(refused(shape, bad));
+  bad.latent_v_dim = 16;
+  CHECK(refused(shape, bad, block_encoding::q8_0));
+  bad = group;
+  bad.v.heads = 1;
   CHECK(refused(shape, bad));
   bad = group;
   bad.k.heads = 4;
@@ -697,7 +766,8 @@ TEST_CASE("shapes and groups that cannot be attended are refused with a reason")
   CHECK(refused(shape, bad));
   bad = group;
   bad.k.type = element::fp8_e4m3;
-  CHECK(refused(shape, bad));
+  CHECK(validate(shape, bad));
+  CHECK(refused(shape, bad, block_encoding::q8_0));
   bad = group;
   bad.v.type = element::fp32;
   CHECK(refused(shape, bad, block_encoding::q8_0));

@@ -6,6 +6,7 @@
 
 #include "catch.hpp"
 #include "pattern.hpp"
+#include "terrace/codec/fp8.hpp"
 #include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
 #include "terrace/execution/sync_wait.hpp"
@@ -170,7 +171,10 @@ T survivor(std::uint64_t position, std::uint32_t head, std::uint32_t d, bool val
       static_cast<std::uint32_t>((position * 131 + head * 17 + d * 7 + (values ? 5 : 0)) * 2654435761u);
   // An fp32 plane keeps the product with an odd scale, which the others would round.
   const float scale = std::is_same_v<T, float> ? to_float(to_fp16(0.0123f)) : 0x1p-5f;
-  const int most = Codec::format_id == q8_0::format_id ? 127 : 8;
+  if constexpr (std::is_same_v<Codec, fp8>)
+    return from_float<T>(
+        to_float(to_fp8_e4m3(static_cast<float>(static_cast<int>((x >> 16) % 2001) - 1000) * 0x1p-8f)));
+  const int most = std::is_same_v<Codec, q8_0> ? 127 : 8;
   const int code = d % 32 == 0 ? -most : static_cast<int>((x >> 20) % static_cast<unsigned>(2 * most)) - most;
   return from_float<T>(static_cast<float>(code) * scale);
 }
@@ -183,7 +187,8 @@ struct stored_as {
 
 TEMPLATE_TEST_CASE("blocks of an attendable codec are attended where they are, with the bits of memory", "",
                    (stored_as<q8_0, fp16>), (stored_as<q8_0, bf16>), (stored_as<q8_0, float>),
-                   (stored_as<q4_0, fp16>), (stored_as<q4_0, bf16>), (stored_as<q4_0, float>)) {
+                   (stored_as<q4_0, fp16>), (stored_as<q4_0, bf16>), (stored_as<q4_0, float>),
+                   (stored_as<fp8, fp16>), (stored_as<fp8, bf16>), (stored_as<fp8, float>)) {
   using codec_type = typename TestType::codec_type;
   using element = typename TestType::element;
   const plane p{.heads = 2, .dim = 64, .type = element_of<element>};
@@ -219,6 +224,52 @@ TEMPLATE_TEST_CASE("blocks of an attendable codec are attended where they are, w
   // Nothing is brought up to be read, but for fp32, which attention reads raw alone.
   const bool in_place = !std::is_same_v<element, float>;
   CHECK((small->stats().tiers[1].loads == 0) == in_place);
+}
+
+TEST_CASE("a stream over one latent plane, as MLA has, gives its values, with the scale that is asked for") {
+  constexpr std::uint32_t heads = 6, latent = 96, values = 64;
+  kv_layout layout{
+      .groups = {{.layers = 1, .tokens = 16, .k = {.heads = 1, .dim = latent}, .latent_v_dim = values}}};
+  const std::size_t block = layout.largest_block();
+  context ctx;
+  auto cache =
+      ladder::open(ctx, layout, {.capacity = 12 * block}, {.capacity = 6 * block}, {.capacity = 64 * block});
+  REQUIRE(cache);
+  const auto element_at = [](std::uint64_t position, std::uint32_t d) {
+    return pattern::element_at(8, 0, false, 0, position, d);
+  };
+  sequence s = cache->make_sequence();
+  constexpr std::uint32_t steps = 250;
+  for (std::uint32_t step = 0; step < steps; ++step) {
+    auto r = s.reserve(1);
+    REQUIRE(r);
+    for (std::uint32_t d = 0; d < latent; ++d) r->k(0).row<fp16>(0, 0)[d] = element_at(step, d);
+    if (step + 1 < steps) {
+      s.commit(std::move(*r), 1);
+      continue;
+    }
+    std::vector<float> q(heads * latent), out(heads * values);
+    for (std::size_t i = 0; i < q.size(); ++i) q[i] = static_cast<float>(i * 37 % 19) - 9.0f;
+    REQUIRE(ctx.sync_wait(stream(*cache, s, *r, 0, q, out, {.scale = 0.05f})));
+    std::vector<double> want(out.size());
+    for (std::uint32_t h = 0; h < heads; ++h) {
+      std::vector<double> p(steps);
+      double sum = 0;
+      for (std::uint32_t k = 0; k < steps; ++k) {
+        for (std::uint32_t d = 0; d < latent; ++d)
+          p[k] +=
+              0.05 * static_cast<double>(q[h * latent + d]) * static_cast<double>(to_float(element_at(k, d)));
+        sum += p[k] = std::exp(p[k]);
+      }
+      for (std::uint32_t k = 0; k < steps; ++k)
+        for (std::uint32_t d = 0; d < values; ++d)
+          want[h * values + d] += p[k] / sum * static_cast<double>(to_float(element_at(k, d)));
+    }
+    CHECK(rel_l2(out, want) < 1e-5);
+    CHECK(cache->stats().tiers[2].loads > 0);
+  }
+  layout.groups[0].latent_v_dim = latent + 16;
+  CHECK(validate(layout).error().code == errc::invalid_argument);
 }
 
 TEST_CASE("a sliding window with sinks sees what it keeps and no more") {

@@ -18,26 +18,27 @@ namespace terrace {
 inline result<void> validate(const attention_shape& shape, const layer_group& group,
                              block_encoding encoding = block_encoding::raw) noexcept {
   if (auto good = validate(shape); !good) return good;
-  if (!group.v.present() || group.k.heads != shape.kv_heads || group.v.heads != shape.kv_heads)
+  if (group.k.heads != shape.kv_heads || (group.v.present() && group.v.heads != shape.kv_heads))
     return fail(errc::invalid_argument, "attention needs keys and values of the shape's KV heads");
-  if (group.k.dim != shape.dim || group.v.dim % 16 != 0)
+  if (group.k.dim != shape.dim || group.v_dim() % 16 != 0)
     return fail(errc::invalid_argument,
                 "head dimensions must be multiples of 16, and the keys' that of the queries");
-  if (group.k.type == element::fp8_e4m3 || group.v.type == element::fp8_e4m3)
-    return fail(errc::invalid_argument, "attention on the host reads fp16, bf16 and fp32");
+  if (!group.v.present() && group.v_dim() > group.k.dim)
+    return fail(errc::invalid_argument, "the values in a latent plane are a part of its vectors");
   switch (encoding) {
     case block_encoding::raw:
+    case block_encoding::fp8:
       return {};
     case block_encoding::q8_0:
     case block_encoding::q4_0:
-      if (group.k.dim % 32 != 0 || group.v.dim % 32 != 0)
+      if (group.k.dim % 32 != 0 || group.v_dim() % 32 != 0)
         return fail(errc::invalid_argument, "q8_0 and q4_0 need head dimensions that are multiples of 32");
       if (!reads_in_place(group))
         return fail(errc::invalid_argument,
                     "q8_0 and q4_0 are read in place where they stand for fp16 or bf16");
       return {};
   }
-  return fail(errc::invalid_argument, "attention reads blocks that are raw, q8_0 or q4_0");
+  return fail(errc::invalid_argument, "attention reads blocks that are raw, fp8, q8_0 or q4_0");
 }
 
 /// Folds the keys and values of one block into the rows of `queries` queries, from `first_query` on, for the
@@ -71,7 +72,7 @@ inline void attend(const query_tile& tile, const block_view& block, partial_stat
   const layer_group& group = *block.group;
   TERRACE_ASSERT(validate(tile.shape(), group, block.encoding),
                  "attention was asked for a block that it cannot read");
-  TERRACE_ASSERT(state.rows() == tile.rows() && state.dim() == group.v.dim,
+  TERRACE_ASSERT(state.rows() == tile.rows() && state.dim() == group.v_dim(),
                  "the state is not of the tile's shape");
   TERRACE_ASSERT(std::size_t{first_query} + queries <= tile.size(),
                  "the tile has fewer queries than were asked for");

@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "terrace/codec/fp8.hpp"
 #include "terrace/codec/identity.hpp"
 #include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
@@ -16,12 +17,14 @@ enum class block_encoding : std::uint32_t {
   raw = identity::format_id,
   q8_0 = terrace::q8_0::format_id,
   q4_0 = terrace::q4_0::format_id,
+  fp8 = terrace::fp8::format_id,
 };
 
 /// Whether attention reads encoded blocks of this group in place, and not only decoded ones. fp32 is rarely
 /// cached: it would cost every user the compilation of more kernels.
 constexpr bool reads_in_place(const layer_group& group) noexcept {
-  return group.k.type != element::fp32 && (!group.v.present() || group.v.type != element::fp32);
+  const auto is_half = [](element type) { return type == element::fp16 || type == element::bf16; };
+  return is_half(group.k.type) && (!group.v.present() || is_half(group.v.type));
 }
 
 /// One layer of a block that is in host memory. Unowned: a lease or a reservation keeps the memory.
@@ -51,6 +54,7 @@ struct token_rows {
   /// same way.
   static constexpr std::size_t encoded_bytes(std::size_t raw, element type,
                                              block_encoding encoding) noexcept {
+    if (encoding == block_encoding::fp8) return fp8::encoded_size(raw / size_of(type));
     if (encoding == block_encoding::q8_0) return q8_0::encoded_size(raw / size_of(type));
     if (encoding == block_encoding::q4_0) return q4_0::encoded_size(raw / size_of(type));
     return raw;
@@ -58,28 +62,39 @@ struct token_rows {
 };
 
 namespace detail {
-inline token_rows rows_of(const block_view& block, const plane& p, std::size_t plane_start,
-                          std::uint32_t head) noexcept {
+// The rows of `dim` elements that begin where those of the plane do.
+inline token_rows rows_of(const block_view& block, bool values, std::uint32_t head,
+                          std::uint32_t dim) noexcept {
   const layer_group& group = *block.group;
-  const auto scaled = [&](std::size_t raw) { return token_rows::encoded_bytes(raw, p.type, block.encoding); };
-  return {block.data + plane_start + scaled(head * group.head_stride(p)), scaled(group.token_stride(p)),
-          p.dim, p.type, block.encoding};
+  const auto scaled = [&](std::size_t raw, const plane& p) {
+    return token_rows::encoded_bytes(raw, p.type, block.encoding);
+  };
+  const std::size_t k = scaled(group.plane_bytes(group.k), group.k);
+  const std::size_t v = scaled(group.plane_bytes(group.v), group.v);
+  const plane& p = values ? group.v : group.k;
+  token_rows rows{.first = block.data + block.layer_in_block * (k + v) + (values ? k : 0) +
+                           scaled(head * group.head_stride(p), p),
+                  .stride = scaled(group.token_stride(p), p),
+                  .dim = dim,
+                  .type = p.type,
+                  .encoding = block.encoding};
+  // A plane that the codec fp8 encoded is a plane of fp8 elements.
+  if (block.encoding == block_encoding::fp8) {
+    rows.type = element::fp8_e4m3;
+    rows.encoding = block_encoding::raw;
+  }
+  return rows;
 }
 }  // namespace detail
 
 /// The keys of one KV head. Precondition: head < group->k.heads.
 inline token_rows key_rows(const block_view& block, std::uint32_t head) noexcept {
-  const layer_group& g = *block.group;
-  const std::size_t k = token_rows::encoded_bytes(g.plane_bytes(g.k), g.k.type, block.encoding);
-  const std::size_t v = token_rows::encoded_bytes(g.plane_bytes(g.v), g.v.type, block.encoding);
-  return detail::rows_of(block, g.k, block.layer_in_block * (k + v), head);
+  return detail::rows_of(block, false, head, block.group->k.dim);
 }
-/// The values of one KV head. Precondition: head < group->v.heads.
+/// The values of one KV head: of its own plane, or the first elements of its latent vectors. Precondition:
+/// head < group->k.heads.
 inline token_rows value_rows(const block_view& block, std::uint32_t head) noexcept {
-  const layer_group& g = *block.group;
-  const std::size_t k = token_rows::encoded_bytes(g.plane_bytes(g.k), g.k.type, block.encoding);
-  const std::size_t v = token_rows::encoded_bytes(g.plane_bytes(g.v), g.v.type, block.encoding);
-  return detail::rows_of(block, g.v, block.layer_in_block * (k + v) + k, head);
+  return detail::rows_of(block, block.group->v.present(), head, block.group->v_dim());
 }
 
 }  // namespace terrace

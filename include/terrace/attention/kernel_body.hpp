@@ -68,6 +68,8 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE void with_elements(const token_rows& rows, 
       return f(raw_elements<fp16>{});
     case element::bf16:
       return f(raw_elements<bf16>{});
+    case element::fp8_e4m3:
+      return f(raw_elements<fp8_e4m3>{});
     default:
       return f(raw_elements<float>{});
   }

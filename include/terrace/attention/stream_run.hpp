@@ -18,6 +18,7 @@ inline namespace TERRACE_EX {
 
 /// How a stream goes about it. The defaults serve; the last two are for measuring.
 struct stream_options {
+  float scale = 0;               ///< of the logits; 0: 1 / sqrt(dim of the keys). MLA's is of another dim
   std::size_t window_bytes = 0;  ///< raw bytes of the blocks of one window; 0: a share of tier 0
   bool attend = true;            ///< false: bring and pin all blocks, compute nothing, leave `out` as it is
   const_bytes stand_in = {};     ///< not empty: move nothing; what attention cannot read is taken from here
@@ -67,14 +68,15 @@ class stream_run {
     const attention_shape shape{.q_heads = static_cast<std::uint32_t>(queries.size() / per_head),
                                 .kv_heads = g.k.heads,
                                 .dim = g.k.dim,
+                                .scale = options_.scale,
                                 .keep = g.keep};
     if (auto good = validate(shape, g); !good) return good;
     work_ = cache_.workspaces().take();
     if (auto loaded = work_->queries.load(shape, queries, first_); !loaded) return loaded;
-    return work_->state.reset(work_->queries.rows(), g.v.dim);
+    return work_->state.reset(work_->queries.rows(), g.v_dim());
   }
   /// Elements of the result: [token][q_head][v dim].
-  std::size_t result_size() const noexcept { return work_->queries.rows() * group().v.dim; }
+  std::size_t result_size() const noexcept { return work_->queries.rows() * group().v_dim(); }
 
   void start();
   /// Gives up: pins are returned, loads cancelled. `done` is called before this returns, unless it has been

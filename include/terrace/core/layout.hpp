@@ -45,8 +45,14 @@ struct layer_group {
   retention keep{};
   page_order order = page_order::hnd;
   std::uint32_t layers_per_block = 1;
+  std::uint32_t latent_v_dim = 0;  ///< where `v` is absent: so many elements, the first ones, of a latent
+                                   ///< vector are its value (kv_lora_rank); 0: all of them
 
   constexpr std::uint32_t planes() const noexcept { return 1u + (v.present() ? 1u : 0u); }
+  /// Elements of a value, of a plane of its own or within the latent vector.
+  constexpr std::uint32_t v_dim() const noexcept {
+    return v.present() ? v.dim : latent_v_dim != 0 ? latent_v_dim : k.dim;
+  }
   /// Bytes of one plane of one layer of a block.
   constexpr std::size_t plane_bytes(const plane& p) const noexcept { return p.token_bytes() * tokens; }
   /// Bytes of one layer of a block, all planes.
@@ -133,6 +139,9 @@ inline result<void> validate(const kv_layout& layout) noexcept {
     if (tensors && g != tensor_pages(g.k.type, g.k.dim))
       return fail(errc::invalid_argument,
                   "a group of no layers holds tensor pages, and must be what tensor_pages makes");
+    if (g.latent_v_dim > g.k.dim || (g.v.present() && g.latent_v_dim != 0))
+      return fail(errc::invalid_argument,
+                  "latent_v_dim is for groups without a plane of values, and at most the latent dimension");
     if (g.layers_per_block == 0 || g.layers % g.layers_per_block != 0)
       return fail(errc::invalid_argument, "layers_per_block must divide the group's layers");
     if (g.block_bytes() > std::size_t{1} << 31)
