@@ -180,50 +180,49 @@ T survivor(std::uint64_t position, std::uint32_t head, std::uint32_t d, bool val
 }
 
 template <class Codec, class T>
-struct stored_as {
-  using codec_type = Codec;
-  using element = T;
-};
+void write_survivors(const reservation& r) {
+  for (const bool values : {false, true}) {
+    const plane_rows rows = values ? r.v(0) : r.k(0);
+    for (std::uint32_t h = 0; h < rows.heads(); ++h)
+      for (std::uint32_t d = 0; d < rows.dim(); ++d)
+        rows.row<T>(0, h)[d] = survivor<Codec, T>(r.first_position(), h, d, values);
+  }
+}
 
 TEMPLATE_TEST_CASE("blocks of an attendable codec are attended where they are, with the bits of memory", "",
-                   (stored_as<q8_0, fp16>), (stored_as<q8_0, bf16>), (stored_as<q8_0, float>),
-                   (stored_as<q4_0, fp16>), (stored_as<q4_0, bf16>), (stored_as<q4_0, float>),
-                   (stored_as<fp8, fp16>), (stored_as<fp8, bf16>), (stored_as<fp8, float>)) {
-  using codec_type = typename TestType::codec_type;
-  using element = typename TestType::element;
-  const plane p{.heads = 2, .dim = 64, .type = element_of<element>};
-  const kv_layout layout{.groups = {{.layers = 1, .tokens = 16, .k = p, .v = p}}};
-  const std::size_t block = layout.largest_block();
-  const auto run = [&](context& ctx, auto& cache) {
-    sequence s = cache.make_sequence();
-    std::vector<float> all;
-    for (std::uint32_t step = 0; step < 300; ++step) {
-      auto r = s.reserve(1);
-      REQUIRE(r);
-      for (const bool values : {false, true}) {
-        const plane_rows rows = values ? r->v(0) : r->k(0);
-        for (std::uint32_t h = 0; h < 2; ++h)
-          for (std::uint32_t d = 0; d < 64; ++d)
-            rows.row<element>(0, h)[d] = survivor<codec_type, element>(step, h, d, values);
+                   q8_0, q4_0, fp8) {
+  for (const element type : {element::fp16, element::bf16, element::fp32}) {
+    const auto write = type == element::fp16   ? &write_survivors<TestType, fp16>
+                       : type == element::bf16 ? &write_survivors<TestType, bf16>
+                                               : &write_survivors<TestType, float>;
+    const plane p{.heads = 2, .dim = 64, .type = type};
+    const kv_layout layout{.groups = {{.layers = 1, .tokens = 16, .k = p, .v = p}}};
+    const std::size_t block = layout.largest_block();
+    context ctx;
+    const auto run = [&](kv_store& cache) {
+      sequence s = cache.make_sequence();
+      std::vector<float> all;
+      for (std::uint32_t step = 0; step < 300; ++step) {
+        auto r = s.reserve(1);
+        REQUIRE(r);
+        write(*r);
+        std::vector<float> q(4 * 64), out(q.size());
+        for (std::size_t i = 0; i < q.size(); ++i) q[i] = static_cast<float>((i * 37 + step) % 19) - 9.0f;
+        REQUIRE(ctx.sync_wait(stream(cache, s, *r, 0, q, out)));
+        all.insert(all.end(), out.begin(), out.end());
+        s.commit(std::move(*r), 1);
       }
-      std::vector<float> q(4 * 64), out(q.size());
-      for (std::size_t i = 0; i < q.size(); ++i) q[i] = static_cast<float>((i * 37 + step) % 19) - 9.0f;
-      REQUIRE(ctx.sync_wait(stream(cache, s, *r, 0, q, out)));
-      all.insert(all.end(), out.begin(), out.end());
-      s.commit(std::move(*r), 1);
-    }
-    return all;
-  };
-  context ctx;
-  auto memory = resident::open(ctx, layout, {.capacity = 32 * block});
-  auto small = tiered_cache<tier<ram>, tier<ram, codec_type>, lru>::open(
-      ctx, layout, {.capacity = 10 * block}, {.capacity = 32 * block});
-  REQUIRE(memory);
-  REQUIRE(small);
-  CHECK(run(ctx, *small) == run(ctx, *memory));
-  // Nothing is brought up to be read, but for fp32, which attention reads raw alone.
-  const bool in_place = !std::is_same_v<element, float>;
-  CHECK((small->stats().tiers[1].loads == 0) == in_place);
+      return all;
+    };
+    auto memory = resident::open(ctx, layout, {.capacity = 32 * block});
+    auto small = tiered_cache<tier<ram>, tier<ram, TestType>, lru>::open(
+        ctx, layout, {.capacity = 10 * block}, {.capacity = 32 * block});
+    REQUIRE(memory);
+    REQUIRE(small);
+    CHECK(run(*small) == run(*memory));
+    // Nothing is brought up to be read, but for fp32, which attention reads raw alone.
+    CHECK((small->stats().tiers[1].loads == 0) == (type != element::fp32));
+  }
 }
 
 TEST_CASE("a stream over one latent plane, as MLA has, gives its values, with the scale that is asked for") {
