@@ -1,7 +1,9 @@
 #pragma once
 // Terrace, all that needs nothing but the standard library. Start reading at tiered_cache.hpp.
 #include "terrace/attention/stream.hpp"
+#include "terrace/codec/fp8.hpp"
 #include "terrace/codec/identity.hpp"
+#include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
 #include "terrace/core/bytes.hpp"
 #include "terrace/core/layout.hpp"
