@@ -26,12 +26,17 @@ struct free_memory {
 };
 using memory = std::unique_ptr<std::byte[], free_memory>;
 
-memory random_fp16(std::size_t bytes) {
+memory reserve(std::size_t bytes) {
   memory out(static_cast<std::byte*>(std::aligned_alloc(2u << 20, align_up(bytes, 2u << 20))));
   if (!out) std::exit(1);
 #if defined(__linux__)
   madvise(out.get(), bytes, MADV_HUGEPAGE);
 #endif
+  return out;
+}
+
+memory random_fp16(std::size_t bytes) {
+  memory out = reserve(bytes);
   std::uint32_t seed = 1;
   for (std::size_t i = 0; i < bytes; i += 2) {
     seed = seed * 1664525u + 1013904223u;
@@ -122,46 +127,101 @@ double fma_peak() {
 struct job {
   const char* name;
   std::uint32_t group, dim, tokens, queries;
-  block_encoding encoding = block_encoding::raw;
+  std::uint32_t kv_heads = 8;
+  std::uint32_t latent_v_dim = 0;  // not 0: MLA
 };
 
-void run(bench::report& out, const job& j, const std::byte* data, std::size_t bytes) {
-  constexpr std::uint32_t kv_heads = 8;
-  layer_group group;
-  group.tokens = j.tokens;
-  group.k = group.v = {.heads = kv_heads, .dim = j.dim, .type = element::fp16};
-  const attention_shape shape{
-      .q_heads = kv_heads * j.group, .kv_heads = kv_heads, .dim = j.dim, .scale = 0, .keep = {}};
-  const std::size_t block = token_rows::encoded_bytes(group.block_bytes(), element::fp16, j.encoding);
-  const bool decode = j.queries == 1;
-  const std::size_t blocks = decode ? bytes / block : 4;
-  const std::size_t kv_tokens = blocks * j.tokens;
-  const std::uint32_t heads = decode ? kv_heads : 1;
+// A context of fp16 blocks that lie at `data`, or of the same blocks encoded.
+class attention {
+ public:
+  attention(const job& j, const std::byte* data, std::size_t bytes) : data_(data) {
+    group_.tokens = j.tokens;
+    group_.k = {.heads = j.kv_heads, .dim = j.dim, .type = element::fp16};
+    if (j.latent_v_dim == 0) group_.v = group_.k;
+    group_.latent_v_dim = j.latent_v_dim;
+    block_ = group_.block_bytes();
+    blocks_ = j.queries == 1 && j.latent_v_dim == 0 ? bytes / block_ : 4;
+    const attention_shape shape{
+        .q_heads = j.kv_heads * j.group, .kv_heads = j.kv_heads, .dim = j.dim, .scale = 0, .keep = {}};
+    std::vector<float> q(std::size_t{j.queries} * shape.q_heads * j.dim);
+    for (std::size_t i = 0; i < q.size(); ++i)
+      q[i] = static_cast<float>(i * 2654435761u % 2001) * 1e-3f - 1.0f;
+    if (!tile_.load(shape, std::span<const float>(q), tokens())) std::exit(1);
+  }
 
-  std::vector<float> q(std::size_t{j.queries} * shape.q_heads * j.dim);
-  for (std::size_t i = 0; i < q.size(); ++i) q[i] = static_cast<float>(i * 2654435761u % 2001) * 1e-3f - 1.0f;
-  query_tile tile;
-  partial_state state;
-  if (!tile.load(shape, std::span<const float>(q), kv_tokens)) std::exit(1);
-  const auto attend_all = [&] {
-    if (!state.reset(tile.rows(), j.dim)) std::exit(1);
+  template <codec C>
+  void encode_as() {
+    const std::size_t bytes = C::max_encoded_size(group_);
+    encoded_ = reserve(blocks_ * bytes);
+    for (std::size_t b = 0; b < blocks_; ++b)
+      if (!C::encode(group_, {data_ + b * block_, block_}, {encoded_.get() + b * bytes, bytes})) std::exit(1);
+    data_ = encoded_.get();
+    block_ = bytes;
+    encoding_ = static_cast<block_encoding>(C::format_id);
+  }
+
+  std::size_t tokens() const { return blocks_ * group_.tokens; }
+  std::size_t bytes() const { return blocks_ * block_; }
+  // Of the first `heads` KV heads.
+  double flops(std::uint32_t heads) const {
+    return 2.0 * (group_.k.dim + group_.v_dim()) * static_cast<double>(tokens()) * heads *
+           tile_.shape().group() * tile_.size();
+  }
+  double run(std::uint32_t heads) {
+    if (!state_.reset(tile_.rows(), group_.v_dim())) std::exit(1);
     return seconds([&] {
-      for (std::size_t b = 0; b < blocks; ++b) {
-        const block_view view{&group, data + b * block, 0, b * j.tokens, j.tokens, j.encoding};
-        for (std::uint32_t h = 0; h < heads; ++h) attend(tile, view, state, h, 0, j.queries);
+      for (std::size_t b = 0; b < blocks_; ++b) {
+        const block_view view{&group_, data_ + b * block_, 0, b * group_.tokens, group_.tokens, encoding_};
+        for (std::uint32_t h = 0; h < heads; ++h) attend(tile_, view, state_, h, 0, tile_.size());
       }
     });
-  };
-  if (decode) {
-    const double gigabytes = static_cast<double>(blocks * block) / 1e9;
-    out.compare(
-        {j.name, "GB/s", "plain read"}, [&] { return gigabytes / attend_all(); },
-        [&] { return gigabytes / seconds([&] { plain_read(data, blocks * block); }); });
-  } else {
-    const double flops = 4.0 * j.dim * static_cast<double>(kv_tokens) * heads * j.group * j.queries;
-    out.compare(
-        {j.name, "GFLOP/s", "FMA peak"}, [&] { return flops / attend_all() / 1e9; }, fma_peak);
   }
+  double read() const {
+    return seconds([&] { plain_read(data_, bytes()); });
+  }
+
+ private:
+  layer_group group_;
+  query_tile tile_;
+  partial_state state_;
+  const std::byte* data_;
+  memory encoded_;
+  std::size_t block_ = 0, blocks_ = 0;
+  block_encoding encoding_ = block_encoding::raw;
+};
+
+// Bound by memory: beside a read of the same bytes.
+void decode(bench::report& out, const job& j, const std::byte* data, std::size_t bytes) {
+  attention raw(j, data, bytes);
+  const double gigabytes = static_cast<double>(raw.bytes()) / 1e9;
+  out.compare(
+      {j.name, "GB/s", "plain read"}, [&] { return gigabytes / raw.run(j.kv_heads); },
+      [&] { return gigabytes / raw.read(); });
+}
+
+// Bound by arithmetic: beside the peak of FMA.
+void many_rows(bench::report& out, const job& j, const std::byte* data, std::size_t bytes) {
+  attention raw(j, data, bytes);
+  out.compare(
+      {j.name, "GFLOP/s", "FMA peak"}, [&] { return raw.flops(1) / raw.run(1) / 1e9; }, fma_peak);
+}
+
+// Encoded blocks read in place, beside the same tokens as fp16. No limit: fewer bytes may well be faster.
+template <codec C>
+void in_place(bench::report& out, const job& j, const std::byte* data, std::size_t bytes) {
+  const std::string name = std::string(j.name) + ", " + std::string(C::name);
+  if (!out.wanted(name)) return;
+  attention raw(j, data, bytes), encoded(j, data, bytes);
+  encoded.encode_as<C>();
+  const double tokens = static_cast<double>(raw.tokens()) / 1e9;
+  out.compare(
+      {name, "ns/token", "fp16 blocks", bench::better::smaller},
+      [&] { return encoded.run(j.kv_heads) / tokens / j.kv_heads; },
+      [&] { return raw.run(j.kv_heads) / tokens / j.kv_heads; });
+}
+template <codec... C>
+void each_in_place(bench::report& out, const job& j, const std::byte* data, std::size_t bytes) {
+  (in_place<C>(out, j, data, bytes), ...);
 }
 
 }  // namespace
@@ -171,22 +231,20 @@ int main(int argc, char** argv) {
   constexpr std::size_t bytes = 256_MiB;
   const memory data = random_fp16(bytes);
   out.note("instruction set " + std::string(name(best_isa())));
-  const job jobs[] = {
-      {"decode GQA 4, dim 128, fp16", 4, 128, 256, 1},
-      {"decode GQA 8, dim 128, fp16", 8, 128, 256, 1},
-      {"decode MHA, dim 128, fp16", 1, 128, 256, 1},
-      {"decode GQA 2, dim 64, fp16", 2, 64, 256, 1},
-      {"decode GQA 4, dim 128, 16-token", 4, 128, 16, 1},
-      {"decode GQA 4, dim 128, q8_0", 4, 128, 256, 1, block_encoding::q8_0},
-      {"decode GQA 4, dim 128, q4_0", 4, 128, 256, 1, block_encoding::q4_0},
-      {"decode GQA 8, dim 128, q8_0", 8, 128, 256, 1, block_encoding::q8_0},
-      {"decode GQA 8, dim 128, q4_0", 8, 128, 256, 1, block_encoding::q4_0},
-      {"decode MHA, dim 128, q8_0", 1, 128, 256, 1, block_encoding::q8_0},
-      {"decode MHA, dim 128, q4_0", 1, 128, 256, 1, block_encoding::q4_0},
-      {"prefill 512 x GQA 2, dim 64", 2, 64, 256, 512},
-      {"prefill 512 x GQA 4, dim 128", 4, 128, 256, 512},
-      {"prefill 512 x GQA 4, dim 80", 4, 80, 256, 512},
-  };
-  for (const job& j : jobs) run(out, j, data.get(), bytes);
+  for (const job& j :
+       {job{"decode GQA 4, dim 128, fp16", 4, 128, 256, 1},
+        job{"decode GQA 8, dim 128, fp16", 8, 128, 256, 1}, job{"decode MHA, dim 128, fp16", 1, 128, 256, 1},
+        job{"decode GQA 2, dim 64, fp16", 2, 64, 256, 1},
+        job{"decode GQA 4, dim 128, 16-token", 4, 128, 16, 1}})
+    decode(out, j, data.get(), bytes);
+  for (const job& j :
+       {job{"decode MHA, dim 128", 1, 128, 256, 1}, job{"decode GQA 4, dim 128", 4, 128, 256, 1},
+        job{"decode GQA 8, dim 128", 8, 128, 256, 1}})
+    each_in_place<fp8, q8_0, q4_0>(out, j, data.get(), bytes);
+  for (const job& j : {job{"prefill 512 x GQA 2, dim 64", 2, 64, 256, 512},
+                       job{"prefill 512 x GQA 4, dim 128", 4, 128, 256, 512},
+                       job{"prefill 512 x GQA 4, dim 80", 4, 80, 256, 512},
+                       job{"decode MLA, 128 heads, 576 / 512", 128, 576, 256, 1, 1, 512}})
+    many_rows(out, j, data.get(), bytes);
   return out.finish();
 }

@@ -54,7 +54,7 @@ TERRACE_INLINE __m512 from_fp8(__m128i in) noexcept {
   const __m256i magnitude = _mm256_and_si256(moved, _mm256_set1_epi16(0x3f80));
   const __mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x3f80));
   const __m256i half = _mm256_and_si256(moved, _mm256_set1_epi16(static_cast<short>(0xbf80)));
-  const __m256i marked = _mm256_or_si256(half, _mm256_maskz_set1_epi16(nan, 0x7e00));
+  const __m256i marked = _mm256_mask_add_epi16(half, nan, half, _mm256_set1_epi16(0x4000));
   return _mm512_mul_ps(_mm512_cvtph_ps(marked), _mm512_set1_ps(256));
 }
 // Subnormals are multiples of 2^-9, the unit in the last place of 2^14: a sum with that rounds them.
