@@ -1,27 +1,17 @@
 #pragma once
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
-#include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "kv_backend.hpp"
-#include "terrace/medium/nvme.hpp"
 #include "terrace/terrace.hpp"
 
 namespace runner {
-
-/// What the user gives the tiers: capacities in bytes, 0 leaves a tier out.
-struct ladder_sizes {
-  std::size_t hot = 0, warm = 0, cool = 0;
-  std::string cool_path;
-};
 
 /// What a step does, for measuring: all of it, its transfers alone, or its compute alone.
 enum class step_parts : std::uint8_t { whole, transfers, compute };
@@ -30,10 +20,17 @@ enum class step_parts : std::uint8_t { whole, transfers, compute };
 /// behind it is any `tiered_cache`, so the model is compiled once for all ladders.
 class ladder : public kv_backend {
  public:
-  static constexpr std::array<std::string_view, 3> tier_names{"hot", "warm", "cool"};
-
   ladder(std::shared_ptr<terrace::kv_store> cache, std::uint32_t layers)
-      : owned_(std::move(cache)), cache_(*owned_), sequence_(cache_.make_sequence()), last_queries_(layers) {}
+      : ladder(cache, cache->make_sequence(), layers) {}
+
+  /// Another sequence in the same cache, with the same tokens: it shares every block. Both end before the
+  /// cache does, whichever lives longer. Precondition: nothing is reserved.
+  std::unique_ptr<ladder> fork() {
+    return std::unique_ptr<ladder>(
+        new ladder(owned_, cache_.fork(sequence_), static_cast<std::uint32_t>(last_queries_.size())));
+  }
+  /// Attention does not see the tokens before `position` any more, block-wise.
+  void forget_before(std::uint64_t position) { sequence_.forget(0, position); }
 
   terrace::result<void> reserve(std::uint32_t tokens) override {
     reservation_.reset();
@@ -84,10 +81,19 @@ class ladder : public kv_backend {
     return {};
   }
 
+  /// For those who write or ask in their own way: where the reserved tokens go.
+  const terrace::reservation& reserved() const noexcept { return *reservation_; }
+  terrace::context& owner() noexcept { return cache_.owner(); }
+
+  void use(terrace::any_prefetcher p) { cache_.use(std::move(p)); }
+
   terrace::result<void> flush() { return cache_.owner().sync_wait(cache_.flush()); }
   terrace::cache_stats stats() const { return cache_.stats(); }
 
  private:
+  ladder(std::shared_ptr<terrace::kv_store> cache, terrace::sequence tokens, std::uint32_t layers)
+      : owned_(std::move(cache)), cache_(*owned_), sequence_(std::move(tokens)), last_queries_(layers) {}
+
   std::shared_ptr<terrace::kv_store> owned_;
   terrace::kv_store& cache_;
   terrace::sequence sequence_;
@@ -96,34 +102,5 @@ class ladder : public kv_backend {
   std::vector<float> scratch_;
   std::uint64_t step_ = 0;
 };
-
-/// What --policy chooses from.
-using any_policy = terrace::one_of<terrace::lru, terrace::step_aware, terrace::attention_weighted,
-                                   terrace::two_queue, terrace::s3_fifo, terrace::sieve, terrace::fifo>;
-using lossless_cache = terrace::tiered_cache<terrace::tier<terrace::ram>, terrace::tier<terrace::ram>,
-                                             terrace::tier<terrace::nvme>, any_policy>;
-using q8_cache =
-    terrace::tiered_cache<terrace::tier<terrace::ram>, terrace::tier<terrace::ram, terrace::q8_0>,
-                          terrace::tier<terrace::nvme, terrace::q8_0>, any_policy>;
-using resident_cache = terrace::tiered_cache<terrace::tier<terrace::ram>, terrace::lru>;
-
-/// Opens the ladder that `codec` names: "lossless", "q8", or "resident", where everything is in tier 0.
-inline terrace::result<std::unique_ptr<ladder>> open_ladder(std::string_view codec, terrace::context& ctx,
-                                                            const terrace::kv_layout& layout,
-                                                            const ladder_sizes& sizes, std::size_t policy,
-                                                            terrace::any_prefetcher prefetcher) {
-  const auto finish = [&](auto cache) -> terrace::result<std::unique_ptr<ladder>> {
-    if (!cache) return terrace::propagate(cache.error());
-    cache->use(std::move(prefetcher));
-    using cache_type = typename decltype(cache)::value_type;
-    return std::make_unique<ladder>(std::make_shared<cache_type>(std::move(*cache)), layout.layers());
-  };
-  if (codec == "resident") return finish(resident_cache::open(ctx, layout, {.capacity = sizes.hot}));
-  if (codec == "q8")
-    return finish(q8_cache::open(ctx, layout, {.capacity = sizes.hot}, {.capacity = sizes.warm},
-                                 {.capacity = sizes.cool, .path = sizes.cool_path}, {.choice = policy}));
-  return finish(lossless_cache::open(ctx, layout, {.capacity = sizes.hot}, {.capacity = sizes.warm},
-                                     {.capacity = sizes.cool, .path = sizes.cool_path}, {.choice = policy}));
-}
 
 }  // namespace runner

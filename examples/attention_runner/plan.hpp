@@ -1,31 +1,43 @@
 #pragma once
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
 
-#include "ladder.hpp"
-#include "model_config.hpp"
+#include "ladder_types.hpp"
 #include "runner_error.hpp"
 #include "terrace/core/bytes.hpp"
 #include "terrace/core/layout.hpp"
 
 namespace runner {
 
-/// Tokens that are fed by teacher forcing, between the prefill and the decode.
-inline constexpr std::uint32_t scored_tokens = 4096;
+/// What the user gives the tiers: capacities in bytes, 0 leaves a tier out.
+struct ladder_sizes {
+  std::size_t hot = 0, warm = 0, cool = 0, cold = 0;
+  std::string cool_path, cold_path;
+};
+
+/// The KV of one token of a model: fp16, as all that the runner keeps.
+struct kv_shape {
+  std::uint32_t layers = 0, kv_heads = 0, head_dim = 0;
+};
 
 /// What the command line asks of one run; sizes that were not given are chosen by `plan`.
 struct run_request {
-  std::string codec = "lossless";
+  std::string codec = "lossless";  ///< or "resident": everything in tier 0
   std::uint32_t context_tokens = 32768;
+  std::uint32_t scored_tokens = 0;  ///< fed by teacher forcing, between the prefill and the decode
   std::uint32_t decode_tokens = 64;
-  std::optional<std::size_t> hot, warm, cool;
-  std::string cool_path;
+  std::uint32_t batch = 1;  ///< sequences that share the context and decode on their own
+  std::optional<std::size_t> hot, warm, cool, cold;
+  std::string cool_path, cold_path;
   std::size_t policy = 0;  ///< index into any_policy::names
   std::string prefetch = "layer_ahead";
-  std::uint32_t block_tokens = 256;  ///< at most; equal blocks give equal bits
+  bool control = false;                              ///< also score with the far context hidden
+  std::uint32_t block_tokens = 256;                  ///< at most; equal blocks give equal bits
+  std::size_t block_bytes = std::size_t{128} << 10;  ///< likewise
 };
 
 /// A run with every size settled.
@@ -37,67 +49,95 @@ struct run_plan {
   std::uint32_t chunk = 512;       ///< tokens of a prefill chunk
 };
 
-/// Bytes that `raw` bytes of fp16 take in the tiers below the hot one.
-inline std::size_t stored_bytes(const std::string& codec, std::size_t raw) {
-  return codec == "q8" ? raw / 64 * 34 : raw;
+namespace detail {
+
+/// Bytes as people write them, so that they can be given back to an option: the next MiB where that is a
+/// good approximation, else the next KiB.
+inline std::string size_text(std::size_t bytes) {
+  const std::size_t unit = bytes >= (std::size_t{64} << 20) ? std::size_t{1} << 20 : std::size_t{1} << 10;
+  return std::to_string((bytes + unit - 1) / unit) + (unit == 1024 ? "KiB" : "MiB");
 }
 
-/// Cuts the KV into blocks and settles the tiers' sizes. A block is at most 128 KiB, and small enough that
-/// the hot tier holds many of every layer. Refuses a hot budget below one window plus the open blocks, and
-/// tiers that cannot hold the whole context.
-inline outcome<run_plan> plan(const run_request& request, const model_config& model) {
+// Sizes of the tiers below the hot one, and whether they hold the whole context: every block is written
+// behind.
+inline outcome<bool> settle_lower_tiers(const run_request& request, const ladder_codecs& codecs,
+                                        std::size_t all_blocks, run_plan& p) {
+  const terrace::layer_group& group = p.layout.groups[0];
+  const auto [warm_block, cool_block, cold_block] =
+      std::array{codecs.stored[0](group), codecs.stored[1](group), codecs.stored[2](group)};
+  // Blocks that are on their way from one tier to the next have room in both.
+  const std::size_t moving = 4 * group.layers + 16;
+
+  const std::size_t hot_blocks = p.sizes.hot / group.block_bytes();
+  const std::size_t rest = all_blocks - std::min(all_blocks, hot_blocks);
+  p.sizes.warm = request.warm.value_or(rest / 2 * warm_block);
+  std::size_t below = all_blocks - std::min(all_blocks, p.sizes.warm / warm_block);
+  const bool cold_alone = !request.cold && !request.cold_path.empty();
+  p.sizes.cold = request.cold.value_or(cold_alone ? (below / 2 + moving) * cold_block : 0);
+  const std::size_t cold_blocks = p.sizes.cold / cold_block;
+  const std::size_t cool_default = (below - std::min(below, cold_blocks) + moving) * cool_block;
+  p.sizes.cool = request.cool.value_or(cool_default);
+  p.sizes.cool_path = request.cool_path;
+  p.sizes.cold_path = request.cold_path;
+  if (p.sizes.warm / warm_block + p.sizes.cool / cool_block + cold_blocks < all_blocks)
+    return refuse("the tiers below the hot one cannot hold the context: " + std::to_string(all_blocks) +
+                  " blocks are to be stored, of at most " + size_text(warm_block) + " (warm), " +
+                  size_text(cool_block) + " (cool) and " + size_text(cold_block) + " (cold), and " +
+                  size_text(p.sizes.warm) + ", " + size_text(p.sizes.cool) + " and " +
+                  size_text(p.sizes.cold) + " are given");
+  return true;
+}
+
+}  // namespace detail
+
+/// Cuts the KV into blocks and settles the tiers' sizes. A block has at most request.block_bytes, and is
+/// small enough that the hot tier holds many of every layer. Refuses a hot budget below one window plus the
+/// open blocks, and tiers that cannot hold the whole context.
+inline outcome<run_plan> plan(const run_request& request, const kv_shape& shape) {
   run_plan p;
   p.codec = request.codec;
-  const std::uint64_t tokens = std::uint64_t{request.context_tokens} + scored_tokens + request.decode_tokens;
+  const bool resident = request.codec == "resident";
   terrace::layer_group group{.first_layer = 0,
-                             .layers = model.num_hidden_layers,
+                             .layers = shape.layers,
                              .tokens = request.block_tokens,
-                             .k = {model.num_key_value_heads, model.head_dim},
-                             .v = {model.num_key_value_heads, model.head_dim}};
+                             .k = {shape.kv_heads, shape.head_dim},
+                             .v = {shape.kv_heads, shape.head_dim}};
+  const std::uint64_t shared = std::uint64_t{request.context_tokens} + request.scored_tokens;
+  const std::uint64_t tokens = shared + std::uint64_t{request.batch} * request.decode_tokens;
   p.kv_bytes_total = tokens * group.token_bytes() * group.layers;
-  p.sizes.hot = request.hot.value_or(request.codec == "resident" ? 0 : p.kv_bytes_total / 10);
+  p.sizes.hot = request.hot.value_or(resident ? 0 : p.kv_bytes_total / 10);
 
   const auto too_large = [&] {
-    return group.block_bytes() > (std::size_t{128} << 10) ||
-           p.sizes.hot < 12 * group.layers * group.block_bytes();
+    return group.block_bytes() > request.block_bytes || p.sizes.hot < 12 * group.layers * group.block_bytes();
   };
-  while (group.tokens > 16 && request.codec != "resident" && too_large()) group.tokens /= 2;
+  while (group.tokens > 16 && !resident && too_large()) group.tokens /= 2;
   p.layout.groups = {group};
 
+  // The context is stored once, what each sequence decodes in blocks of its own.
   const std::size_t block = terrace::align_up(group.block_bytes(), terrace::ram::alignment);
-  const std::size_t all_blocks = (tokens / group.tokens + 1) * group.layers;
-  if (request.codec == "resident") {
-    p.sizes.hot = (all_blocks + group.layers * (p.chunk / group.tokens + 2)) * block;
+  const std::size_t own = request.decode_tokens / group.tokens + 1;
+  const std::size_t all_blocks = (shared / group.tokens + request.batch * own) * group.layers;
+  if (resident) {
+    p.sizes.hot = (all_blocks + group.layers * (2 * (p.chunk / group.tokens) + 4)) * block;
     return p;
   }
 
-  // Open blocks of the smallest chunk (one block of tokens may touch two blocks), one block of a window, and,
-  // where a codec works on the way from disk, its staging.
-  const std::size_t staging = request.codec == "q8" ? 2 * block : 0;
-  const std::size_t least = (2 * group.layers + 1) * block + staging;
+  // Open blocks (one block of tokens may touch two of them), one block of a window, and the staging that the
+  // codecs cannot do without.
+  const ladder_codecs* const codecs = find_ladder(request.codec);
+  if (codecs == nullptr) return refuse("--codec knows lossless, q8 and q4, not " + in_quotes(request.codec));
+  const std::size_t staging = codecs->staging_buffers * codecs->staging_bytes(group);
+  const std::size_t open_blocks = std::max<std::size_t>(2, request.batch) * group.layers;
+  const std::size_t least = (open_blocks + 1) * block + staging;
   if (p.sizes.hot < least)
-    return refuse("a hot tier of " + std::to_string(p.sizes.hot) +
-                  " bytes cannot hold one window and the open blocks: " + std::to_string(least) +
-                  " bytes suffice");
+    return refuse("--hot " + detail::size_text(p.sizes.hot) +
+                  " cannot hold one window and the open blocks: " + detail::size_text(least) + " suffice");
   // A chunk's new blocks take at most a third of the hot tier.
   while (p.chunk > group.tokens && (p.chunk / group.tokens + 1) * group.layers * block > p.sizes.hot / 3)
     p.chunk /= 2;
   p.chunk = std::max(p.chunk, group.tokens);
-
-  // Every block is written behind, so the lower tiers hold the whole context; about half of what the hot tier
-  // does not hold lies in each.
-  const std::size_t stored =
-      terrace::align_up(stored_bytes(p.codec, group.block_bytes()), terrace::ram::alignment);
-  const std::size_t rest = p.kv_bytes_total - std::min(p.kv_bytes_total, p.sizes.hot);
-  p.sizes.warm = request.warm.value_or(stored_bytes(p.codec, rest / 2) / stored * stored);
-  const std::size_t below_warm =
-      all_blocks * stored - std::min(all_blocks * stored, p.sizes.warm / stored * stored);
-  p.sizes.cool = request.cool.value_or(below_warm + 4 * group.layers * stored);
-  p.sizes.cool_path = request.cool_path;
-  if (p.sizes.warm / stored + p.sizes.cool / stored < all_blocks)
-    return refuse(
-        "the tiers below the hot one cannot hold the context: " + std::to_string(all_blocks * stored) +
-        " bytes are needed, " + std::to_string(p.sizes.warm + p.sizes.cool) + " are given");
+  if (auto settled = detail::settle_lower_tiers(request, *codecs, all_blocks, p); !settled)
+    return refuse(settled.error());
   return p;
 }
 

@@ -6,15 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "job.hpp"
+#include "run_result.hpp"
 
 namespace runner {
 
 /// How far the logits of a run are from those of the run that had everything in memory.
-struct difference {
-  double max_abs = 0, rel_l2 = 0;
-};
-
 inline difference compare(const std::vector<float>& a, const std::vector<float>& b) {
   difference d;
   double error = 0, norm = 0;
@@ -50,14 +46,13 @@ inline std::string text_of(const std::vector<std::uint32_t>& tokens, bool bytes)
   return out;
 }
 
-inline nlohmann::json to_json(const run_result& r, const run_result* baseline, bool bytes) {
-  using nlohmann::json;
-  const double steps = static_cast<double>(r.decode_tokens);
-  const double stall = std::max(0.0, r.step.wall - r.step.compute);
-  json tiers = json::array();
-  for (std::size_t t = 0; t < r.stats.tiers.size(); ++t) {
-    const terrace::tier_stats& s = r.stats.tiers[t];
-    tiers.push_back({{"name", ladder::tier_names[t]},
+/// The tiers that are there: one of capacity 0 was left out.
+inline nlohmann::json tiers_to_json(const terrace::cache_stats& stats) {
+  nlohmann::json tiers = nlohmann::json::array();
+  for (std::size_t t = 0; t < stats.tiers.size(); ++t) {
+    const terrace::tier_stats& s = stats.tiers[t];
+    if (s.capacity_bytes == 0) continue;
+    tiers.push_back({{"name", tier_names[t]},
                      {"medium", s.medium},
                      {"codec", s.codec},
                      {"capacity_bytes", s.capacity_bytes},
@@ -69,43 +64,65 @@ inline nlohmann::json to_json(const run_result& r, const run_result* baseline, b
                      {"bytes_written", s.bytes_written},
                      {"lost", s.lost}});
   }
-  json out = {{"codec", r.plan.codec},
-              {"context_tokens", r.context_tokens},
-              {"decode_tokens", r.decode_tokens},
-              {"kv_bytes_total", r.plan.kv_bytes_total},
-              {"hot_bytes_budget", r.plan.sizes.hot},
-              {"hot_bytes_peak", r.stats.hot_bytes_peak},
-              {"tokens_per_s", r.tokens_per_s()},
-              {"latency_ms",
-               {{"p50", percentile(r.decode_s, .50) * 1e3},
-                {"p95", percentile(r.decode_s, .95) * 1e3},
-                {"p99", percentile(r.decode_s, .99) * 1e3}}},
-              {"prefill_s", r.prefill_s},
-              {"scoring_s", r.scoring_s},
-              {"wall_s", r.step.wall * steps},
-              {"compute_s", r.step.compute * steps},
-              {"copy_s", r.step.copy * steps},
-              {"stall_s", stall * steps},
-              {"overlap_ratio", r.step.overlap_ratio},
-              {"copy_hidden", r.step.copy > 0 ? std::clamp(1 - stall / r.step.copy, 0.0, 1.0) : 1.0},
-              {"tiers", std::move(tiers)},
-              {"misses", r.stats.misses},
-              {"dropped", r.stats.dropped},
-              {"prefetch",
-               {{"issued", r.stats.prefetch.issued},
-                {"used", r.stats.prefetch.used},
-                {"wasted", r.stats.prefetch.wasted},
-                {"late", r.stats.prefetch.late}}},
-              {"recomputed_blocks", 0},
-              {"bits_per_byte", r.bits_per_byte},
-              {"generated", text_of(r.generated, bytes)}};
+  return tiers;
+}
+
+inline nlohmann::json to_json(const difference& d) { return {{"max_abs", d.max_abs}, {"rel_l2", d.rel_l2}}; }
+inline nlohmann::json to_json(const control_result& c, double with_everything) {
+  return {{"window_tokens", c.window_tokens},
+          {"bits_per_byte", c.bits_per_byte},
+          {"worse_by", c.bits_per_byte / with_everything - 1}};
+}
+
+inline nlohmann::json to_json(const run_result& r, const run_result* baseline, bool bytes) {
+  const double steps = static_cast<double>(r.decode_s.size());
+  const double stall = std::max(0.0, r.step.wall - r.step.compute);
+  nlohmann::json out = {
+      {"codec", r.plan.codec},
+      {"context_tokens", r.context_tokens},
+      {"decode_tokens", r.decode_tokens},
+      {"batch", r.batch},
+      {"kv_bytes_total", r.plan.kv_bytes_total},
+      {"hot_bytes_budget", r.plan.sizes.hot},
+      {"hot_bytes_peak", r.stats.hot_bytes_peak},
+      {"process_bytes_peak", r.process_bytes_peak},
+      {"tokens_per_s", r.tokens_per_s()},
+      {"latency_ms",
+       {{"p50", percentile(r.decode_s, .50) * 1e3},
+        {"p95", percentile(r.decode_s, .95) * 1e3},
+        {"p99", percentile(r.decode_s, .99) * 1e3}}},
+      {"prefill_s", r.prefill_s},
+      {"wall_s", r.step.wall * steps},
+      {"compute_s", r.step.compute * steps},
+      {"copy_s", r.step.copy * steps},
+      {"stall_s", stall * steps},
+      {"overlap_ratio", r.step.overlap_ratio},
+      {"copy_hidden", r.step.copy > 0 ? std::clamp(1 - stall / r.step.copy, 0.0, 1.0) : 1.0},
+      {"compute_bytes_per_s", r.compute_bytes_per_s()},
+      {"read_bytes_per_s", r.step.read_bytes_per_s},
+      {"tiers", tiers_to_json(r.stats)},
+      {"misses", r.stats.misses},
+      {"dropped", r.stats.dropped},
+      {"prefetch",
+       {{"issued", r.stats.prefetch.issued},
+        {"used", r.stats.prefetch.used},
+        {"wasted", r.stats.prefetch.wasted},
+        {"late", r.stats.prefetch.late}}},
+      {"recomputed_blocks", 0}};
+  if (r.error) out["error"] = to_json(*r.error);
+  if (r.scored_tokens != 0) {
+    out["scoring_s"] = r.scoring_s;
+    out["bits_per_byte"] = r.bits_per_byte;
+    out["generated"] = text_of(r.generated, bytes);
+    if (r.control) out["control"] = to_json(*r.control, r.bits_per_byte);
+  }
   if (baseline != nullptr) {
-    const difference d = compare(r.logits, baseline->logits);
-    out["error"] = {{"max_abs", d.max_abs}, {"rel_l2", d.rel_l2}};
+    out["error"] = to_json(compare(r.logits, baseline->logits));
     out["baseline"] = {{"tokens_per_s", baseline->tokens_per_s()},
                        {"bits_per_byte", baseline->bits_per_byte},
                        {"generated", text_of(baseline->generated, bytes)},
                        {"identical_tokens", r.generated == baseline->generated}};
+    if (baseline->control) out["control"] = to_json(*baseline->control, baseline->bits_per_byte);
   }
   return out;
 }
@@ -120,37 +137,67 @@ inline std::string human(std::size_t bytes) {
   return text;
 }
 
-/// The table of one run, beside the run that had everything in memory where there is one.
-inline void print(std::FILE* to, const run_result& r, const run_result* baseline, bool bytes) {
-  std::fprintf(to, "\n%s ladder: %u + %u + %u tokens, KV %s, hot budget %s (peak %s)\n", r.plan.codec.c_str(),
-               r.context_tokens, scored_tokens, r.decode_tokens, human(r.plan.kv_bytes_total).c_str(),
-               human(r.plan.sizes.hot).c_str(), human(r.stats.hot_bytes_peak).c_str());
+inline void print_tiers(std::FILE* to, const terrace::cache_stats& stats) {
   std::fprintf(
-      to, "  tier  medium  codec      capacity    resident       hits     loads    stores        read\n");
-  for (std::size_t t = 0; t < r.stats.tiers.size(); ++t) {
-    const terrace::tier_stats& s = r.stats.tiers[t];
-    std::fprintf(to, "  %-5s %-7.*s %-9.*s %9s  %10s %10llu %9llu %9llu  %10s\n",
-                 ladder::tier_names[t].data(), static_cast<int>(s.medium.size()), s.medium.data(),
-                 static_cast<int>(s.codec.size()), s.codec.data(), human(s.capacity_bytes).c_str(),
-                 human(s.resident_bytes).c_str(), static_cast<unsigned long long>(s.hits),
-                 static_cast<unsigned long long>(s.loads), static_cast<unsigned long long>(s.stores),
-                 human(s.bytes_read).c_str());
+      to,
+      "  tier  medium     codec        capacity    resident       hits     loads    stores        read\n");
+  for (std::size_t t = 0; t < stats.tiers.size(); ++t) {
+    const terrace::tier_stats& s = stats.tiers[t];
+    if (s.capacity_bytes == 0) continue;
+    std::fprintf(to, "  %-5s %-10.*s %-11.*s %9s  %10s %10llu %9llu %9llu  %10s\n", tier_names[t].data(),
+                 static_cast<int>(s.medium.size()), s.medium.data(), static_cast<int>(s.codec.size()),
+                 s.codec.data(), human(s.capacity_bytes).c_str(), human(s.resident_bytes).c_str(),
+                 static_cast<unsigned long long>(s.hits), static_cast<unsigned long long>(s.loads),
+                 static_cast<unsigned long long>(s.stores), human(s.bytes_read).c_str());
   }
+}
+
+inline void print_step(std::FILE* to, const run_result& r) {
+  if (r.step.wall <= 0) return;
   std::fprintf(to,
-               "  prefill %.1f s, teacher forcing %.1f s, decode %.1f tokens/s (p50 %.1f ms, p95 %.1f ms)\n",
-               r.prefill_s, r.scoring_s, r.tokens_per_s(), percentile(r.decode_s, .5) * 1e3,
-               percentile(r.decode_s, .95) * 1e3);
-  if (r.step.wall > 0)
-    std::fprintf(
-        to,
-        "  attention of a step %.1f ms: compute alone %.1f ms, transfers alone %.1f ms, overlap ratio %.2f\n",
-        r.step.wall * 1e3, r.step.compute * 1e3, r.step.copy * 1e3, r.step.overlap_ratio);
+               "  attention of a step %.1f ms: compute alone %.1f ms, transfers alone %.1f ms, overlap ratio "
+               "%.2f\n",
+               r.step.wall * 1e3, r.step.compute * 1e3, r.step.copy * 1e3, r.step.overlap_ratio);
+  std::fprintf(to, "  compute alone reads %.1f GB/s; plain reading of memory, the same threads: %.1f GB/s\n",
+               r.compute_bytes_per_s() / 1e9, r.step.read_bytes_per_s / 1e9);
+}
+
+inline void print_text(std::FILE* to, const run_result& r, const run_result* baseline, bool bytes) {
   std::fprintf(to, "  bits per byte %.6f", r.bits_per_byte);
   if (baseline != nullptr)
     std::fprintf(to, " (all in memory: %.6f, %+.4f%%; %.1f tokens/s; %s text)", baseline->bits_per_byte,
                  (r.bits_per_byte / baseline->bits_per_byte - 1) * 100, baseline->tokens_per_s(),
                  r.generated == baseline->generated ? "the same" : "another");
-  std::fprintf(to, "\n  text: %s\n", text_of(r.generated, bytes).c_str());
+  std::fputc('\n', to);
+  const run_result& controlled = baseline != nullptr && baseline->control ? *baseline : r;
+  if (controlled.control) {
+    const double worse = (controlled.control->bits_per_byte / controlled.bits_per_byte - 1) * 100;
+    std::fprintf(to, "  with all but the nearest %u tokens hidden: %.6f, %+.2f%%%s\n",
+                 controlled.control->window_tokens, controlled.control->bits_per_byte, worse,
+                 worse < 1 ? "; the far context does not matter here" : "");
+  }
+  std::fprintf(to, "  text: %s\n", text_of(r.generated, bytes).c_str());
+}
+
+/// The table of one run, beside the run that had everything in memory where there is one.
+inline void print(std::FILE* to, const run_result& r, const run_result* baseline, bool bytes) {
+  std::fprintf(to, "\n%s ladder: ", r.plan.codec.c_str());
+  if (r.batch != 1) std::fprintf(to, "%u sequences, ", r.batch);
+  std::fprintf(to, "%u + ", r.context_tokens);
+  if (r.scored_tokens != 0) std::fprintf(to, "%u + ", r.scored_tokens);
+  std::fprintf(to, "%u tokens, KV %s, hot budget %s (peak %s)\n", r.decode_tokens,
+               human(r.plan.kv_bytes_total).c_str(), human(r.plan.sizes.hot).c_str(),
+               human(r.stats.hot_bytes_peak).c_str());
+  print_tiers(to, r.stats);
+  std::fprintf(to, "  %s %.1f s, ", r.scored_tokens != 0 ? "prefill" : "filling", r.prefill_s);
+  if (r.scored_tokens != 0) std::fprintf(to, "teacher forcing %.1f s, ", r.scoring_s);
+  std::fprintf(to, "decode %.1f tokens/s (p50 %.1f ms, p95 %.1f ms)\n", r.tokens_per_s(),
+               percentile(r.decode_s, .5) * 1e3, percentile(r.decode_s, .95) * 1e3);
+  print_step(to, r);
+  if (r.error)
+    std::fprintf(to, "  against attention in float64: relative error %.2e, largest %.2e; process peak %s\n",
+                 r.error->rel_l2, r.error->max_abs, human(r.process_bytes_peak).c_str());
+  if (r.scored_tokens != 0) print_text(to, r, baseline, bytes);
 }
 
 }  // namespace runner

@@ -1,0 +1,116 @@
+#pragma once
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "ladder_types.hpp"
+#include "plan.hpp"
+#include "runner_error.hpp"
+#include "terrace/core/bytes.hpp"
+
+namespace runner {
+
+/// What was given on the command line, as it was given.
+struct command_line {
+  std::string model = TERRACE_MODEL_DIR;
+  std::string prompt, prompt_ids, json, trace;
+  std::string codec, policy = "lru", prefetch = "layer_ahead", device = "host", attend = "dense", shape;
+  std::string hot, warm, cool, cold, cool_path, cold_path;
+  std::uint32_t context = 32768, decode = 64, batch = 1;
+  double inject = 0;
+  bool baseline = false, control = false;
+
+  /// Without --codec and --shape: the lossless and the q4 ladder, beside a run that has all in memory.
+  bool default_job() const { return codec.empty() && shape.empty(); }
+};
+
+inline void declare(CLI::App& app, command_line& c) {
+  app.add_option("--model", c.model, "a Llama-architecture checkpoint: config.json + *.safetensors");
+  app.add_option(
+      "--shape", c.shape,
+      "attention alone over synthetic KV of a known model's shape (llama-3-8b, qwen2.5-14b, ...) or "
+      "of LAYERS,Q_HEADS,KV_HEADS,HEAD_DIM");
+  app.add_option("--prompt", c.prompt, "a text, as bytes, for a byte-level model");
+  app.add_option("--prompt-ids", c.prompt_ids, "a text as token ids, for any other model");
+  app.add_option("--context", c.context, "tokens to prefill")->check(CLI::Range(1u, 1u << 24));
+  app.add_option("--decode", c.decode, "tokens to decode")->check(CLI::Range(1u, 1u << 20));
+  app.add_option("--batch", c.batch, "with --shape: sequences that share the context and decode together")
+      ->check(CLI::Range(1u, 1024u));
+  app.add_option("--hot", c.hot, "bytes of tier 0, staging included (default: a tenth of the KV)");
+  app.add_option("--warm", c.warm, "bytes of the RAM tier (default: half of what is not hot)");
+  app.add_option("--cool", c.cool, "bytes of the disk tier (default: the rest)");
+  app.add_option("--cold", c.cold,
+                 "bytes of the directory tier (default: none, unless --cold-path is given)");
+  app.add_option("--cool-path", c.cool_path, "file of the disk tier, created or truncated, removed at exit");
+  app.add_option("--cold-path", c.cold_path, "directory of the cold tier (default: a temporary one)");
+  app.add_option("--codec", c.codec, "lossless, q8 or q4: how the tiers below the hot one store blocks");
+  std::string policies;
+  for (const std::string_view name : any_policy::names)
+    policies += (policies.empty() ? "" : ", ") + std::string(name);
+  app.add_option("--policy", c.policy, "who leaves a tier first: " + policies);
+  app.add_option("--prefetch", c.prefetch, "layer_ahead or none");
+  app.add_option("--device", c.device, "host");
+  app.add_option("--attend", c.attend, "dense");
+  app.add_option("--inject", c.inject, "share of stored copies to make unreadable; not yet");
+  app.add_flag("--baseline", c.baseline, "also run with everything in tier 0, and compare");
+  app.add_flag("--control", c.control, "also score with all but the nearest tokens hidden, and compare");
+  app.add_option("--json", c.json, "write the results there as JSON; - is standard output");
+  app.add_option("--trace", c.trace,
+                 "write the decode's trace events there, for Perfetto or chrome://tracing");
+}
+
+namespace detail {
+
+inline outcome<std::optional<std::size_t>> size_option(const char* name, const std::string& text) {
+  if (text.empty()) return std::optional<std::size_t>{};
+  const auto size = terrace::parse_size(text);
+  if (!size) return refuse(std::string(name) + " needs a size such as 400MiB, not " + in_quotes(text));
+  return std::optional<std::size_t>(*size);
+}
+
+// What is declared and this version cannot do is refused, never ignored; and so is what contradicts itself.
+inline outcome<bool> refuse_what_cannot_be(const command_line& c) {
+  if (c.inject != 0) return refuse("--inject is not available yet");
+  if (c.device != "host") return refuse("--device knows host, not " + in_quotes(c.device));
+  if (c.attend != "dense") return refuse("--attend knows dense, not " + in_quotes(c.attend));
+  if (!c.codec.empty() && find_ladder(c.codec) == nullptr)
+    return refuse("--codec knows lossless, q8 and q4, not " + in_quotes(c.codec));
+  if (!any_policy::index_of(c.policy))
+    return refuse("--policy does not know " + in_quotes(c.policy) + ": see --help");
+  if (c.prefetch != "layer_ahead" && c.prefetch != "none")
+    return refuse("--prefetch knows layer_ahead and none, not " + in_quotes(c.prefetch));
+  if (!c.prompt.empty() && !c.prompt_ids.empty()) return refuse("give --prompt or --prompt-ids, not both");
+  if (c.shape.empty() && c.batch != 1)
+    return refuse("--batch needs --shape: a model decodes one sequence at a time");
+  if (!c.shape.empty() && (!c.prompt.empty() || !c.prompt_ids.empty() || c.baseline || c.control))
+    return refuse("--shape has no text and no model: it goes without --prompt, --baseline and --control");
+  return true;
+}
+
+}  // namespace detail
+
+/// The request of a run, with the sizes that were given; or why there can be none.
+inline outcome<run_request> request_of(const command_line& c) {
+  if (auto possible = detail::refuse_what_cannot_be(c); !possible) return refuse(possible.error());
+  run_request r;
+  r.context_tokens = c.context;
+  r.decode_tokens = c.decode;
+  r.batch = c.batch;
+  r.cool_path = c.cool_path;
+  r.cold_path = c.cold_path;
+  r.prefetch = c.prefetch;
+  r.control = c.control;
+  r.policy = any_policy::index_of(c.policy).value_or(0);
+  auto hot = detail::size_option("--hot", c.hot), warm = detail::size_option("--warm", c.warm),
+       cool = detail::size_option("--cool", c.cool), cold = detail::size_option("--cold", c.cold);
+  for (const auto* size : {&hot, &warm, &cool, &cold})
+    if (!*size) return refuse(size->error());
+  r.hot = *hot;
+  r.warm = *warm;
+  r.cool = *cool;
+  r.cold = *cold;
+  return r;
+}
+
+}  // namespace runner

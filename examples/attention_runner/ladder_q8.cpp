@@ -1,0 +1,4 @@
+#include "open_ladder.hpp"
+
+template terrace::result<std::unique_ptr<runner::ladder>> runner::open_tiers<runner::q8_tiers>(
+    terrace::context&, const runner::run_plan&, std::size_t);

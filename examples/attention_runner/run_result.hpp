@@ -1,0 +1,50 @@
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "measure.hpp"
+#include "plan.hpp"
+#include "terrace/cache/stats.hpp"
+
+namespace runner {
+
+/// How far results are from what they should be.
+struct difference {
+  double max_abs = 0;
+  double rel_l2 = 0;  ///< norm of the difference / norm of what should be
+};
+
+/// What scoring found with all but the nearest tokens hidden: whether the far context matters at all.
+struct control_result {
+  std::uint32_t window_tokens = 0;
+  double bits_per_byte = 0;
+};
+
+/// What one run found.
+struct run_result {
+  run_plan plan;
+  std::uint32_t context_tokens = 0, scored_tokens = 0, decode_tokens = 0, batch = 1;
+  double prefill_s = 0, scoring_s = 0;
+  std::vector<double> decode_s;  ///< of each step: one token of every sequence
+  double bits_per_byte = 0;
+  std::optional<control_result> control;
+  std::vector<std::uint32_t> generated;
+  std::vector<float> logits;        ///< of the scored tokens, to compare runs by
+  std::optional<difference> error;  ///< where the run knows what its results should be
+  step_times step;
+  terrace::cache_stats stats;  ///< at the end of the decode, before steps were repeated for measuring
+  std::size_t process_bytes_peak = 0;
+
+  double tokens_per_s() const {
+    double sum = 0;
+    for (const double s : decode_s) sum += s;
+    return sum > 0 ? static_cast<double>(decode_s.size() * batch) / sum : 0;
+  }
+  /// What the step's compute alone reads, all of the KV, in a second of it.
+  double compute_bytes_per_s() const {
+    return step.compute > 0 ? static_cast<double>(plan.kv_bytes_total) / step.compute : 0;
+  }
+};
+
+}  // namespace runner

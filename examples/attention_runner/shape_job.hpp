@@ -1,0 +1,162 @@
+#pragma once
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "open_ladder.hpp"
+#include "progress.hpp"
+#include "reference_attention.hpp"
+#include "run_result.hpp"
+#include "synthetic_kv.hpp"
+
+namespace runner {
+
+/// Attention alone over synthetic KV: fills the cache with a context, then decodes. Nothing is prefilled, no
+/// layer is computed but attention.
+class shape_job {
+ public:
+  shape_job(const model_shape& shape, const run_request& request)
+      : request_(request), kv_(shape), outputs_(shape.layers) {}
+
+  outcome<run_result> run(const run_plan& plan, terrace::context& ctx) {
+    run_result r;
+    r.plan = plan;
+    r.context_tokens = request_.context_tokens;
+    r.decode_tokens = request_.decode_tokens;
+    r.batch = request_.batch;
+    auto opened = open_ladder(ctx, plan, request_.policy, prefetcher_named(request_.prefetch));
+    if (!opened) return refuse_opening(opened.error());
+    std::vector<std::unique_ptr<ladder>> sequences;
+    sequences.push_back(std::move(*opened));
+    progress bar(plan.codec);
+
+    const auto start = std::chrono::steady_clock::now();
+    if (auto filled = fill(*sequences.front(), plan.chunk, bar); !filled)
+      return failed(filled.error(), "filling the context failed");
+    r.prefill_s = seconds_since(start);
+    while (sequences.size() < request_.batch) sequences.push_back(sequences.front()->fork());
+
+    for (std::uint32_t step = 0; step < request_.decode_tokens; ++step) {
+      double took = 0;
+      for (std::uint32_t s = 0; s < sequences.size(); ++s) {
+        auto attended = decode(*sequences[s], step, s);
+        if (!attended) return failed(attended.error(), "decode failed");
+        took += *attended;
+        compare(ctx, step, s);
+      }
+      r.decode_s.push_back(took);
+      bar.at(request_.context_tokens + step + 1, request_.context_tokens + request_.decode_tokens);
+    }
+    r.error = {.max_abs = max_abs_, .rel_l2 = norm_ > 0 ? std::sqrt(error_ / norm_) : 0};
+    r.stats = sequences.front()->stats();
+    if (plan.codec != "resident") {
+      auto measured = measure_steps(*sequences.front());
+      if (!measured) return failed(measured.error(), "measuring a step failed");
+      r.step = *measured;
+    }
+    r.process_bytes_peak = process_bytes_peak();
+    return r;
+  }
+
+ private:
+  using plane = synthetic_kv::plane;
+
+  // Rows of a reservation, written by all threads: one layer is one piece of work.
+  void write(ladder& kv, std::uint32_t layer, std::uint64_t first, std::uint32_t sequence) const noexcept {
+    const terrace::plane_rows k = kv.reserved().k(layer), v = kv.reserved().v(layer);
+    for (std::uint32_t h = 0; h < kv_.shape().kv_heads; ++h)
+      for (std::uint32_t t = 0; t < k.tokens(); ++t) {
+        std::ranges::copy(kv_.row(plane::k, layer, h, first + t, sequence),
+                          k.row<terrace::fp16>(t, h).begin());
+        std::ranges::copy(kv_.row(plane::v, layer, h, first + t, sequence),
+                          v.row<terrace::fp16>(t, h).begin());
+      }
+  }
+
+  terrace::result<void> fill(ladder& kv, std::uint32_t chunk, progress& bar) {
+    for (std::uint32_t at = 0; at < request_.context_tokens;) {
+      const std::uint32_t count = std::min(chunk, request_.context_tokens - at);
+      if (auto room = kv.reserve(count); !room) return room;
+      kv.owner().parallel_for(kv_.shape().layers, [&](std::size_t layer) noexcept {
+        write(kv, static_cast<std::uint32_t>(layer), at, 0);
+      });
+      if (auto kept = kv.commit(count); !kept) return kept;
+      bar.at(at += count, request_.context_tokens + request_.decode_tokens);
+    }
+    return {};
+  }
+
+  // One token of one sequence through every layer; returns the seconds that it took. What is synthetic is
+  // made outside of the clock.
+  terrace::result<double> decode(ladder& kv, std::uint32_t step, std::uint32_t sequence) {
+    const std::uint64_t position = request_.context_tokens + step;
+    const std::size_t width = std::size_t{kv_.shape().q_heads} * kv_.shape().head_dim;
+    queries_.resize(kv_.shape().layers * width);
+    for (std::uint32_t layer = 0; layer < kv_.shape().layers; ++layer) {
+      outputs_[layer].resize(width);
+      kv_.queries(layer, position, request_.context_tokens, sequence,
+                  std::span(queries_).subspan(layer * width, width));
+    }
+    const auto start = std::chrono::steady_clock::now();
+    if (auto room = kv.reserve(1); !room) return terrace::propagate(room.error());
+    for (std::uint32_t layer = 0; layer < kv_.shape().layers; ++layer) {
+      write(kv, layer, position, sequence);
+      auto done =
+          kv.attend(layer, std::span<const float>(queries_).subspan(layer * width, width), outputs_[layer]);
+      if (!done) return terrace::propagate(done.error());
+    }
+    if (auto kept = kv.commit(1); !kept) return terrace::propagate(kept.error());
+    return seconds_since(start);
+  }
+
+  // Compares some heads of some layers of the step that was just decoded with the reference: as many over the
+  // whole run as take a second or two.
+  void compare(terrace::context& ctx, std::uint32_t step, std::uint32_t sequence) {
+    const model_shape& shape = kv_.shape();
+    const std::uint64_t tokens = std::uint64_t{request_.context_tokens} + step + 1;
+    const std::uint64_t affordable = (std::uint64_t{1} << 28) / (tokens * shape.head_dim);
+    const std::uint64_t steps = std::uint64_t{request_.decode_tokens} * request_.batch;
+    const std::uint64_t pairs = std::max<std::uint64_t>(1, affordable / steps);
+    const std::size_t width = std::size_t{shape.q_heads} * shape.head_dim;
+    struct found {
+      double error = 0, norm = 0, most = 0;
+    };
+    std::vector<found> all(std::min<std::uint64_t>(pairs, std::uint64_t{shape.layers} * shape.q_heads));
+    ctx.parallel_for(all.size(), [&](std::size_t i) noexcept {
+      // Layers in turn, going on from step to step; the heads of one layer in turn as well.
+      const std::uint64_t turn = (std::uint64_t{step} * request_.batch + sequence) * all.size() + i;
+      const auto layer = static_cast<std::uint32_t>(turn % shape.layers);
+      const auto head = static_cast<std::uint32_t>(turn / shape.layers * 7 % shape.q_heads);
+      const auto query = std::span<const float>(queries_).subspan(
+          layer * width + std::size_t{head} * shape.head_dim, shape.head_dim);
+      const std::vector<double> right =
+          reference_attention(kv_, layer, head, tokens, request_.context_tokens, sequence, query);
+      for (std::uint32_t d = 0; d < shape.head_dim; ++d) {
+        const double e =
+            static_cast<double>(outputs_[layer][std::size_t{head} * shape.head_dim + d]) - right[d];
+        all[i].error += e * e;
+        all[i].norm += right[d] * right[d];
+        all[i].most = std::max(all[i].most, std::abs(e));
+      }
+    });
+    for (const found& f : all) {
+      error_ += f.error;
+      norm_ += f.norm;
+      max_abs_ = std::max(max_abs_, f.most);
+    }
+  }
+
+  run_request request_;
+  synthetic_kv kv_;
+  std::vector<float> queries_;                 // [layer][q_head][dim]
+  std::vector<std::vector<float>> outputs_;    // likewise
+  double error_ = 0, norm_ = 0, max_abs_ = 0;  // over all comparisons
+};
+
+}  // namespace runner
