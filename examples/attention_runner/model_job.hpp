@@ -29,7 +29,7 @@ class model_job {
     r.context_tokens = request_.context_tokens;
     r.scored_tokens = request_.scored_tokens;
     r.decode_tokens = request_.decode_tokens;
-    auto opened = open_ladder(ctx, plan, request_.policy, prefetcher_named(request_.prefetch));
+    auto opened = open_ladder(ctx, plan, request_.policy, prefetcher_named(request_.prefetch, plan));
     if (!opened) return refuse_opening(opened.error());
     ladder& kv = **opened;
     progress bar(plan.codec);
@@ -48,7 +48,9 @@ class model_job {
     if (!scored) return failed(scored.error(), "teacher forcing failed");
     r.bits_per_byte = *scored;
     r.scoring_s = seconds_since(start);
+    ctx.trace(request_.trace);
     if (auto done = decode(kv, r); !done) return failed(done.error(), "decode failed");
+    ctx.trace(nullptr);
     r.stats = kv.stats();
     if (plan.codec != "resident") {
       auto measured = measure_steps(kv);

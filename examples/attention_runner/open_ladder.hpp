@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -60,10 +61,11 @@ inline terrace::result<std::unique_ptr<ladder>> open_ladder(terrace::context& ct
   return opened;
 }
 
-/// "layer_ahead" or "none".
-inline terrace::any_prefetcher prefetcher_named(const std::string& name) {
+/// "layer_ahead", as far as an eighth of the hot tier holds, or "none".
+inline terrace::any_prefetcher prefetcher_named(const std::string& name, const run_plan& plan) {
   if (name == "none") return {};
-  return terrace::layer_ahead{};
+  const std::size_t blocks = plan.sizes.hot / 8 / plan.layout.largest_block();
+  return terrace::layer_ahead{{.blocks = static_cast<std::uint32_t>(std::clamp<std::size_t>(blocks, 4, 64))}};
 }
 
 /// A run that could not go on, in the words of what failed.

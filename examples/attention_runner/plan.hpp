@@ -10,6 +10,7 @@
 #include "runner_error.hpp"
 #include "terrace/core/bytes.hpp"
 #include "terrace/core/layout.hpp"
+#include "terrace/observe/trace_log.hpp"
 
 namespace runner {
 
@@ -35,6 +36,7 @@ struct run_request {
   std::string cool_path, cold_path;
   std::size_t policy = 0;  ///< index into any_policy::names
   std::string prefetch = "layer_ahead";
+  terrace::trace_log* trace = nullptr;               ///< where the decode is recorded
   bool control = false;                              ///< also score with the far context hidden
   std::uint32_t block_tokens = 256;                  ///< at most; equal blocks give equal bits
   std::size_t block_bytes = std::size_t{128} << 10;  ///< likewise

@@ -30,7 +30,7 @@ class shape_job {
     r.context_tokens = request_.context_tokens;
     r.decode_tokens = request_.decode_tokens;
     r.batch = request_.batch;
-    auto opened = open_ladder(ctx, plan, request_.policy, prefetcher_named(request_.prefetch));
+    auto opened = open_ladder(ctx, plan, request_.policy, prefetcher_named(request_.prefetch, plan));
     if (!opened) return refuse_opening(opened.error());
     std::vector<std::unique_ptr<ladder>> sequences;
     sequences.push_back(std::move(*opened));
@@ -42,6 +42,7 @@ class shape_job {
     r.prefill_s = seconds_since(start);
     while (sequences.size() < request_.batch) sequences.push_back(sequences.front()->fork());
 
+    ctx.trace(request_.trace);
     for (std::uint32_t step = 0; step < request_.decode_tokens; ++step) {
       double took = 0;
       for (std::uint32_t s = 0; s < sequences.size(); ++s) {
@@ -53,6 +54,7 @@ class shape_job {
       r.decode_s.push_back(took);
       bar.at(request_.context_tokens + step + 1, request_.context_tokens + request_.decode_tokens);
     }
+    ctx.trace(nullptr);
     r.error = {.max_abs = max_abs_, .rel_l2 = norm_ > 0 ? std::sqrt(error_ / norm_) : 0};
     r.stats = sequences.front()->stats();
     if (plan.codec != "resident") {

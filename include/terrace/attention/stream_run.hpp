@@ -11,6 +11,7 @@
 #include "terrace/attention/attend.hpp"
 #include "terrace/attention/stream_workspace.hpp"
 #include "terrace/cache/store.hpp"
+#include "terrace/observe/trace_log.hpp"
 #include "terrace/sequence.hpp"
 
 namespace terrace {
@@ -116,7 +117,10 @@ class stream_run {
   bool few_queries() const noexcept { return work_->queries.size() * work_->queries.shape().group() <= 16; }
   lease_form form() const noexcept;
   block_view view(std::size_t position, const std::byte* data, std::uint32_t format_id = 0) const noexcept;
-  void suggest_next();
+  void look_ahead();
+  void gather_wishes();
+  void begin_stall() noexcept;
+  void end_stall() noexcept;
   void finish() noexcept;
 
   kv_store& cache_;
@@ -131,8 +135,10 @@ class stream_run {
   std::size_t in_flight_ = 0;  // windows asked for and not folded
   std::size_t limit_ = depth;  // fewer where tier 0 turned out to be too small for so many
   std::size_t asked_ = 0;      // blocks asked for
+  std::size_t loads_end_ = 0;  // behind the last block that cannot be read where it is
   std::size_t most_blocks_ = static_cast<std::size_t>(-1);  // of a window, likewise
-  bool pumping_ = false, again_ = false, over_ = false;
+  std::int64_t stalled_since_ = 0;                          // where it is traced, and waits
+  bool pumping_ = false, again_ = false, over_ = false, looked_ahead_ = false;
 };
 
 // Calls f(block, position) for each sealed block of a row that the queries still see, in ascending order.
@@ -157,6 +163,8 @@ inline void stream_run::choose_blocks() {
     work_->blocks.push_back(id);
     work_->positions.push_back(position);
   });
+  loads_end_ = work_->blocks.size();
+  while (loads_end_ != 0 && !cache_.control().needs_slot(work_->blocks[loads_end_ - 1], form())) --loads_end_;
 }
 
 // Blocks of a window that come into slots of tier 0: enough to keep a disk busy, and so few that all windows
@@ -164,7 +172,7 @@ inline void stream_run::choose_blocks() {
 inline std::size_t stream_run::window_blocks() const noexcept {
   const std::size_t block = group().block_bytes();
   std::size_t bytes = options_.window_bytes;
-  if (bytes == 0) bytes = std::min<std::size_t>(2_MiB, cache_.control().hot_capacity() / (2 * depth));
+  if (bytes == 0) bytes = std::min<std::size_t>(4_MiB, cache_.control().hot_capacity() / (2 * depth));
   return std::max<std::size_t>(1, bytes / block);
 }
 
@@ -219,11 +227,12 @@ inline void stream_run::pump() noexcept {
   if (pumping_ || over_) return;
   pumping_ = true;
   while (std::exchange(again_, false) && !over_) {
-    while (in_flight_ < limit_ && asked_ < work_->blocks.size()) {
-      ask(windows_[(front_ + in_flight_) % depth]);
-      if (asked_ == work_->blocks.size()) suggest_next();
+    while (in_flight_ < limit_ && asked_ < work_->blocks.size()) ask(windows_[(front_ + in_flight_) % depth]);
+    look_ahead();
+    if (in_flight_ != 0 && windows_[front_].here) {
+      end_stall();
+      again_ = take_front();
     }
-    if (in_flight_ != 0 && windows_[front_].here) again_ = take_front();
     if (in_flight_ == 0 && asked_ == work_->blocks.size() && !failure) {
       fold_open_tail();
       report_mass();
@@ -232,7 +241,27 @@ inline void stream_run::pump() noexcept {
     if (failure) over_ = true;
   }
   pumping_ = false;
-  if (over_) finish();
+  if (over_) return finish();
+  begin_stall();
+}
+
+// The time from here to the arrival of the front window is recorded, where there is a log.
+inline void stream_run::begin_stall() noexcept {
+  if (cache_.owner().trace() != nullptr && stalled_since_ == 0) [[unlikely]]
+    stalled_since_ = trace_log::now();
+}
+inline void stream_run::end_stall() noexcept {
+  const std::int64_t since = std::exchange(stalled_since_, 0);
+  trace_log* const log = cache_.owner().trace();
+  if (log == nullptr || since == 0) [[likely]]
+    return;
+  const window& w = windows_[front_];
+  log->add({.name = "wait",
+            .begin = since,
+            .end = trace_log::now(),
+            .bytes = w.blocks * group().block_bytes(),
+            .block = w.wanted.front().index,
+            .track = trace_track::stall});
 }
 
 // The front window has come, or cannot come. Returns whether there may be more to do at once.
@@ -264,6 +293,7 @@ inline bool stream_run::take_front() {
   for (std::size_t done = 0; done < w.blocks; done += piece) {
     cache_.owner().poll();
     if (over_) return true;  // stopped: the window is not ours any more
+    look_ahead();
     if (options_.attend) fold_window(w, done, std::min(piece, w.blocks - done));
   }
   front_ = (front_ + 1) % depth;
@@ -328,6 +358,8 @@ void stream_run::fold(std::size_t blocks, View view_of, std::optional<std::size_
 }
 
 inline void stream_run::fold_window(const window& w, std::size_t first, std::size_t blocks) {
+  const trace_scope scope(cache_.owner().trace(), trace_track::compute, "attend", w.held[first].id.index,
+                          blocks * group().block_bytes());
   const auto view_of = [&](std::size_t b) {
     const leased_block& block = w.held[first + b];
     return view(work_->positions[w.first + first + b], block.data, block.format_id);
@@ -365,18 +397,25 @@ inline void stream_run::fold_open_tail() {
        [&](std::size_t b) { return view(sealed + b, cache_.control().open_data(row[sealed + b].index)); });
 }
 
-// All of this row is asked for: what will be wanted next may come meanwhile.
-inline void stream_run::suggest_next() {
+// All that this row needs from elsewhere is asked for: while the rest is folded where it lies, what will be
+// wanted next may come. Called again and again, because only so many prefetches are in flight at a time.
+inline void stream_run::look_ahead() {
+  if (asked_ < loads_end_) return;
+  if (!std::exchange(looked_ahead_, true)) gather_wishes();
+  if (!work_->wanted.empty()) cache_.prefetch(work_->wanted, form());
+}
+
+inline void stream_run::gather_wishes() {
+  work_->wanted.clear();
   std::array<prefetch_wish, 4> wishes;
   const std::size_t count = cache_.prefetcher().suggest(wishes);
   for (const prefetch_wish& wish : std::span(wishes).first(count)) {
     if (wish.row >= pages_.rows.size()) continue;
-    work_->wanted.clear();
     std::uint32_t n = 0;
     for_each_seen(wish.row, [&](block_id id, std::uint32_t) {
-      if (n++ >= wish.first && work_->wanted.size() < wish.blocks) work_->wanted.push_back(id);
+      if (n >= wish.first && n < wish.first + wish.blocks) work_->wanted.push_back(id);
+      ++n;
     });
-    cache_.prefetch(work_->wanted, form());
   }
 }
 

@@ -23,6 +23,8 @@
 
 namespace terrace {
 
+class trace_log;
+
 /// The run loop that caches and their I/O live on. The thread that constructs it owns it: completions run
 /// there, in poll() and wait() and nowhere else, so that what they touch needs no lock. Other threads reach
 /// the owner by post().
@@ -88,6 +90,11 @@ class context {
     forks_.run(pool_, n, f);
   }
 
+  /// Where what happens from here on is recorded (observe/trace_log.hpp); nullptr, as at first: nowhere. A log
+  /// stays until what was under way has ended, detached or not.
+  void trace(trace_log* log) noexcept { trace_ = log; }
+  trace_log* trace() const noexcept { return trace_; }
+
   /// Nothing is posted and nothing is pending at the sources. Work that the pool still runs does not show
   /// here.
   bool idle() const noexcept;
@@ -139,6 +146,7 @@ class context {
     std::unique_ptr<event_source> source;
   };
   std::vector<owned_source> owned_;
+  trace_log* trace_ = nullptr;
   fork_join forks_;
   thread_pool pool_;
 };

@@ -13,6 +13,7 @@
 #include "terrace/execution/context.hpp"
 #include "terrace/execution/event_source.hpp"
 #include "terrace/execution/ex.hpp"
+#include "terrace/observe/trace_log.hpp"
 #include "terrace/transfer/job.hpp"
 #include "terrace/transfer/route.hpp"
 #include "terrace/transfer/staging.hpp"
@@ -157,6 +158,8 @@ class transfer_engine final : public transfer_port, private event_source {
     std::byte* staged_source = nullptr;
     std::byte* staged_target = nullptr;
     std::byte* scratch = nullptr;
+    trace_log* trace = nullptr;
+    std::int64_t io_began = 0;  // where it is traced
     result<std::size_t> worked = std::size_t{0};
     pool_work work{this};
     back_home home{this};
@@ -174,12 +177,14 @@ class transfer_engine final : public transfer_port, private event_source {
       if (step->how.stage_target) staged_target = buffers.take();
       if (step->how.scratch) scratch = buffers.take();
       writing = false;
+      trace = engine->context_.trace();
       if (step->how.read)
         engine->with_tier(job->from, [this]<std::size_t I>() { this->template read<I>(); });
       else
         work_or_write();
     }
     void io_done(result<void> outcome) noexcept {
+      trace_io();
       if (!outcome || writing || job->overdue) return finish(outcome);
       work_or_write();
     }
@@ -188,8 +193,13 @@ class transfer_engine final : public transfer_port, private event_source {
       place(job->source.bytes);
     }
     void transcode_now() noexcept {
-      worked = step->work(*job->group, {source(), job->source.bytes}, {target(), target_bytes()},
-                          {scratch, engine->staging_.buffer_bytes()});
+      static constexpr std::array names{"none", "copy", "encode", "decode", "recode"};
+      {
+        const trace_scope scope(trace, trace_track::copy, names[static_cast<std::size_t>(step->how.what)],
+                                job->block, job->group->block_bytes());
+        worked = step->work(*job->group, {source(), job->source.bytes}, {target(), target_bytes()},
+                            {scratch, engine->staging_.buffer_bytes()});
+      }
       engine->context_.post(home);
     }
     void work_done() noexcept {
@@ -232,6 +242,17 @@ class transfer_engine final : public transfer_port, private event_source {
       return step->how.stage_target ? engine->staging_.buffer_bytes() : job->target.bytes;
     }
 
+    void trace_io() noexcept {
+      if (trace == nullptr) [[likely]]
+        return;
+      trace->add({.name = writing ? "write" : "read",
+                  .begin = io_began,
+                  .end = trace_log::now(),
+                  .bytes = writing ? job->target.bytes : job->source.bytes,
+                  .block = job->block,
+                  .track = trace_track::io});
+    }
+
     template <std::size_t I>
     void read() noexcept {
       if constexpr (tier_at<I>::medium_type::addressable != reach::host) {
@@ -241,6 +262,7 @@ class transfer_engine final : public transfer_port, private event_source {
         auto* io = ::new (storage)
             read_operation<tier_at<I>>(ex::connect(medium.read(job->source, {into, bytes}), receiver{this}));
         end_io = [](void* p) noexcept { std::destroy_at(static_cast<read_operation<tier_at<I>>*>(p)); };
+        if (trace != nullptr) io_began = trace_log::now();
         ex::start(*io);
       }
     }
@@ -254,6 +276,7 @@ class transfer_engine final : public transfer_port, private event_source {
         auto* io = ::new (storage) write_operation<tier_at<I>>(
             ex::connect(medium.write(job->target, {from, bytes}), receiver{this}));
         end_io = [](void* p) noexcept { std::destroy_at(static_cast<write_operation<tier_at<I>>*>(p)); };
+        if (trace != nullptr) io_began = trace_log::now();
         ex::start(*io);
       }
     }
