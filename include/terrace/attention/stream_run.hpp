@@ -380,13 +380,14 @@ inline void stream_run::fold_in_place() {
   const std::size_t size = group().block_bytes();
   const std::size_t slots = options_.stand_in.size() / size;
   std::size_t next = 0;
-  std::vector<const std::byte*> data;
+  std::vector<leased_block> here;
   for (const block_id id : work_->blocks) {
-    const std::byte* here = cache_.control().readable_data(id.index);
-    if (here == nullptr && slots != 0) here = options_.stand_in.data() + size * (next++ % slots);
-    data.push_back(here);
+    here.push_back(cache_.control().readable_now(id, form()));
+    if (here.back().data == nullptr && slots != 0)
+      here.back().data = options_.stand_in.data() + size * (next++ % slots);
   }
-  fold(data.size(), [&](std::size_t b) { return view(work_->positions[b], data[b]); });
+  fold(here.size(),
+       [&](std::size_t b) { return view(work_->positions[b], here[b].data, here[b].format_id); });
 }
 
 inline void stream_run::fold_open_tail() {
