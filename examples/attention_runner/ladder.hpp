@@ -52,15 +52,20 @@ class ladder : public kv_backend {
     return {};
   }
   terrace::result<void> commit(std::uint32_t tokens) override {
-    sequence_.commit(std::move(*reservation_), tokens);
-    reservation_.reset();
-    cache_.advance_step(++step_);
+    keep(tokens);
+    end_step();
     return {};
   }
+  /// The two halves of a commit, for several sequences that decode a step together.
+  void keep(std::uint32_t tokens) {
+    sequence_.commit(std::move(*reservation_), tokens);
+    reservation_.reset();
+  }
+  void end_step() { cache_.advance_step(cache_.control().step() + 1); }
 
-  /// Runs the attention of the last decoded token once more over every layer, as one step of the cache's
-  /// clock, and keeps nothing of it. Precondition: a single token has been decoded.
-  terrace::result<void> repeat_last_step(step_parts parts, std::span<const std::byte> stand_in) {
+  /// Runs the attention of the last decoded token once more over every layer, and keeps nothing of it.
+  /// Precondition: a single token has been decoded.
+  terrace::result<void> repeat_last_token(step_parts parts, std::span<const std::byte> stand_in) {
     if (auto room = reserve(1); !room) return room;
     for (std::uint32_t layer = 0; layer < last_queries_.size(); ++layer) {
       for (std::uint32_t h = 0; h < reservation_->k(layer).heads(); ++h) {
@@ -77,7 +82,6 @@ class ladder : public kv_backend {
       if (!done) return terrace::propagate(done.error());
     }
     reservation_.reset();
-    cache_.advance_step(++step_);
     return {};
   }
 
@@ -98,9 +102,8 @@ class ladder : public kv_backend {
   terrace::kv_store& cache_;
   terrace::sequence sequence_;
   std::optional<terrace::reservation> reservation_;
-  std::vector<std::vector<float>> last_queries_;  // of a decode step, for repeat_last_step
+  std::vector<std::vector<float>> last_queries_;  // of a decode step, for repeat_last_token
   std::vector<float> scratch_;
-  std::uint64_t step_ = 0;
 };
 
 }  // namespace runner

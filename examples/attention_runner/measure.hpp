@@ -6,7 +6,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <string>
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "ladder.hpp"
@@ -65,11 +66,12 @@ inline double read_bandwidth(terrace::context& ctx, terrace::const_bytes memory)
   return static_cast<double>(sums.size() * piece) / took;
 }
 
-/// Repeats the last decode step: whole, transfers alone, compute alone, in turn. Compute alone reads memory
+/// Repeats the last decode step of sequences in one cache: whole, transfers alone, compute alone, in turn. Compute alone reads memory
 /// that stands in for what is not in RAM: larger than a last-level cache, so that it comes from memory as the
 /// real thing does.
-inline terrace::result<step_times> measure_steps(ladder& kv) {
+inline terrace::result<step_times> measure_steps(std::span<const std::unique_ptr<ladder>> sequences) {
   constexpr std::size_t triples = 7;
+  ladder& kv = *sequences.front();
   constexpr std::size_t stand_in_bytes = std::size_t{128} << 20;
   auto arena = terrace::ram::open(kv.owner(), {.capacity = stand_in_bytes});
   if (!arena) return terrace::propagate(arena.error());
@@ -82,7 +84,10 @@ inline terrace::result<step_times> measure_steps(ladder& kv) {
     std::array<double, 3> took{};
     for (const step_parts parts : {step_parts::whole, step_parts::transfers, step_parts::compute}) {
       const auto start = std::chrono::steady_clock::now();
-      if (auto done = kv.repeat_last_step(parts, stand_in); !done) return terrace::propagate(done.error());
+      for (const auto& sequence : sequences)
+        if (auto done = sequence->repeat_last_token(parts, stand_in); !done)
+          return terrace::propagate(done.error());
+      kv.end_step();
       took[static_cast<std::size_t>(parts)] = seconds_since(start);
     }
     const double bandwidth = read_bandwidth(kv.owner(), stand_in);

@@ -53,7 +53,7 @@ class model_job {
     ctx.trace(nullptr);
     r.stats = kv.stats();
     if (plan.codec != "resident") {
-      auto measured = measure_steps(kv);
+      auto measured = measure_steps({&*opened, 1});
       if (!measured) return failed(measured.error(), "measuring a step failed");
       r.step = *measured;
     }

@@ -132,6 +132,8 @@ inline std::string human(std::size_t bytes) {
   const double mib = static_cast<double>(bytes) / (1 << 20);
   if (mib >= 1024)
     std::snprintf(text, sizeof text, "%.2f GiB", mib / 1024);
+  else if (mib < 1)
+    std::snprintf(text, sizeof text, "%.0f KiB", mib * 1024);
   else
     std::snprintf(text, sizeof text, "%.1f MiB", mib);
   return text;
@@ -172,9 +174,12 @@ inline void print_text(std::FILE* to, const run_result& r, const run_result* bas
   const run_result& controlled = baseline != nullptr && baseline->control ? *baseline : r;
   if (controlled.control) {
     const double worse = (controlled.control->bits_per_byte / controlled.bits_per_byte - 1) * 100;
-    std::fprintf(to, "  with all but the nearest %u tokens hidden: %.6f, %+.2f%%%s\n",
-                 controlled.control->window_tokens, controlled.control->bits_per_byte, worse,
-                 worse < 1 ? "; the far context does not matter here" : "");
+    const char* const meaning = worse >= 1 ? "the far context helps"
+                                : worse <= -1
+                                    ? "the far context is used, and this model does better without it"
+                                    : "the far context does not matter here";
+    std::fprintf(to, "  with all but the nearest %u tokens hidden: %.6f, %+.2f%%: %s\n",
+                 controlled.control->window_tokens, controlled.control->bits_per_byte, worse, meaning);
   }
   std::fprintf(to, "  text: %s\n", text_of(r.generated, bytes).c_str());
 }

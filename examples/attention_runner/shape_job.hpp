@@ -51,6 +51,7 @@ class shape_job {
         took += *attended;
         compare(ctx, step, s);
       }
+      sequences.front()->end_step();
       r.decode_s.push_back(took);
       bar.at(request_.context_tokens + step + 1, request_.context_tokens + request_.decode_tokens);
     }
@@ -58,7 +59,7 @@ class shape_job {
     r.error = {.max_abs = max_abs_, .rel_l2 = norm_ > 0 ? std::sqrt(error_ / norm_) : 0};
     r.stats = sequences.front()->stats();
     if (plan.codec != "resident") {
-      auto measured = measure_steps(*sequences.front());
+      auto measured = measure_steps(sequences);
       if (!measured) return failed(measured.error(), "measuring a step failed");
       r.step = *measured;
     }
@@ -113,7 +114,7 @@ class shape_job {
           kv.attend(layer, std::span<const float>(queries_).subspan(layer * width, width), outputs_[layer]);
       if (!done) return terrace::propagate(done.error());
     }
-    if (auto kept = kv.commit(1); !kept) return terrace::propagate(kept.error());
+    kv.keep(1);
     return seconds_since(start);
   }
 

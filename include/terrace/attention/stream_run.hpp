@@ -380,13 +380,14 @@ inline void stream_run::fold_in_place() {
   const std::size_t size = group().block_bytes();
   const std::size_t slots = options_.stand_in.size() / size;
   std::size_t next = 0;
-  std::vector<const std::byte*> data;
+  std::vector<leased_block> here;
   for (const block_id id : work_->blocks) {
-    const std::byte* here = cache_.control().readable_data(id.index);
-    if (here == nullptr && slots != 0) here = options_.stand_in.data() + size * (next++ % slots);
-    data.push_back(here);
+    here.push_back(cache_.control().readable_now(id, form()));
+    if (here.back().data == nullptr && slots != 0)
+      here.back().data = options_.stand_in.data() + size * (next++ % slots);
   }
-  fold(data.size(), [&](std::size_t b) { return view(work_->positions[b], data[b]); });
+  fold(here.size(),
+       [&](std::size_t b) { return view(work_->positions[b], here[b].data, here[b].format_id); });
 }
 
 inline void stream_run::fold_open_tail() {
@@ -411,10 +412,10 @@ inline void stream_run::gather_wishes() {
   const std::size_t count = cache_.prefetcher().suggest(wishes);
   for (const prefetch_wish& wish : std::span(wishes).first(count)) {
     if (wish.row >= pages_.rows.size()) continue;
-    const std::size_t before = work_->wanted.size();
     std::uint32_t n = 0;
     for_each_seen(wish.row, [&](block_id id, std::uint32_t) {
-      if (n++ >= wish.first && work_->wanted.size() - before < wish.blocks) work_->wanted.push_back(id);
+      if (n >= wish.first && n < wish.first + wish.blocks) work_->wanted.push_back(id);
+      ++n;
     });
   }
 }

@@ -121,8 +121,9 @@ class planner {
 
   /// Whether an acquire would take a slot of tier 0 for this block, as things stand.
   bool needs_slot(block_id id, lease_form form) const noexcept;
-  /// Where attention could read a block now, or nullptr. Nothing is pinned: for measuring only.
-  const std::byte* readable_data(std::uint32_t block) noexcept;
+  /// How attention would read a block now; without data where it could not. Nothing is pinned: for measuring
+  /// only.
+  leased_block readable_now(block_id id, lease_form form) noexcept;
 
   // --- Hints, time, sizes, accounts (planner_upkeep.hpp).
 

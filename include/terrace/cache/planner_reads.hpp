@@ -105,9 +105,15 @@ inline bool planner::needs_slot(block_id id, lease_form form) const noexcept {
   return readable_copy(blocks_[id.index], form) == tiers();
 }
 
-inline const std::byte* planner::readable_data(std::uint32_t block) noexcept {
-  const std::size_t t = readable_copy(blocks_[block], lease_form::raw);
-  return t == tiers() ? nullptr : tiers_[t]->address(blocks_[block].copies[t].where);
+inline leased_block planner::readable_now(block_id id, lease_form form) noexcept {
+  const block_record& r = blocks_[id.index];
+  const std::size_t t = readable_copy(r, form);
+  if (t == tiers()) return {.id = id, .quality = {}};
+  return {.id = id,
+          .data = tiers_[t]->address(r.copies[t].where),
+          .format_id = tiers_[t]->what.format_id,
+          .quality = r.copies[t].quality,
+          .tier = static_cast<std::uint8_t>(t)};
 }
 
 // Gives the first in line all that it needs, or nothing. False: it has to wait for a transfer.

@@ -1,0 +1,245 @@
+// Runs the program as a user does, and looks at what it prints, writes and returns.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "catch.hpp"
+#include "terrace/core/bytes.hpp"
+
+using nlohmann::json;
+using terrace::operator""_MiB;
+
+namespace {
+
+std::string contents(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+/// A folder of the test's own, and the program run in it.
+struct workplace {
+  std::filesystem::path folder;
+
+  workplace() {
+    std::string name = (std::filesystem::temp_directory_path() / "terrace-runner-XXXXXX").string();
+    REQUIRE(::mkdtemp(name.data()) != nullptr);
+    folder = name;
+  }
+  ~workplace() { std::filesystem::remove_all(folder); }
+
+  struct outcome {
+    int status = -1;
+    std::string out, err;
+    json value() const { return json::parse(out); }
+  };
+  outcome run(const std::string& arguments) const {
+    const std::string command = "cd " + folder.string() + " && exec '" TERRACE_RUNNER "' " + arguments +
+                                " </dev/null >'" + (folder / "out").string() + "' 2>'" +
+                                (folder / "err").string() + "'";
+    const int ended = std::system(command.c_str());
+    return {WIFEXITED(ended) ? WEXITSTATUS(ended) : -1, contents(folder / "out"), contents(folder / "err")};
+  }
+};
+
+/// What is wrong with the input: exit 2, one line on standard error, nothing on standard output.
+void check_refused(const workplace::outcome& o, const std::string& says) {
+  CAPTURE(o.err);
+  CHECK(o.status == 2);
+  CHECK(o.out.empty());
+  REQUIRE_FALSE(o.err.empty());
+  CHECK(o.err.find('\n') == o.err.size() - 1);
+  CHECK(o.err.rfind("attention_runner: ", 0) == 0);
+  CHECK(o.err.find(says) != std::string::npos);
+}
+
+const std::string small_shape = "--shape 4,8,2,64 --context 8192 --decode 3 --hot 2MiB --warm 4MiB --json - ";
+
+}  // namespace
+
+TEST_CASE("a shape on each ladder: within its budget, and as right as its codecs are") {
+  const workplace here;
+  const auto [codec, bound] =
+      GENERATE(table<std::string, double>({{"lossless", 1e-5}, {"q8", 2e-2}, {"q4", 0.2}}));
+  CAPTURE(codec);
+  const auto ran = here.run(small_shape + "--cool 6MiB --cold 20MiB --cold-path cold --codec " + codec);
+  CAPTURE(ran.err);
+  REQUIRE(ran.status == 0);
+  const json j = ran.value();
+  CHECK(j.at("codec") == codec);
+  CHECK(j.at("context_tokens") == 8192);
+  CHECK(j.at("decode_tokens") == 3);
+  CHECK(j.at("kv_bytes_total") == 8195 * 512 * 4);
+  CHECK(j.at("hot_bytes_budget") == 2_MiB);
+  CHECK(j.at("hot_bytes_peak").get<std::size_t>() <= 2_MiB);
+  CHECK(j.at("hot_bytes_peak").get<std::size_t>() > 1_MiB);
+  CHECK(j.at("error").at("rel_l2").get<double>() < bound);
+  CHECK(j.at("error").at("rel_l2").get<double>() > 0);
+  CHECK(j.at("error").at("max_abs").get<double>() > 0);
+  for (const char* positive : {"tokens_per_s", "wall_s", "compute_s", "copy_s", "compute_bytes_per_s"})
+    CHECK(j.at(positive).get<double>() > 0);
+  CHECK(j.at("stall_s").get<double>() >= 0);
+  CHECK(j.at("copy_hidden").get<double>() <= 1);
+  CHECK(j.at("overlap_ratio").is_number());
+  CHECK(j.at("latency_ms").at("p50").get<double>() <= j.at("latency_ms").at("p99").get<double>());
+  CHECK(j.at("latency_ms").at("p95").get<double>() > 0);
+  CHECK(j.at("misses").get<int>() > 0);
+  CHECK(j.at("dropped") == 0);
+  CHECK(j.at("recomputed_blocks") == 0);
+  for (const char* count : {"issued", "used", "wasted", "late"})
+    CHECK(j.at("prefetch").at(count).is_number());
+
+  REQUIRE(j.at("tiers").size() == 4);
+  const char* const names[]{"hot", "warm", "cool", "cold"};
+  const char* const media[]{"ram", "ram", "nvme", "directory"};
+  std::size_t resident = 0;
+  for (std::size_t t = 0; t < 4; ++t) {
+    const json& tier = j.at("tiers")[t];
+    CHECK(tier.at("name") == names[t]);
+    CHECK(tier.at("medium") == media[t]);
+    CHECK(tier.at("lost") == 0);
+    CHECK(tier.at("resident_bytes").get<std::size_t>() <= tier.at("capacity_bytes").get<std::size_t>());
+    if (t != 0) resident += tier.at("resident_bytes").get<std::size_t>();
+    for (const char* count : {"hits", "loads", "stores", "bytes_read", "bytes_written"})
+      CHECK(tier.at(count).is_number_unsigned());
+  }
+  CHECK(resident > 3_MiB);
+  if (codec != "q4")
+    CHECK(j.at("tiers")[3].at("loads").get<int>() > 0);  // q4 needs no more than the cool one
+  CHECK_FALSE(std::filesystem::exists(here.folder / "cold"));
+}
+
+TEST_CASE("capacity 0 leaves a tier out, and a given file is made and removed") {
+  const workplace here;
+  const auto ran =
+      here.run("--shape 4,8,2,64 --context 8192 --decode 3 --hot 2MiB --warm 0 --cool-path kv.bin --json -");
+  REQUIRE(ran.status == 0);
+  const json j = ran.value();
+  REQUIRE(j.at("tiers").size() == 2);
+  CHECK(j.at("tiers")[0].at("name") == "hot");
+  CHECK(j.at("tiers")[1].at("name") == "cool");
+  CHECK(j.at("error").at("rel_l2").get<double>() < 1e-5);
+  CHECK_FALSE(std::filesystem::exists(here.folder / "kv.bin"));
+}
+
+TEST_CASE("several sequences share their context, and each is right") {
+  const workplace here;
+  const auto ran = here.run(small_shape + "--batch 3");
+  REQUIRE(ran.status == 0);
+  const json j = ran.value();
+  CHECK(j.at("batch") == 3);
+  CHECK(j.at("kv_bytes_total") == (8192 + 3 * 3) * 512 * 4);
+  CHECK(j.at("error").at("rel_l2").get<double>() < 1e-5);
+}
+
+TEST_CASE("the least hot tier that is named in the refusal suffices") {
+  const workplace here;
+  const std::string codec = GENERATE("lossless", "q8", "q4");
+  const std::string job = "--shape 4,8,2,64 --context 2048 --decode 2 --json - --codec " + codec + " --hot ";
+  const auto refused = here.run(job + "4KiB");
+  check_refused(refused, "suffice");
+  const std::size_t at = refused.err.find(": ", refused.err.find("--hot")) + 2;
+  const std::string least = refused.err.substr(at, refused.err.find(" suffice") - at);
+  CAPTURE(least);
+  const auto ran = here.run(job + least);
+  CAPTURE(ran.err);
+  REQUIRE(ran.status == 0);
+  CHECK(ran.value().at("hot_bytes_peak") <= ran.value().at("hot_bytes_budget"));
+}
+
+TEST_CASE("a model's answers do not depend on where its KV was") {
+  const workplace here;
+  const auto ran = here.run(
+      "--codec lossless --baseline --control --context 1024 --decode 8 --hot 1MiB --json - --trace t.json");
+  CAPTURE(ran.err);
+  REQUIRE(ran.status == 0);
+  const json j = ran.value();
+  CHECK(j.at("error").at("max_abs") == 0);
+  CHECK(j.at("baseline").at("identical_tokens") == true);
+  CHECK(j.at("baseline").at("bits_per_byte") == j.at("bits_per_byte"));
+  CHECK(j.at("baseline").at("generated") == j.at("generated"));
+  CHECK(j.at("bits_per_byte").get<double>() > 1);
+  CHECK(j.at("bits_per_byte").get<double>() < 4);
+  CHECK(j.at("generated").get<std::string>().size() == 8);
+  CHECK(j.at("control").at("window_tokens").get<int>() > 0);
+  CHECK(j.at("control").at("bits_per_byte") != j.at("bits_per_byte"));
+
+  const json trace = json::parse(contents(here.folder / "t.json"));
+  std::map<std::string, int> spans;
+  for (const json& event : trace.at("traceEvents"))
+    if (event.at("ph") == "X") ++spans[event.at("cat").get<std::string>()];
+  CHECK(spans["compute"] >= 8 * 4);
+  CHECK(spans["io"] > 0);
+}
+
+TEST_CASE("the JSON goes to a file, and the table to standard output") {
+  const workplace here;
+  const auto ran = here.run("--shape 2,4,2,32 --context 1024 --decode 1 --json r.json --trace t.json");
+  REQUIRE(ran.status == 0);
+  CHECK(ran.out.find("overlap ratio") != std::string::npos);
+  CHECK(json::parse(contents(here.folder / "r.json")).at("decode_tokens") == 1);
+  CHECK(json::parse(contents(here.folder / "t.json")).at("traceEvents").size() > 1);
+}
+
+TEST_CASE("what cannot be is refused in one sentence") {
+  const workplace here;
+  const std::string shape = "--shape 2,4,2,32 --context 1024 --decode 1 ";
+  check_refused(here.run(shape + "--codec q5"), "lossless, q8 and q4");
+  check_refused(here.run("--shape llama-9"), "llama-3-8b");
+  check_refused(here.run(shape + "--hot 12parsecs"), "--hot needs a size");
+  check_refused(here.run(shape + "--cold -1"), "--cold needs a size");
+  check_refused(here.run(shape + "--warm 0 --cool 4KiB"), "cannot hold the context");
+  check_refused(here.run(shape + "--policy best"), "--policy does not know");
+  check_refused(here.run(shape + "--prefetch all"), "--prefetch knows");
+  check_refused(here.run(shape + "--device cuda"), "--device knows host");
+  check_refused(here.run(shape + "--attend top-k=5"), "--attend knows dense");
+  check_refused(here.run(shape + "--inject 0.1"), "--inject is not available");
+  check_refused(here.run(shape + "--baseline"), "no text");
+  check_refused(here.run("--batch 2"), "--batch needs --shape");
+  check_refused(here.run("--context 0"), "--context");
+  check_refused(here.run("--no-such-option"), "--no-such-option");
+  check_refused(here.run("--prompt nothing.txt"), "nothing.txt");
+  check_refused(here.run("--context 16000000"), "the prompt has");
+  check_refused(here.run("--prompt a --prompt-ids b"), "not both");
+}
+
+TEST_CASE("a checkpoint that is not there, or not whole, is refused") {
+  const workplace here;
+  check_refused(here.run("--model nowhere"), "nowhere");
+  const std::filesystem::path model = TERRACE_MODEL_DIR;
+  std::filesystem::create_directory(here.folder / "cut");
+  std::filesystem::copy_file(model / "config.json", here.folder / "cut" / "config.json");
+  check_refused(here.run("--model cut"), "safetensors");
+  std::filesystem::copy_file(model / "model.safetensors", here.folder / "cut" / "model.safetensors");
+  std::filesystem::resize_file(here.folder / "cut" / "model.safetensors", 3_MiB);
+  check_refused(here.run("--model cut"), "model.safetensors");
+}
+
+TEST_CASE("tiers that cannot be opened are refused before anything runs") {
+  const workplace here;
+  const std::string shape = "--shape 2,4,2,32 --context 1024 --decode 1 ";
+  check_refused(here.run(shape + "--cool-path nowhere/kv.bin"), "No such file");
+  check_refused(here.run(shape + "--cool-path ."), "cannot be opened");
+  check_refused(here.run(shape + "--cool-path /dev/full"), "not a plain file");
+  check_refused(here.run(shape + "--cold-path nowhere/cold"), "No such file");
+  // No disk has that much room; a file system says so when the file's space is claimed.
+  check_refused(here.run(shape + "--cool 4000000GiB --cool-path kv.bin"), "tier");
+  CHECK_FALSE(std::filesystem::exists(here.folder / "kv.bin"));
+}
+
+TEST_CASE("results that cannot be written are said at the end") {
+  const workplace here;
+  const std::string shape = "--shape 2,4,2,32 --context 1024 --decode 1 ";
+  auto ran = here.run(shape + "--json /dev/full");
+  CHECK(ran.status == 1);
+  CHECK(ran.err == "attention_runner: --json cannot be written: \"/dev/full\"\n");
+  ran = here.run(shape + "--trace nowhere/t.json");
+  CHECK(ran.status == 1);
+  CHECK(ran.err == "attention_runner: --trace cannot be written: \"nowhere/t.json\"\n");
+}
