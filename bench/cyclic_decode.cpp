@@ -101,7 +101,7 @@ std::string text_of(const char* format, auto... values) {
 int main(int argc, char** argv) {
   bench::report out("cyclic_decode", argc, argv);
   for (const bool prefetch : {false, true})
-    for (const std::size_t percent : {25, 50, 75}) {
+    for (const std::size_t percent : {25u, 50u, 75u}) {
       const std::size_t slots = blocks * percent / 100;
       const std::size_t passing = in_flight + (prefetch ? ahead : 0);
       const double limit = share(optimum(slots - passing));
