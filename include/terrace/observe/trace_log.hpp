@@ -104,8 +104,9 @@ class trace_scope {
 inline result<void> write_chrome_trace(const trace_log& log, std::FILE* to) {
   std::vector<const trace_span*> order;
   for (const trace_span& s : log.spans()) order.push_back(&s);
-  std::stable_sort(order.begin(), order.end(),
-                   [](const trace_span* a, const trace_span* b) { return a->begin < b->begin; });
+  std::sort(order.begin(), order.end(), [](const trace_span* a, const trace_span* b) {
+    return a->begin != b->begin ? a->begin < b->begin : a < b;
+  });
   const std::int64_t origin = order.empty() ? 0 : order.front()->begin;
 
   constexpr std::size_t lanes_a_track = 1000;  // thread ids of a track: from its number times this
