@@ -267,6 +267,7 @@ class planner {
   std::size_t kept_bytes_ = 0;  // slots of tier 0 that blocks of standing `kept` would take
 
   std::array<bool, max_tiers> exclusive_{};
+  bool pressed_ = false;       // tier 0 has been full
   bool write_behind_ = true;   // the tier that follows tier 0 is inclusive
   std::size_t last_open_ = 0;  // the farthest tier that was not left out
   unsigned loads_ = 0, stores_ = 0, prefetches_ = 0;

@@ -103,6 +103,7 @@ inline planner::claim planner::claim_room(std::size_t tier, std::size_t bytes, n
   for (;;) {
     if (!n.fresh || t.used() + bytes + headroom(tier, bytes) <= t.capacity())
       if (const auto found = t.reserve(bytes)) return {room::ready, *found};
+    pressed_ = pressed_ || tier == 0;
     if (leaving_[tier] >= bytes * std::clamp<std::size_t>(n.ahead, 1, options_.stores_in_flight))
       return {room::pending, {}};
     const room made = vacate(tier, n);
@@ -185,12 +186,12 @@ inline void planner::start_stores() {
     if (start_store(blocks_.first_unsaved(), 0, false, {.ahead = blocks_.unsaved()}) != room::ready) return;
 }
 
-// Above an exclusive tier: a few blocks leave tier 0 before their slots are asked for, so that who asks does not
-// wait for a transfer.
+// Above an exclusive tier, and once tier 0 has been full: a few blocks leave it before their slots are asked for, so
+// that who asks does not wait for a transfer.
 inline void planner::make_room_ahead() {
   tier_control& hot = *tiers_[0];
   const std::size_t spare = hot.capacity() / 8;
-  while (hot.capacity() < hot.used() + spare && leaving_[0] < spare) {
+  while (pressed_ && hot.capacity() + leaving_[0] < hot.used() + spare) {
     const std::uint32_t victim = hot.victim();
     if (victim == index_link::none || blocks_.saved_below(blocks_[victim], 0)) return;
     if (start_store(victim, 0, true, {.fresh = true}) != room::ready) return;
