@@ -26,7 +26,7 @@ struct stream_options {
 };
 
 /// Attention of a reservation's queries over one layer of a sequence, wherever its blocks are: load > compute
-/// > merge over windows of blocks, up to three in flight, so that transfers run under compute and memory is
+/// > merge over windows of blocks, half of which come while the others are folded, so that memory is
 /// bounded by the windows, not by the context. Loads are asked for in order; windows are folded in order,
 /// whatever comes first, so the result's bits do not depend on where blocks were. Compute is shared by the
 /// owner and the context's pool.
@@ -88,7 +88,7 @@ class stream_run {
   bool stopped = false;
 
  private:
-  static constexpr std::size_t depth = 3;  // windows in flight
+  static constexpr std::size_t depth = 6;  // windows: half of them on their way, while the others are folded
   static constexpr std::size_t piece = 8;  // blocks folded between two looks at what has completed
 
   struct window : acquire_request {
@@ -117,6 +117,7 @@ class stream_run {
   bool few_queries() const noexcept { return work_->queries.size() * work_->queries.shape().group() <= 16; }
   lease_form form() const noexcept;
   block_view view(std::size_t position, const std::byte* data, std::uint32_t format_id = 0) const noexcept;
+  void ask_ahead();
   void look_ahead();
   void gather_wishes();
   void begin_stall() noexcept;
@@ -133,6 +134,7 @@ class stream_run {
   std::array<window, depth> windows_;
   std::size_t front_ = 0;      // the window that is folded next
   std::size_t in_flight_ = 0;  // windows asked for and not folded
+  std::size_t coming_ = 0;     // of these, the ones that have not come
   std::size_t limit_ = depth;  // fewer where tier 0 turned out to be too small for so many
   std::size_t asked_ = 0;      // blocks asked for
   std::size_t loads_end_ = 0;  // behind the last block that cannot be read where it is
@@ -198,6 +200,7 @@ inline void stream_run::start() {
 inline void stream_run::window::arrived(acquire_request* r) noexcept {
   auto& w = *static_cast<window*>(r);
   w.here = true;
+  --w.run->coming_;
   w.run->pump();
 }
 
@@ -217,7 +220,17 @@ inline void stream_run::ask(window& w) noexcept {
   w.form = form();
   w.waiting = w.lost = 0;
   ++in_flight_;
+  ++coming_;
   cache_.control().request(w);
+}
+
+// Asks for as many windows as there may be; but only half of them are on their way at a time, so that there
+// is always one half to fold while the other comes. A disk may complete all that it has been given at once, at
+// the end: with all of them on their way it would then have nothing to do while they are folded.
+inline void stream_run::ask_ahead() {
+  while (in_flight_ < limit_ && coming_ < (limit_ + 1) / 2 && asked_ < work_->blocks.size())
+    ask(windows_[(front_ + in_flight_) % depth]);
+  look_ahead();
 }
 
 // Folds windows in order as they come, and asks for the next ones as soon as there is a free window. What
@@ -227,8 +240,7 @@ inline void stream_run::pump() noexcept {
   if (pumping_ || over_) return;
   pumping_ = true;
   while (std::exchange(again_, false) && !over_) {
-    while (in_flight_ < limit_ && asked_ < work_->blocks.size()) ask(windows_[(front_ + in_flight_) % depth]);
-    look_ahead();
+    ask_ahead();
     if (in_flight_ != 0 && windows_[front_].here) {
       end_stall();
       again_ = take_front();
@@ -293,7 +305,7 @@ inline bool stream_run::take_front() {
   for (std::size_t done = 0; done < w.blocks; done += piece) {
     cache_.owner().poll();
     if (over_) return true;  // stopped: the window is not ours any more
-    look_ahead();
+    ask_ahead();
     if (options_.attend) fold_window(w, done, std::min(piece, w.blocks - done));
   }
   front_ = (front_ + 1) % depth;
@@ -313,7 +325,7 @@ inline void stream_run::drop_windows() noexcept {
     w.busy = w.here = false;
   }
   if (in_flight_ != 0) asked_ = windows_[front_].first;
-  in_flight_ = 0;
+  in_flight_ = coming_ = 0;
 }
 
 // Few queries read each key once or twice: the fewer bytes, the better. Many read it so often that decoding it for
