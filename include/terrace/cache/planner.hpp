@@ -284,6 +284,7 @@ class planner {
 
 }  // namespace terrace
 
+#include "terrace/cache/planner_loads.hpp"   // IWYU pragma: export
 #include "terrace/cache/planner_moves.hpp"   // IWYU pragma: export
 #include "terrace/cache/planner_reads.hpp"   // IWYU pragma: export
 #include "terrace/cache/planner_upkeep.hpp"  // IWYU pragma: export
