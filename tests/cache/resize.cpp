@@ -1,5 +1,6 @@
 // Capacities that change while the cache is at work: blocks leave as they can, and nothing is lost.
 #include "small_cache.hpp"
+#include "terrace/execution/memory_pressure.hpp"
 #include "terrace/medium/nvme.hpp"
 
 using namespace terrace;
@@ -111,5 +112,28 @@ TEST_CASE("sizes that cannot be are refused, and nothing has changed") {
   const auto unavailable = fixed.cache().resize(1, 4 * block);
   REQUIRE_FALSE(unavailable);
   CHECK(unavailable.error().code == errc::unavailable);
+  f.check_all();
+}
+
+TEST_CASE("under memory pressure the tiers in RAM become smaller, and the blocks go to the disk") {
+  fixture f(8, 16, 64);
+  f.fill(16);
+  bool pressed = false;
+  auto watch = memory_pressure::open(
+      f.ctx,
+      [&](memory_pressure::level how) {
+        REQUIRE(how == memory_pressure::level::full);
+        REQUIRE(f.opened->resize(0, 2 * block));
+        REQUIRE(f.opened->resize(1, 4 * block));
+        pressed = true;
+      },
+      {.reading = [&]() -> std::optional<memory_pressure::level> { return memory_pressure::level::full; },
+       .interval = std::chrono::milliseconds(0)});
+  REQUIRE(watch);
+  while (!pressed) f.ctx.poll();
+  watch->reset();
+  f.settle();
+  CHECK(f.resident(0) <= 2);
+  CHECK(f.resident(1) <= 4);
   f.check_all();
 }
