@@ -24,7 +24,7 @@ namespace {
 
 constexpr std::uint32_t layers = 4, depth = 12, blocks = layers * depth, tag = 3;
 constexpr std::uint64_t warm_up = 2, steps = 5;
-constexpr std::size_t window = 2;  // blocks
+constexpr std::size_t window = 2;  // blocks of one acquire
 constexpr std::uint32_t ahead = 4;
 
 struct counts {
@@ -34,11 +34,11 @@ struct counts {
 // How a step brings its blocks.
 enum class way {
   acquire,    // window after window, the bytes of each compared
-  stream,     // up to three windows in flight
+  stream,     // up to six windows of one block, half of which are on their way
   prefetched  // the same, and layer_ahead asks for the front of the next layer
 };
 std::size_t passing_slots(way how) {
-  return how == way::acquire ? window : 3 * window + (how == way::prefetched ? ahead : 0);
+  return how == way::acquire ? window : 6 + (how == way::prefetched ? ahead : 0);
 }
 
 template <class Policy>
@@ -78,7 +78,7 @@ class decoding {
   void one_layer(const reservation& token, std::uint32_t layer) {
     if (how_ != way::acquire) {
       REQUIRE(context_.sync_wait(stream(cache_, text_, token, layer, query_, out_,
-                                        {.window_bytes = window * pattern::block_bytes, .attend = false})));
+                                        {.window_bytes = pattern::block_bytes, .attend = false})));
       return;
     }
     const auto ids = pattern::sealed(text_, layer);

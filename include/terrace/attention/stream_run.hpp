@@ -26,7 +26,7 @@ struct stream_options {
 };
 
 /// Attention of a reservation's queries over one layer of a sequence, wherever its blocks are: load > compute
-/// > merge over windows of blocks, half of which come while the others are folded, so that memory is
+/// > merge over windows of blocks. Half of the windows come while the others are folded; memory is
 /// bounded by the windows, not by the context. Loads are asked for in order; windows are folded in order,
 /// whatever comes first, so the result's bits do not depend on where blocks were. Compute is shared by the
 /// owner and the context's pool.
