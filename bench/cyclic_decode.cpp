@@ -28,8 +28,8 @@ using kv_cache = tiered_cache<tier<ram>, tier<nvme>, policies>;
 constexpr std::uint32_t layers = 8, heads = 1, dim = 64, tokens = 16;  // blocks of 4 KiB
 constexpr std::uint32_t blocks_a_layer = 64, blocks = layers * blocks_a_layer;
 constexpr std::uint64_t warm_up = 2, steps = 8;
-constexpr std::size_t window = 4;              // slots that a window of a stream takes
-constexpr std::size_t in_flight = 3 * window;  // and all that are in flight at once
+constexpr std::size_t window = 2;              // slots that a window of a stream takes
+constexpr std::size_t in_flight = 6 * window;  // and all that there are at once
 constexpr std::uint32_t ahead = 16;            // blocks that layer_ahead asks for
 
 struct counts {
