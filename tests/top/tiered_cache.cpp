@@ -8,7 +8,9 @@
 #include "catch.hpp"
 #include "pattern.hpp"
 #include "terrace/codec/q8_0.hpp"
+#include "terrace/codec/zstd.hpp"
 #include "terrace/execution/sync_wait.hpp"
+#include "terrace/medium/directory.hpp"
 #include "terrace/medium/nvme.hpp"
 #include "terrace/medium/ram.hpp"
 #include "terrace/policy/lru.hpp"
@@ -151,4 +153,13 @@ TEST_CASE("what cannot be opened says why and leaves nothing behind") {
   CHECK_FALSE(std::filesystem::exists("/tmp/terrace-elsewhere"));
   std::filesystem::remove(f.path + "/link");
   CHECK(std::filesystem::is_empty(f.path));
+}
+
+TEST_CASE("a tier that is left out costs no staging") {
+  using with_cold = tiered_cache<tier<ram>, tier<ram>, tier<directory, zstd<>>, lru>;
+  context ctx;
+  auto without = with_cold::open(ctx, pattern::layout(), {.capacity = 16 * pattern::block_bytes},
+                                 {.capacity = 32 * pattern::block_bytes}, {.capacity = 0});
+  REQUIRE(without);
+  CHECK(without->stats().tiers[0].capacity_bytes == 16 * pattern::block_bytes);
 }

@@ -82,7 +82,11 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
       if (!good) return propagate(good.error());
     }
     std::tuple<typename Tiers::options...> chosen(std::move(options)...);
-    auto buffers = cut_staging(ctx, layout, std::get<0>(chosen), tuning);
+    auto open_ones = std::apply(
+        [](const auto&... o) { return typename storage::engine_type::presence{o.capacity != 0 ...}; },
+        chosen);
+    open_ones[0] = true;
+    auto buffers = cut_staging(ctx, layout, std::get<0>(chosen), open_ones, tuning);
     if (!buffers) return propagate(buffers.error());
     return open_media<0>(ctx, std::move(layout), chosen, policy, *buffers, tuning);
   }
@@ -91,14 +95,15 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
   // Buffers hold what any codec below tier 0 makes of the largest block, and the block itself where it lies between
   // two codecs.
   static result<staging> cut_staging(context& ctx, const kv_layout& layout, auto& hot,
+                                     const typename storage::engine_type::presence& open_ones,
                                      const cache_options& tuning) {
-    constexpr std::size_t at_least = storage::engine_type::most_staging_buffers();
-    if constexpr (at_least == 0) return staging::make(ctx, 0, 0);
-    std::size_t bytes = storage::engine_type::stages_raw_blocks() ? layout.largest_block() : 0;
+    const std::size_t at_least = storage::engine_type::most_staging_buffers(open_ones);
+    if (at_least == 0) return staging::make(ctx, 0, 0);
+    std::size_t bytes = storage::engine_type::stages_raw_blocks(open_ones) ? layout.largest_block() : 0;
     for (const layer_group& g : layout.groups) {
       const std::array encoded{Tiers::codec_type::max_encoded_size(g)...};
-      bytes =
-          std::max(bytes, *std::max_element(encoded.begin() + (encoded.size() > 1 ? 1 : 0), encoded.end()));
+      for (std::size_t t = 1; t < encoded.size(); ++t)
+        if (open_ones[t]) bytes = std::max(bytes, encoded[t]);
     }
     bytes = align_up(bytes, ram::alignment);
     // At most an eighth of tier 0, unless even the fewest that work need more.

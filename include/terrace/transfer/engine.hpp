@@ -37,19 +37,24 @@ class transfer_engine final : public transfer_port, private event_source {
  public:
   using media = std::tuple<typename Tiers::medium_type*...>;
 
-  /// Staging buffers that some route needs at once; 0 where no route needs any.
-  static consteval std::size_t most_staging_buffers() {
+  /// Which tiers are there: some may have been left out.
+  using presence = std::array<bool, count>;
+
+  /// Staging buffers that some route between these tiers needs at once; 0 where none needs any.
+  static constexpr std::size_t most_staging_buffers(const presence& open) noexcept {
     std::size_t most = 0;
-    for (const auto& row : table())
-      for (const auto& e : row) most = most < e.how.staging_buffers() ? e.how.staging_buffers() : most;
+    for (std::size_t from = 0; from < count; ++from)
+      for (std::size_t to = 0; to < count; ++to)
+        if (open[from] && open[to]) most = std::max(most, table_[from][to].how.staging_buffers());
     return most;
   }
 
-  /// Whether some route decodes a block into staging on its way to another codec.
-  static consteval bool stages_raw_blocks() {
+  /// Whether some route between these tiers decodes a block into staging on its way to another codec.
+  static constexpr bool stages_raw_blocks(const presence& open) noexcept {
     bool any = false;
-    for (const auto& row : table())
-      for (const auto& e : row) any = any || e.how.scratch;
+    for (std::size_t from = 0; from < count; ++from)
+      for (std::size_t to = 0; to < count; ++to)
+        any = any || (open[from] && open[to] && table_[from][to].how.scratch);
     return any;
   }
 
