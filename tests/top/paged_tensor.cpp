@@ -171,7 +171,7 @@ TEST_CASE("a tensor ten times larger than tier 0 comes back bit for bit from dis
   CHECK(s.pins == 0);
 
   // Pages in any order.
-  for (const std::size_t i : {80, 3, 41, 3, 0}) {
+  for (const std::size_t i : std::vector<std::size_t>{80, 3, 41, 3, 0}) {
     auto held = ctx.sync_wait(t->page(i));
     REQUIRE(held);
     CHECK(equal(held->values(), std::span(want).subspan(i * page_values, t->page_size(i))));
