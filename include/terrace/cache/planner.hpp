@@ -127,7 +127,7 @@ class planner {
 
   // --- Hints, time, sizes, accounts (planner_upkeep.hpp).
 
-  /// Applies `h` to these blocks; see kv_store::hint. O(blocks log hints).
+  /// Applies `h` to these blocks; see sequence::hint. O(blocks log hints).
   hint_outcome hint_blocks(std::span<const block_id> blocks, const hint& h);
   /// Tells the policies of the tiers that have the block what share of the softmax mass it drew in this step.
   void weigh(std::uint32_t block, float mass);

@@ -144,11 +144,7 @@ inline void planner::overdue(transfer_job& job) {
     tier_health& health = tiers_[job.from]->health;
     ++health.failures;
     health.last = late;
-    std::size_t other = tiers();
-    for (std::size_t t = 1; t < tiers(); ++t)
-      if (t != job.from && r.copies[t].readable() &&
-          (other == tiers() || r.copies[t].quality > r.copies[other].quality))
-        other = t;
+    const std::size_t other = blocks_.best_copy(r, 1, job.from);
     const claim slot = other == tiers() ? claim{room::impossible, {}} : claim_slot(slot_bytes(r), {});
     if (slot.what != room::ready) {
       lose_load(job.block, late);
@@ -161,7 +157,6 @@ inline void planner::overdue(transfer_job& job) {
     }
   } else {
     ++overdue_stores_;
-    ++tiers_[job.to]->stats.failed_stores;
     note_failure(job.to, late);
     r.copies[job.to] = {};
     if (job.evict) {

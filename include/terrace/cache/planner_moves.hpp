@@ -220,7 +220,6 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
     to.stats.bytes_written += job.target.bytes;
     tiers_[job.from]->stats.bytes_read += job.source.bytes;
   } else {
-    ++to.stats.failed_stores;
     note_failure(job.to, outcome.error());
     to.release(job.target);
     target = {};
@@ -238,6 +237,7 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
 
 // A tier that fails to take blocks is left alone for a while, longer each time, and tried again.
 inline void planner::note_failure(std::size_t tier, const error& cause) {
+  ++tiers_[tier]->stats.failed_stores;
   tier_health& health = tiers_[tier]->health;
   using std::chrono::milliseconds;
   const auto pause = milliseconds(10) * (1 << std::min<std::uint64_t>(health.failures, 9));

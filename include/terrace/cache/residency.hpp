@@ -112,11 +112,13 @@ class residency {
   }
 
   /// The best copy that can be read from somewhere: the highest fidelity, then the nearest. tiers() where
-  /// there is none. `from` skips nearer tiers.
-  std::size_t best_copy(const block_record& r, std::size_t from = 0) const noexcept {
+  /// there is none. `from` skips nearer tiers, `except` skips one.
+  std::size_t best_copy(const block_record& r, std::size_t from = 0,
+                        std::size_t except = max_tiers) const noexcept {
     std::size_t best = tiers_;
     for (std::size_t t = from; t < tiers_; ++t)
-      if (r.copies[t].readable() && (best == tiers_ || r.copies[t].quality > r.copies[best].quality))
+      if (t != except && r.copies[t].readable() &&
+          (best == tiers_ || r.copies[t].quality > r.copies[best].quality))
         best = t;
     return best;
   }

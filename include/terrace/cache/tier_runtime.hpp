@@ -51,7 +51,7 @@ class tier_runtime final : public tier_control {
 
   result<void> resize([[maybe_unused]] std::size_t bytes) override {
     if (medium_ == nullptr) return fail(errc::unavailable, "a tier that was left out cannot be resized");
-    if constexpr (requires(medium_type & m) { m.resize(bytes); })
+    if constexpr (resizable_medium<medium_type>)
       return medium_->resize(bytes);
     else
       return fail(errc::unavailable, "the medium of this tier cannot be resized");
