@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "instruction_sets.hpp"
 #include "terrace/codec/fp8.hpp"
 #include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
@@ -27,13 +28,6 @@ namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-
-std::vector<isa> sets_here() {
-  std::vector<isa> sets;
-  for (const isa set : {isa::portable, isa::avx2, isa::avx512})
-    if (set <= probe_isa()) sets.push_back(set);
-  return sets;
-}
 
 // The KV of one layer in blocks, and the queries that look at it. Bytes behind the last token are all ones, a
 // NaN in every element type.

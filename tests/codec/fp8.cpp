@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "instruction_sets.hpp"
 #include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
 #include "terrace/core/element.hpp"
@@ -23,13 +24,6 @@ namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-
-std::vector<isa> sets_here() {
-  std::vector<isa> sets;
-  for (const isa set : {isa::portable, isa::avx2, isa::avx512})
-    if (set <= probe_isa()) sets.push_back(set);
-  return sets;
-}
 
 template <class T>
 layer_group row_of(std::size_t values) {

@@ -12,19 +12,13 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "instruction_sets.hpp"
 #include "terrace/core/element.hpp"
 #include "terrace/testing/codec_conformance.hpp"
 
 using namespace terrace;
 
 namespace {
-
-std::vector<isa> sets_here() {
-  std::vector<isa> sets;
-  for (const isa set : {isa::portable, isa::avx2, isa::avx512})
-    if (set <= probe_isa()) sets.push_back(set);
-  return sets;
-}
 
 using group_of_codes = std::array<std::byte, q4_0::group_bytes>;
 

@@ -12,18 +12,12 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "instruction_sets.hpp"
 #include "terrace/core/element.hpp"
 
 using namespace terrace;
 
 namespace {
-
-std::vector<isa> sets_here() {
-  std::vector<isa> sets;
-  for (const isa set : {isa::portable, isa::avx2, isa::avx512})
-    if (set <= probe_isa()) sets.push_back(set);
-  return sets;
-}
 
 using group_of_codes = std::array<std::byte, q8_0::group_bytes>;
 

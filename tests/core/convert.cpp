@@ -8,17 +8,11 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "instruction_sets.hpp"
 
 using namespace terrace;
 
 namespace {
-
-std::vector<isa> sets_here() {
-  std::vector<isa> sets;
-  for (const isa set : {isa::portable, isa::avx2, isa::avx512})
-    if (set <= probe_isa()) sets.push_back(set);
-  return sets;
-}
 
 template <class T>
 std::vector<T> all_16_bit_values() {
