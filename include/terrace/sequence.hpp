@@ -194,7 +194,12 @@ inline result<block_id> sequence::open_like(std::size_t row, const std::byte* co
       p.owner->open_block(static_cast<std::uint16_t>(p.group_index(row)), static_cast<std::uint16_t>(row),
                           parent, static_cast<std::uint32_t>(blocks.size()));
   if (!block) return propagate(block.error());
-  if (contents != nullptr) std::memcpy(p.owner->open_data(*block), contents, p.group(row).block_bytes());
+  if (contents != nullptr)
+    if (auto copied = p.owner->copy_hot(p.owner->open_data(*block), contents, p.group(row).block_bytes());
+        !copied) {
+      p.owner->drop_ref(*block);
+      return propagate(copied.error());
+    }
   return p.owner->id_of(*block);
 }
 

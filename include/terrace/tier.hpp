@@ -10,17 +10,16 @@ namespace terrace {
 /// One rung of the ladder: a medium and the codec that its blocks are stored in. Nothing but types;
 /// capacities and paths are given to `tiered_cache::open`, as the medium's options.
 template <medium Medium, codec Codec = identity>
-requires(Medium::addressable != reach::host || host_addressable_medium<Medium>) struct tier {
+requires(Medium::addressable == reach::nobody || host_addressable_medium<Medium> ||
+         device_addressable_medium<Medium>) struct tier {
   using medium_type = Medium;
   using codec_type = Codec;
   using options = typename Medium::options;
 
-  /// Attention can read its blocks without decoding them.
+  /// Attention can read its blocks where they are, encoded as they may be.
   static constexpr bool attendable = Medium::addressable != reach::nobody && Codec::attendable;
-  /// Host attention reads its blocks where they are, encoded as they may be.
-  static constexpr bool read_in_place = Medium::addressable == reach::host && Codec::attendable;
-  /// Its blocks lie at host addresses as the engine wrote them.
-  static constexpr bool raw_in_place = read_in_place && std::is_same_v<Codec, identity>;
+  /// They lie there as the engine wrote them.
+  static constexpr bool raw_in_place = attendable && std::is_same_v<Codec, identity>;
 };
 
 template <class T>

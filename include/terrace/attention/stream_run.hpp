@@ -61,6 +61,9 @@ class stream_run {
   /// Takes the queries, [token][q_head][dim]. Errors: invalid_argument for a span of another size.
   template <element_type Q>
   result<void> load(std::span<const Q> queries) {
+    if (cache_.control().hot_reach() != reach::host)
+      return fail(errc::invalid_argument,
+                  "attention on the host cannot read a first tier in device memory; cuda/ has its own");
     const layer_group& g = group();
     const std::size_t per_head = std::size_t{tokens_} * g.k.dim;
     if (per_head == 0 || queries.size() % per_head != 0)

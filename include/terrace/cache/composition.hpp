@@ -26,6 +26,15 @@ constexpr bool nearest_first() {
   return right;
 }
 
+// Device memory is nearer than the host's to an engine that computes there, and out of reach of one that does not.
+template <class... Tiers>
+constexpr bool device_first() {
+  bool right = true, past = false;
+  ((Tiers::medium_type::addressable == reach::device ? void(right = right && !past) : void(past = true)),
+   ...);
+  return right;
+}
+
 // Each check is asked only where the ones before it hold, so that one mistake gives one sentence.
 template <class Policy, class... Tiers>
 struct checked {
@@ -54,6 +63,13 @@ struct checked {
   static_assert(
       hot_is_raw(),
       "the first tier holds blocks as the engine writes them: it needs an addressable medium and no codec");
+  static consteval bool device_tiers_lead() {
+    if constexpr (has_tiers && policy_last && tiers_first)
+      return device_first<Tiers...>() || !order();
+    else
+      return true;
+  }
+  static_assert(device_tiers_lead(), "a tier in device memory may not follow one that is not");
   static_assert(sizeof...(Tiers) <= max_tiers, "a tiered_cache has at most six tiers");
 };
 

@@ -32,10 +32,11 @@ struct cache_storage<std::tuple<Tiers...>, Policy> {
   using engine_type = transfer_engine<Tiers...>;
 
   cache_storage(context& ctx, kv_layout layout, std::unique_ptr<typename Tiers::medium_type>... media,
-                const typename Policy::options& policy, staging buffers, const cache_options& o)
-      : tiers(std::make_unique<tier_runtime<Tiers, Policy>>(std::move(media), policy)...),
-        engine(ctx, media_of(tiers), std::move(buffers),
-               o.transfers.loads_in_flight + o.transfers.stores_in_flight, o.transfers.deadline),
+                const typename Policy::options& policy, staging cut, const cache_options& o)
+      : buffers(std::move(cut)),
+        tiers(std::make_unique<tier_runtime<Tiers, Policy>>(std::move(media), policy)...),
+        engine(ctx, media_of(tiers), buffers, o.transfers.loads_in_flight + o.transfers.stores_in_flight,
+               o.transfers.deadline),
         control(ctx, std::move(layout), controls_of(tiers), engine, o.transfers) {
     engine.report_to(control);
   }
@@ -49,6 +50,7 @@ struct cache_storage<std::tuple<Tiers...>, Policy> {
     return std::apply([](const auto&... t) { return std::vector<tier_control*>{t.get()...}; }, all);
   }
 
+  staging buffers;  // first: media may have registered it
   runtimes tiers;
   engine_type engine;
   planner control;

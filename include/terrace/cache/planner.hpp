@@ -142,6 +142,12 @@ class planner {
   std::size_t hot_capacity() const noexcept { return tiers_[0]->capacity(); }
   /// Where the slots of tier 0 begin; it does not change.
   const std::byte* hot_data() const noexcept { return tiers_[0]->address({}); }
+  /// Whose memory tier 0 lies in: the host's or a device's.
+  reach hot_reach() const noexcept { return tiers_[0]->what.addressable; }
+  /// Copies between addresses of tier 0.
+  result<void> copy_hot(std::byte* to, const std::byte* from, std::size_t bytes) {
+    return tiers_[0]->copy_within(to, from, bytes);
+  }
   std::size_t hot_bytes() const noexcept { return tiers_[0]->used() + transfers_.staging_in_use(); }
   void note_hot_bytes() noexcept { hot_peak_ = hot_peak_ < hot_bytes() ? hot_bytes() : hot_peak_; }
 

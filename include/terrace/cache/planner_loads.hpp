@@ -101,6 +101,13 @@ inline void planner::finish_load(transfer_job& job, const result<void>& outcome)
     collect(job.block);
     return;
   }
+  if (job.write_failed) {  // a device took no copy: this time the block cannot be had
+    ++tiers_[0]->health.failures;
+    tiers_[0]->health.last = outcome.error();
+    unpin(job.block, job.from);
+    tiers_[0]->release(slot.where);
+    return lose_load(job.block, outcome.error());
+  }
   // This copy is of no use to anybody. Another one may be; only when there is none the block is lost.
   ++from.stats.lost;
   ++from.health.failures;

@@ -95,7 +95,8 @@ inline std::size_t planner::readable_copy(const block_record& r, lease_form form
   std::size_t best = tiers();
   for (std::size_t t = 0; t < tiers(); ++t)
     if (r.copies[t].readable() &&
-        (form == lease_form::raw ? tiers_[t]->what.raw : tiers_[t]->what.readable) &&
+        (form == lease_form::raw ? tiers_[t]->what.raw && tiers_[t]->what.addressable == hot_reach()
+                                 : tiers_[t]->what.readable) &&
         (best == tiers() || r.copies[t].quality > r.copies[best].quality))
       best = t;
   return best;

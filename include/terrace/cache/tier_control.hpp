@@ -9,7 +9,7 @@
 #include "terrace/cache/stats.hpp"
 #include "terrace/core/index_list.hpp"
 #include "terrace/core/layout.hpp"
-#include "terrace/medium/extent.hpp"
+#include "terrace/medium/medium.hpp"
 #include "terrace/policy/policy.hpp"
 
 namespace terrace {
@@ -22,12 +22,12 @@ class tier_control {
   struct traits {
     std::string_view medium;
     std::string_view codec;
-    bool readable = false;        ///< host attention reads its blocks where they are
-    bool raw = false;             ///< and they are as the engine wrote them
-    bool addressable = false;     ///< its encoded bytes have host addresses
-    std::uint8_t loss = 0;        ///< of its codec
-    std::uint32_t format_id = 0;  ///< of its codec
-    bool weighs = false;          ///< its policy wants to know blocks' shares of the softmax mass
+    reach addressable = reach::nobody;  ///< who reads its encoded bytes at addresses
+    bool readable = false;              ///< attention reads its blocks where they are
+    bool raw = false;                   ///< and they are as the engine wrote them
+    std::uint8_t loss = 0;              ///< of its codec
+    std::uint32_t format_id = 0;        ///< of its codec
+    bool weighs = false;                ///< its policy wants to know blocks' shares of the softmax mass
   };
   const traits what;
   tier_stats stats;
@@ -41,6 +41,8 @@ class tier_control {
   virtual void release(extent e) noexcept = 0;
   /// nullptr where the tier is not addressable.
   virtual std::byte* address(extent e) noexcept = 0;
+  /// Copies between two addresses of the tier, in the order of the engine's own work.
+  virtual result<void> copy_within(std::byte* to, const std::byte* from, std::size_t bytes) = 0;
   virtual std::size_t capacity() const noexcept = 0;
   virtual std::size_t used() const noexcept = 0;
   virtual std::size_t max_encoded_size(const layer_group& g) const noexcept = 0;

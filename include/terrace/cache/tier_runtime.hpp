@@ -1,4 +1,5 @@
 #pragma once
+#include <cstring>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -20,9 +21,9 @@ class tier_runtime final : public tier_control {
   tier_runtime(std::unique_ptr<medium_type> m, typename Policy::options o)
       : tier_control({.medium = medium_type::name,
                       .codec = codec_type::name,
-                      .readable = Tier::read_in_place,
+                      .addressable = medium_type::addressable,
+                      .readable = Tier::attendable,
                       .raw = Tier::raw_in_place,
-                      .addressable = medium_type::addressable == reach::host,
                       .loss = codec_type::loss,
                       .format_id = codec_type::format_id,
                       .weighs = mass_weighing_policy<Policy>}),
@@ -38,10 +39,16 @@ class tier_runtime final : public tier_control {
   }
   void release(extent e) noexcept override { medium_->release(e); }
   std::byte* address([[maybe_unused]] extent e) noexcept override {
-    if constexpr (medium_type::addressable == reach::host)
+    if constexpr (medium_type::addressable != reach::nobody)
       return medium_->address(e);
     else
       return nullptr;
+  }
+  result<void> copy_within([[maybe_unused]] std::byte* to, [[maybe_unused]] const std::byte* from,
+                           [[maybe_unused]] std::size_t bytes) override {
+    if constexpr (medium_type::addressable == reach::device) return medium_->copy_within(to, from, bytes);
+    if constexpr (medium_type::addressable == reach::host) std::memcpy(to, from, bytes);
+    return {};
   }
   std::size_t capacity() const noexcept override { return medium_ == nullptr ? 0 : medium_->capacity(); }
   std::size_t used() const noexcept override { return medium_ == nullptr ? 0 : medium_->used(); }

@@ -50,12 +50,13 @@ constexpr std::string_view name(errc code) noexcept {
 struct error {
   errc code = errc::invalid_argument;
   const char* text = "";
-  int system = 0;  ///< errno, or a CUDA error number; 0 where there is none
+  int system = 0;                                   ///< errno, or a CUDA error number; 0 where there is none
+  const char* (*describe)(int) noexcept = nullptr;  ///< what `system` means, where it is not an errno
 
   /// "text: system message", for people.
   std::string message() const {
     std::string out = *text != 0 ? std::string(text) : std::string(name(code));
-    if (system != 0) out.append(": ").append(std::strerror(system));
+    if (system != 0) out.append(": ").append(describe != nullptr ? describe(system) : std::strerror(system));
     return out;
   }
   friend bool operator==(const error& a, const error& b) noexcept {
@@ -68,7 +69,7 @@ using result = basic_result<T, error>;
 
 /// `return fail(errc::invalid_argument, "a capacity of 0 holds no block")`.
 inline failure<error> fail(errc code, const char* text, int system = 0) noexcept {
-  return failure<error>{error{code, text, system}};
+  return failure<error>{error{code, text, system, nullptr}};
 }
 
 /// `return propagate(opened.error())`: hands an error on.

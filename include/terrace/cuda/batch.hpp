@@ -12,9 +12,8 @@
 #include "terrace/cache/store.hpp"
 #include "terrace/sequence.hpp"
 
-namespace terrace {
+namespace terrace::cuda {
 inline namespace TERRACE_EX {
-namespace cuda {
 
 /// Where an engine's kernel writes the K and V of reserved tokens: for each of them, in the order of the
 /// batch, the index of its slot, in device memory at an address that does not change.
@@ -73,6 +72,5 @@ class batch {
 cudaError_t merge(float* into, const float* partial, std::uint32_t rows, std::uint32_t dim,
                   cudaStream_t stream) noexcept;
 
-}  // namespace cuda
 }  // namespace TERRACE_EX
-}  // namespace terrace
+}  // namespace terrace::cuda

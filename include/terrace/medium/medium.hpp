@@ -70,11 +70,21 @@ concept resizable_medium = medium<M> && requires(M& m, std::size_t bytes) {
 };
 
 /// A medium that wants to know which memory transfers use again and again: `register_buffer(memory)`. The
-/// cache names its staging buffers, once, before the first transfer; they may go before the medium is closed,
-/// but after the last transfer. A medium that cannot make use of it does as if nothing had been said.
+/// cache names its staging buffers, once, before the first transfer; they stay until the medium is closed. A
+/// medium that cannot make use of it does as if nothing had been said.
 template <class M>
 concept buffer_registering_medium = medium<M> && requires(M& m, mutable_bytes memory) {
   { m.register_buffer(memory) } -> std::same_as<void>;
+};
+
+/// A medium whose bytes a device reads where they are: `address(extent)` is the device's. `copy_within(to, from,
+/// bytes)` copies between two of its addresses, in the order of the engine's own work there.
+template <class M>
+concept device_addressable_medium = medium<M> && M::addressable ==
+                                    reach::device&& requires(M& m, extent e, std::byte* at) {
+  { m.address(e) }
+  noexcept->std::same_as<std::byte*>;
+  { m.copy_within(at, at, std::size_t{}) } -> std::same_as<result<void>>;
 };
 
 /// A medium whose bytes the host reads where they are.

@@ -58,11 +58,11 @@ class transfer_engine final : public transfer_port, private event_source {
     return any;
   }
 
-  transfer_engine(context& ctx, media m, staging buffers, std::size_t carriers,
+  transfer_engine(context& ctx, media m, staging& buffers, std::size_t carriers,
                   context::clock::duration deadline)
       : context_(ctx),
         media_(m),
-        staging_(std::move(buffers)),
+        staging_(buffers),
         deadline_(deadline),
         carriers_(std::make_unique<carrier[]>(carriers)) {
     for (std::size_t i = 0; i < carriers; ++i) {
@@ -190,6 +190,7 @@ class transfer_engine final : public transfer_port, private event_source {
     }
     void io_done(result<void> outcome) noexcept {
       trace_io();
+      job->write_failed = !outcome && writing;
       if (!outcome || writing || job->overdue) return finish(outcome);
       work_or_write();
     }
@@ -364,7 +365,7 @@ class transfer_engine final : public transfer_port, private event_source {
 
   context& context_;
   media media_;
-  staging staging_;
+  staging& staging_;
   context::clock::duration deadline_;
   planner* planner_ = nullptr;
   queue_by_time on_time_;

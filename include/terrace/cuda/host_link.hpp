@@ -1,0 +1,395 @@
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "terrace/core/bytes.hpp"
+#include "terrace/cuda/device.hpp"
+#include "terrace/cuda/event_pool.hpp"
+#include "terrace/cuda/pinning.hpp"
+#include "terrace/cuda/transfer_choice.hpp"
+#include "terrace/execution/context.hpp"
+#include "terrace/execution/event_source.hpp"
+
+namespace terrace::cuda {
+
+/// Bytes that go from one place to another; one of them is host memory.
+struct copy_piece {
+  std::byte* to = nullptr;
+  const std::byte* from = nullptr;
+  std::size_t bytes = 0;
+};
+
+enum class copy_direction : std::uint8_t { up, down };  ///< host to device, device to host
+
+/// Copies many pieces by a kernel on `stream`; all of them in pinned memory or on the device.
+using copy_kernel = cudaError_t (*)(std::span<const copy_piece> pieces, copy_direction way,
+                                    cudaStream_t stream);
+
+/// Something that a device does, and whose end the owner of the context is told: a node in the lists of host_link.
+class device_work {
+ public:
+  device_work() = default;
+  device_work(const device_work&) = delete;
+  device_work& operator=(const device_work&) = delete;
+  /// On the owner, in poll(). It may be gone afterwards.
+  virtual void complete(cudaError_t how) noexcept = 0;
+
+ protected:
+  ~device_work() = default;
+
+ private:
+  friend class host_link;
+  copy_piece piece_;
+  device_work* next_ = nullptr;
+};
+
+/// The link between a context's host memory and one device: a copy stream for each direction, the choice of how
+/// pieces travel, and the events that tell the owner when work has ended. One for each context and device, which all
+/// tiers on that device share.
+///
+/// Copies that are started between two polls go together. Ordering, which rules out the corruption that such caches
+/// are known for: a copy begins only after everything that the engine's streams (`follow`) had been given when the
+/// copy was submitted. So it reads what the engine's kernels wrote, and overwrites nothing that they still read.
+/// The host never waits for a device here, and nothing is ever synchronised device-wide.
+///
+/// Ends are found by polling events, never by host callbacks: these run on a thread of the driver's, carry no status,
+/// and do not come at all after an error that sticks. Owner thread only.
+class host_link final : public event_source {
+ public:
+  /// The link of `ctx` to `device`; made by the first call. Errors: unavailable without a device that works.
+  static result<host_link*> of(context& ctx, int device = 0);
+  ~host_link() override;
+
+  int device() const noexcept { return device_; }
+  cudaStream_t stream(copy_direction way) const noexcept { return lanes_[index(way)].stream; }
+
+  /// A stream on which the engine writes or reads blocks; nullptr is the legacy default stream. O(streams).
+  void follow(cudaStream_t engine) {
+    if (std::find(followed_.begin(), followed_.end(), engine) == followed_.end()) followed_.push_back(engine);
+  }
+  /// How pieces travel from now on, and the kernel that may carry them (cuda/gather.cuh has one).
+  void use(const transfer_choice& choice) noexcept { choice_ = choice; }
+  void use(copy_kernel kernel) noexcept { kernel_ = kernel; }
+  const transfer_choice& choice() const noexcept { return choice_; }
+
+  /// Pins host memory while the answer lives (cuda/pinning.hpp).
+  class pinned_memory;
+  std::unique_ptr<pinned_memory> pin(mutable_bytes memory, bool at_once = false);
+
+  /// Starts the copy of `piece` at the next poll(); `work` completes when it has ended. Both stay until then.
+  void copy(device_work& work, const copy_piece& piece, copy_direction way) noexcept {
+    work.piece_ = piece;
+    lanes_[index(way)].queued.push_back(work);
+    ++pending_;
+  }
+  /// `work` completes when everything that `stream` was given so far has ended, with the error if it failed.
+  void when_done(device_work& work, cudaStream_t stream) noexcept;
+
+  /// Enqueues copies on `stream` now, by the method that suits them, for work whose order the caller keeps by
+  /// events of its own: nobody is told of their end, and no stream is followed.
+  cudaError_t enqueue(std::span<const copy_piece> pieces, copy_direction way, cudaStream_t stream) noexcept;
+
+  /// Events without timing, taken and given back.
+  event_pool& events() noexcept { return events_; }
+
+  std::size_t poll() noexcept override;
+  std::size_t pending() const noexcept override { return pending_; }
+  int descriptor() const noexcept override { return -1; }
+
+ private:
+  struct work_list {
+    device_work* head = nullptr;
+    device_work* tail = nullptr;
+    bool empty() const noexcept { return head == nullptr; }
+    void push_back(device_work& w) noexcept {
+      w.next_ = nullptr;
+      (head == nullptr ? head : tail->next_) = &w;
+      tail = &w;
+    }
+    device_work& pop_front() noexcept {
+      device_work& w = *head;
+      head = w.next_;
+      return w;
+    }
+  };
+  // Works that end with one event.
+  struct flight {
+    cudaEvent_t event = nullptr;
+    work_list works;
+  };
+  struct lane {
+    cudaStream_t stream = nullptr;
+    work_list queued;
+    std::vector<flight> flights;  // oldest first
+  };
+
+  host_link(context& owner, int device) noexcept : context_(owner), device_(device), events_(device) {}
+  static constexpr std::size_t index(copy_direction way) noexcept { return static_cast<std::size_t>(way); }
+  cudaError_t open() noexcept;
+  std::size_t submit(lane& l, copy_direction way) noexcept;
+  cudaError_t wait_for_engine(cudaStream_t stream) noexcept;
+  std::size_t land(std::vector<flight>& flights, bool in_order) noexcept;
+  std::size_t complete(work_list works, cudaError_t how) noexcept;
+  const pinning* pinning_of(const void* host) const noexcept;
+  std::size_t add_split(const copy_piece& piece, copy_direction way);
+  cudaError_t enqueue_one_by_one(cudaStream_t stream) noexcept;
+  cudaError_t enqueue_batched(cudaStream_t stream) noexcept;
+
+  context& context_;
+  int device_;
+  event_pool events_;
+  std::array<lane, 2> lanes_;
+  std::vector<flight> watched_;
+  std::vector<cudaStream_t> followed_;
+  std::vector<const pinning*> pinned_;
+  transfer_choice choice_;
+  copy_kernel kernel_ = nullptr;
+  bool has_batched_ = true;  // until the driver says otherwise
+  std::size_t pending_ = 0;
+  // Scratch of enqueue.
+  std::vector<copy_piece> pieces_, gathered_;
+  std::vector<void*> to_;
+  std::vector<const void*> from_;
+  std::vector<std::size_t> bytes_;
+};
+
+/// Host memory that is pinned, and known to its link, while this lives. It ends before the context does.
+class host_link::pinned_memory {
+ public:
+  pinned_memory(host_link& link, mutable_bytes memory, bool at_once)
+      : link_(link), pins_(link.device_, memory, at_once) {
+    link_.pinned_.push_back(&pins_);
+  }
+  pinned_memory(const pinned_memory&) = delete;
+  pinned_memory& operator=(const pinned_memory&) = delete;
+  ~pinned_memory() { std::erase(link_.pinned_, &pins_); }
+  const pinning& pins() const noexcept { return pins_; }
+  /// Waits until everything that can be pinned is.
+  void finish() { pins_.finish(); }
+
+ private:
+  host_link& link_;
+  pinning pins_;
+};
+
+inline std::unique_ptr<host_link::pinned_memory> host_link::pin(mutable_bytes memory, bool at_once) {
+  return std::make_unique<pinned_memory>(*this, memory, at_once);
+}
+
+inline result<host_link*> host_link::of(context& ctx, int device) {
+  static constexpr std::array<char, 64> kinds{};  // addresses alone: one for each device
+  if (device < 0 || static_cast<std::size_t>(device) >= kinds.size())
+    return terrace::fail(errc::invalid_argument, "there is no CUDA device of this number");
+  const void* const kind = &kinds[static_cast<std::size_t>(device)];
+  if (event_source* const shared = ctx.owned(kind)) return static_cast<host_link*>(shared);
+  if (auto probed = probe_device(device); !probed) return propagate(probed.error());
+  std::unique_ptr<host_link> made(new host_link(ctx, device));
+  if (const cudaError_t e = made->open(); e != cudaSuccess)
+    return fail(e, "a CUDA device gives no stream for copies");
+  host_link* const link = made.get();
+  ctx.own(std::move(made), kind);
+  ctx.attach(*link);
+  return link;
+}
+
+inline cudaError_t host_link::open() noexcept {
+  const device_scope scope(device_);
+  for (lane& l : lanes_)
+    if (const cudaError_t e = cudaStreamCreateWithFlags(&l.stream, cudaStreamNonBlocking); e != cudaSuccess)
+      return e;
+  return cudaSuccess;
+}
+
+inline host_link::~host_link() {
+  context_.detach(*this);
+  const device_scope scope(device_);
+  for (lane& l : lanes_) {
+    submit(l, &l == lanes_.data() ? copy_direction::up : copy_direction::down);
+    if (l.stream != nullptr) static_cast<void>(cudaStreamSynchronize(l.stream));
+    while (!l.flights.empty() && land(l.flights, true) != 0) {
+    }
+    if (l.stream != nullptr) static_cast<void>(cudaStreamDestroy(l.stream));
+  }
+}
+
+inline std::size_t host_link::poll() noexcept {
+  const auto submit_all = [this] {
+    std::size_t refused = 0;
+    for (const copy_direction way : {copy_direction::up, copy_direction::down})
+      refused += submit(lanes_[index(way)], way);
+    return refused;
+  };
+  std::size_t ended = submit_all();
+  for (lane& l : lanes_) ended += land(l.flights, true);
+  ended += land(watched_, false);
+  return ended + submit_all();  // what the completions have started
+}
+
+// Everything that the engine has been given so far comes before what is put on `stream` from here on.
+inline cudaError_t host_link::wait_for_engine(cudaStream_t stream) noexcept {
+  for (const cudaStream_t engine : followed_) {
+    const auto event = events_.take();
+    if (!event) return static_cast<cudaError_t>(event.error().system);
+    cudaError_t e = cudaEventRecord(*event, engine);
+    if (e == cudaSuccess) e = cudaStreamWaitEvent(stream, *event, 0);
+    events_.give_back(*event);  // a wait refers to what was recorded when it was enqueued
+    if (e != cudaSuccess) return e;
+  }
+  return cudaSuccess;
+}
+
+// Returns how many completed at once, because they could not be enqueued.
+inline std::size_t host_link::submit(lane& l, copy_direction way) noexcept {
+  if (l.queued.empty()) return 0;
+  const device_scope scope(device_);
+  work_list works = std::exchange(l.queued, {});
+  gathered_.clear();
+  for (const device_work* w = works.head; w != nullptr; w = w->next_) gathered_.push_back(w->piece_);
+  flight f{nullptr, works};
+  cudaError_t e = wait_for_engine(l.stream);
+  if (e == cudaSuccess) e = enqueue(gathered_, way, l.stream);
+  // Whatever was enqueued before an error may still write: nobody is told before it has ended.
+  if (e == cudaSuccess) {
+    const auto event = events_.take();
+    e = event ? cudaEventRecord(*event, l.stream) : static_cast<cudaError_t>(event.error().system);
+    if (event) f.event = *event;
+  }
+  if (e == cudaSuccess) {
+    l.flights.push_back(f);
+    return 0;
+  }
+  static_cast<void>(cudaGetLastError());
+  static_cast<void>(cudaStreamSynchronize(l.stream));
+  if (f.event != nullptr) events_.give_back(f.event);
+  return complete(works, e);
+}
+
+inline void host_link::when_done(device_work& work, cudaStream_t stream) noexcept {
+  const device_scope scope(device_);
+  ++pending_;
+  flight f;
+  f.works.push_back(work);
+  const auto event = events_.take();
+  const cudaError_t e =
+      event ? cudaEventRecord(*event, stream) : static_cast<cudaError_t>(event.error().system);
+  if (e == cudaSuccess) {
+    f.event = *event;
+    return watched_.push_back(f);
+  }
+  static_cast<void>(cudaGetLastError());
+  if (event) events_.give_back(*event);
+  complete(f.works, e);
+}
+
+// Completes what has ended. Completions may poll in turn, and start more.
+inline std::size_t host_link::land(std::vector<flight>& flights, bool in_order) noexcept {
+  std::size_t ended = 0;
+  for (std::size_t i = 0; i < flights.size();) {
+    const cudaError_t how = cudaEventQuery(flights[i].event);
+    if (how == cudaErrorNotReady) {
+      static_cast<void>(cudaGetLastError());
+      if (in_order) break;
+      ++i;
+      continue;
+    }
+    const flight f = flights[i];
+    flights.erase(flights.begin() + static_cast<std::ptrdiff_t>(i));
+    events_.give_back(f.event);
+    ended += complete(f.works, how);
+    i = in_order ? 0 : std::min(i, flights.size());
+  }
+  return ended;
+}
+
+inline std::size_t host_link::complete(work_list works, cudaError_t how) noexcept {
+  std::size_t count = 0;
+  while (!works.empty()) {
+    device_work& w = works.pop_front();
+    --pending_;
+    ++count;
+    w.complete(how);
+  }
+  return count;
+}
+
+inline const pinning* host_link::pinning_of(const void* host) const noexcept {
+  for (const pinning* p : pinned_)
+    if (p->contains(host)) return p;
+  return nullptr;
+}
+
+// Cuts a piece where its host side comes to the end of a pinned chunk. Returns 1 where all of it is pinned.
+inline std::size_t host_link::add_split(const copy_piece& piece, copy_direction way) {
+  const void* const host = way == copy_direction::up ? static_cast<const void*>(piece.from) : piece.to;
+  const pinning* const pins = pinning_of(host);
+  const bool pinned = pins != nullptr && pins->covers(host, piece.bytes);
+  copy_piece rest = piece;
+  while (pins != nullptr && rest.bytes != 0) {
+    const void* const at = way == copy_direction::up ? static_cast<const void*>(rest.from) : rest.to;
+    const std::size_t now = std::min(rest.bytes, pins->left_in_chunk(at));
+    pieces_.push_back({rest.to, rest.from, now});
+    rest = {rest.to + now, rest.from + now, rest.bytes - now};
+  }
+  if (rest.bytes != 0) pieces_.push_back(rest);
+  return pinned ? 1 : 0;
+}
+
+inline cudaError_t host_link::enqueue(std::span<const copy_piece> pieces, copy_direction way,
+                                      cudaStream_t stream) noexcept {
+  if (pieces.empty()) return cudaSuccess;
+  pieces_.clear();
+  std::size_t pinned = 0, bytes = 0;
+  for (const copy_piece& p : pieces) {
+    pinned += add_split(p, way);
+    bytes += p.bytes;
+  }
+  if (pieces_.empty()) return cudaSuccess;
+  const transfer_method method = choice_.pick(bytes / pieces_.size(), pieces_.size());
+  if (method == transfer_method::kernel && kernel_ != nullptr && pinned == pieces.size())
+    return kernel_(pieces_, way, stream);
+  if (method != transfer_method::copies && pieces_.size() > 1 && has_batched_) {
+    const cudaError_t e = enqueue_batched(stream);
+    if (e != cudaErrorNotSupported && e != cudaErrorCallRequiresNewerDriver) return e;
+    static_cast<void>(cudaGetLastError());
+    has_batched_ = false;
+  }
+  return enqueue_one_by_one(stream);
+}
+
+inline cudaError_t host_link::enqueue_one_by_one(cudaStream_t stream) noexcept {
+  for (const copy_piece& p : pieces_)
+    if (const cudaError_t e = cudaMemcpyAsync(p.to, p.from, p.bytes, cudaMemcpyDefault, stream);
+        e != cudaSuccess)
+      return e;
+  return cudaSuccess;
+}
+
+inline cudaError_t host_link::enqueue_batched([[maybe_unused]] cudaStream_t stream) noexcept {
+#if CUDART_VERSION >= 13000
+  to_.clear();
+  from_.clear();
+  bytes_.clear();
+  for (const copy_piece& p : pieces_) {
+    to_.push_back(p.to);
+    from_.push_back(p.from);
+    bytes_.push_back(p.bytes);
+  }
+  cudaMemcpyAttributes how{};
+  how.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+  std::size_t first = 0;
+  return cudaMemcpyBatchAsync(to_.data(), from_.data(), bytes_.data(), bytes_.size(), &how, &first, 1,
+                              stream);
+#else
+  return cudaErrorNotSupported;
+#endif
+}
+
+}  // namespace terrace::cuda

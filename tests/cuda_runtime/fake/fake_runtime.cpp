@@ -1,0 +1,368 @@
+#include "fake_runtime.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+// What the runtime's opaque handles point at.
+struct CUevent_st {
+  std::uint64_t recorded = 0, reached = 0;  // versions: each record makes a new one
+};
+struct CUstream_st {
+  struct work {
+    std::function<void()> run{};    // may be empty
+    CUevent_st* reaches = nullptr;  // an event that is recorded here
+    CUevent_st* awaits = nullptr;   // an event that this waits for
+    std::uint64_t version = 0;      // of either
+    std::uint64_t barrier = 0;      // on the legacy stream: blocking streams must have passed this
+  };
+  std::deque<work> queue;
+  bool blocking = false;
+};
+
+namespace {
+
+struct machine {
+  fake_cuda::options how;
+  std::mt19937_64 random;
+  CUstream_st legacy;
+  std::vector<std::unique_ptr<CUstream_st>> streams;
+  std::map<std::byte*, std::size_t> device_memory;  // mappings
+  std::map<const std::byte*, std::size_t> pinned;
+  std::map<std::string, std::pair<std::size_t, cudaError_t>> failing;
+  std::size_t work_until_failure = 0;
+  cudaError_t work_failure = cudaSuccess, sticky = cudaSuccess, last = cudaSuccess;
+  bool stalled = false;
+  int access = 0;
+  fake_cuda::counts counts;
+};
+std::recursive_mutex guard;  // pinning has a thread of its own
+machine& m() {
+  static machine the;
+  return the;
+}
+
+cudaError_t remember(cudaError_t e) {
+  if (e != cudaSuccess) m().last = e;
+  return e;
+}
+// Whether this call is one that fails; errors that stick come first.
+cudaError_t enter(const char* function) {
+  if (m().sticky != cudaSuccess) return remember(m().sticky);
+  const auto found = m().failing.find(function);
+  if (found == m().failing.end() || --found->second.first != 0) return cudaSuccess;
+  const cudaError_t how = found->second.second;
+  m().failing.erase(found);
+  return remember(how);
+}
+
+void protect(int how) {
+  for (const auto& [at, bytes] : m().device_memory) ::mprotect(at, bytes, how);
+}
+void open_device() {
+  if (m().access++ == 0) protect(PROT_READ | PROT_WRITE);
+}
+void close_device() {
+  if (--m().access == 0) protect(PROT_NONE);
+}
+
+bool runnable(const CUstream_st& s) {
+  if (s.queue.empty()) return false;
+  const CUstream_st::work& w = s.queue.front();
+  return w.awaits == nullptr || w.awaits->reached >= w.version;
+}
+void run_front(CUstream_st& s) {
+  CUstream_st::work w = std::move(s.queue.front());
+  s.queue.pop_front();
+  if (w.run && m().sticky == cudaSuccess) {
+    if (m().work_until_failure != 0 && --m().work_until_failure == 0) {
+      m().sticky = m().work_failure;
+    } else {
+      open_device();
+      w.run();
+      close_device();
+    }
+  }
+  if (w.reaches != nullptr) w.reaches->reached = std::max(w.reaches->reached, w.version);
+}
+std::vector<CUstream_st*> all_streams() {
+  std::vector<CUstream_st*> all{&m().legacy};
+  for (const auto& s : m().streams) all.push_back(s.get());
+  return all;
+}
+// Runs up to `most` works of streams drawn at random; false where none can run.
+bool pump(std::size_t most) {
+  while (most-- > 0) {
+    std::vector<CUstream_st*> ready;
+    for (CUstream_st* s : all_streams())
+      if (runnable(*s)) ready.push_back(s);
+    if (ready.empty()) return false;
+    run_front(*ready[m().random() % ready.size()]);
+  }
+  return true;
+}
+void some_time_passes() {
+  if (!m().stalled) pump(m().random() % 4);
+}
+
+CUstream_st& of(cudaStream_t s) { return s == nullptr || s == cudaStreamLegacy ? m().legacy : *s; }
+
+// The legacy stream and blocking streams wait for each other. Here: what is put on one of them runs after all that
+// the others have.
+void put(cudaStream_t stream, CUstream_st::work w) {
+  CUstream_st& s = of(stream);
+  if (&s == &m().legacy || s.blocking)
+    for (CUstream_st* other : all_streams())
+      if (other != &s && (other == &m().legacy || (&s == &m().legacy && other->blocking)))
+        while (!other->queue.empty())
+          if (!pump(1)) std::abort();
+  s.queue.push_back(std::move(w));
+}
+
+bool on_device(const void* p) {
+  const auto* at = static_cast<const std::byte*>(p);
+  auto after = m().device_memory.upper_bound(const_cast<std::byte*>(at));
+  return after != m().device_memory.begin() && (--after, at < after->first + after->second);
+}
+// 0: pageable, 1: pinned, -1: it goes across the end of a pinned range.
+int pinnedness(const void* p, std::size_t bytes) {
+  const auto* at = static_cast<const std::byte*>(p);
+  const auto touches = [&](auto range) {
+    return at < range.first + range.second && range.first < at + bytes;
+  };
+  for (const auto& range : m().pinned)
+    if (touches(range)) return range.first <= at && at + bytes <= range.first + range.second ? 1 : -1;
+  return 0;
+}
+
+cudaError_t copy(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
+  const bool up = on_device(to), down = on_device(from);
+  if (!up && !down) return remember(cudaErrorInvalidValue);
+  if (up && down) {
+    put(stream, {.run = [=] { std::memcpy(to, from, bytes); }});
+    return cudaSuccess;
+  }
+  const int pinned = pinnedness(up ? from : to, bytes);
+  if (pinned < 0) return remember(cudaErrorInvalidValue);
+  if (up && pinned == 0) {
+    auto taken = std::make_shared<std::vector<std::byte>>(static_cast<const std::byte*>(from),
+                                                          static_cast<const std::byte*>(from) + bytes);
+    put(stream, {.run = [=] { std::memcpy(to, taken->data(), bytes); }});
+    return cudaSuccess;
+  }
+  put(stream, {.run = [=] { std::memcpy(to, from, bytes); }});
+  return down && pinned == 0 ? cudaStreamSynchronize(stream) : cudaSuccess;
+}
+
+}  // namespace
+
+namespace fake_cuda {
+
+void reset(const options& o) {
+  const std::scoped_lock lock(guard);
+  for (const auto& [at, bytes] : m().device_memory) ::munmap(at, bytes);
+  m().~machine();
+  new (&m()) machine;
+  m().how = o;
+  m().random.seed(o.seed);
+}
+void fail_call(const char* function, cudaError_t how, std::size_t nth) { m().failing[function] = {nth, how}; }
+void fail_work(cudaError_t how, std::size_t nth) {
+  m().work_failure = how;
+  m().work_until_failure = nth;
+}
+void stall(bool stalled) { m().stalled = stalled; }
+void drain() {
+  const std::scoped_lock lock(guard);
+  while (pump(1)) {
+  }
+}
+void launch(cudaStream_t stream, std::function<void()> kernel) {
+  const std::scoped_lock lock(guard);
+  ++m().counts.kernels;
+  put(stream, {.run = std::move(kernel)});
+}
+device_access::device_access() { open_device(); }
+device_access::~device_access() { close_device(); }
+counts now() {
+  const std::scoped_lock lock(guard);
+  counts c = m().counts;
+  c.live_streams = m().streams.size();
+  for (const auto& [at, bytes] : m().device_memory) c.device_bytes += bytes;
+  for (const auto& [at, bytes] : m().pinned) c.pinned_bytes += bytes;
+  return c;
+}
+
+}  // namespace fake_cuda
+
+// --- The runtime, as far as Terrace uses it.
+
+extern "C" {
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaGetDeviceCount"); e != cudaSuccess) return e;
+  *count = m().how.devices;
+  return m().how.devices == 0 ? remember(cudaErrorNoDevice) : cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* what, int) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaGetDeviceProperties"); e != cudaSuccess) return e;
+  std::snprintf(what->name, sizeof what->name, "no device at all");
+  what->major = 9;
+  what->multiProcessorCount = 4;
+  what->l2CacheSize = 1 << 20;
+  return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaMemGetInfo"); e != cudaSuccess) return e;
+  *total = m().how.memory;
+  *free = *total - fake_cuda::now().device_bytes;
+  return cudaSuccess;
+}
+cudaError_t cudaGetLastError() {
+  const std::scoped_lock lock(guard);
+  return std::exchange(m().last, m().sticky);
+}
+const char* cudaGetErrorString(cudaError_t e) {
+  switch (e) {
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorNoDevice:
+      return "no CUDA-capable device is detected";
+    default:
+      return "an error of the fake runtime";
+  }
+}
+
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaMalloc"); e != cudaSuccess) return e;
+  constexpr std::size_t page = 4096;
+  const std::size_t rounded = (bytes + page - 1) / page * page;
+  if (rounded > m().how.memory - fake_cuda::now().device_bytes) return remember(cudaErrorMemoryAllocation);
+  void* at = ::mmap(nullptr, rounded, m().access > 0 ? PROT_READ | PROT_WRITE : PROT_NONE,
+                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (at == MAP_FAILED) return remember(cudaErrorMemoryAllocation);
+  m().device_memory[static_cast<std::byte*>(at)] = rounded;
+  *memory = at;
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* memory) {
+  const std::scoped_lock lock(guard);
+  if (memory == nullptr) return cudaSuccess;
+  fake_cuda::drain();  // as the real one, it waits for the device
+  const auto found = m().device_memory.find(static_cast<std::byte*>(memory));
+  if (found == m().device_memory.end()) return remember(cudaErrorInvalidValue);
+  ::munmap(found->first, found->second);
+  m().device_memory.erase(found);
+  return cudaSuccess;
+}
+cudaError_t cudaHostRegister(void* memory, size_t bytes, unsigned) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaHostRegister"); e != cudaSuccess) return e;
+  if (pinnedness(memory, bytes) != 0) return remember(cudaErrorHostMemoryAlreadyRegistered);
+  if (fake_cuda::now().pinned_bytes + bytes > m().how.most_pinned) return remember(cudaErrorMemoryAllocation);
+  m().pinned[static_cast<const std::byte*>(memory)] = bytes;
+  return cudaSuccess;
+}
+cudaError_t cudaHostUnregister(void* memory) {
+  const std::scoped_lock lock(guard);
+  return m().pinned.erase(static_cast<const std::byte*>(memory)) == 1
+             ? cudaSuccess
+             : remember(cudaErrorHostMemoryNotRegistered);
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaStreamCreateWithFlags"); e != cudaSuccess) return e;
+  m().streams.push_back(std::make_unique<CUstream_st>());
+  m().streams.back()->blocking = (flags & cudaStreamNonBlocking) == 0;
+  *stream = m().streams.back().get();
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  const std::scoped_lock lock(guard);
+  static_cast<void>(cudaStreamSynchronize(stream));
+  std::erase_if(m().streams, [&](const auto& s) { return s.get() == stream; });
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const std::scoped_lock lock(guard);
+  ++m().counts.host_waits;
+  while (!of(stream).queue.empty())
+    if (!pump(1)) std::abort();  // two streams that wait for each other
+  return remember(m().sticky);
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaStreamWaitEvent"); e != cudaSuccess) return e;
+  put(stream, {.awaits = event, .version = event->recorded});
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaEventCreateWithFlags"); e != cudaSuccess) return e;
+  *event = new CUevent_st;
+  ++m().counts.live_events;
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  const std::scoped_lock lock(guard);
+  fake_cuda::drain();
+  delete event;
+  --m().counts.live_events;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaEventRecord"); e != cudaSuccess) return e;
+  put(stream, {.reaches = event, .version = ++event->recorded});
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  const std::scoped_lock lock(guard);
+  some_time_passes();
+  if (m().sticky != cudaSuccess) return remember(m().sticky);
+  return event->reached == event->recorded ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaMemcpyAsync"); e != cudaSuccess) return e;
+  ++m().counts.copies;
+  return copy(to, from, bytes, stream);
+}
+cudaError_t cudaMemcpyBatchAsync(void* const* to, const void* const* from, const size_t* bytes, size_t count,
+                                 cudaMemcpyAttributes*, size_t*, size_t, cudaStream_t stream) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaMemcpyBatchAsync"); e != cudaSuccess) return e;
+  if (!m().how.batched_copies) return remember(cudaErrorCallRequiresNewerDriver);
+  if (stream == nullptr) return remember(cudaErrorInvalidValue);
+  ++m().counts.batched_calls;
+  for (std::size_t i = 0; i < count; ++i) {
+    ++m().counts.batched_copies;
+    if (const cudaError_t e = copy(to[i], from[i], bytes[i], stream); e != cudaSuccess) return e;
+  }
+  return cudaSuccess;
+}
+
+}  // extern "C"
