@@ -73,6 +73,10 @@ class batch {
                    "a sequence of a batch was asked for tokens that it does not have");
     return *reservations_[i];
   }
+  /// Precondition: i < size().
+  const sequence& at(std::size_t i) const noexcept { return *sequences_[i]; }
+  /// Who takes part in a step, for whoever walks the pages on another way than `next`.
+  void members(std::vector<walk_member>& all) const;
   /// Tokens that sequence i has reserved, and all that it has, these included.
   std::uint32_t new_tokens(std::size_t i) const noexcept {
     return reservations_[i] ? reservations_[i]->tokens() : 0;
@@ -283,15 +287,19 @@ inline void batch::commit(std::span<const std::uint32_t> kept) {
 
 inline next_sender batch::next(std::uint32_t layer, lease_form form) noexcept { return {*this, layer, form}; }
 
-inline void batch::begin_walk(page_walk& walk, std::uint32_t layer) {
-  members_.clear();
+inline void batch::members(std::vector<walk_member>& all) const {
+  all.clear();
   for (std::size_t i = 0; i < size(); ++i) {
     const std::uint64_t length = sequences_[i]->length();
     const bool takes_part = !open_ || reservations_[i].has_value();
-    members_.push_back({.pages = takes_part ? &sequences_[i]->pages() : nullptr,
-                        .first_query = open_ || length == 0 ? length : length - 1,
-                        .tokens = tokens(i)});
+    all.push_back({.pages = takes_part ? &sequences_[i]->pages() : nullptr,
+                   .first_query = open_ || length == 0 ? length : length - 1,
+                   .tokens = tokens(i)});
   }
+}
+
+inline void batch::begin_walk(page_walk& walk, std::uint32_t layer) {
+  members(members_);
   if (members_.empty()) return walk.begin(*owner_, {}, 0);
   walk.begin(*owner_, members_, sequences_[0]->pages().row_of(layer).first);
 }

@@ -1,5 +1,5 @@
 // The decode loop of an engine that has its own stream, graphs and kernels, against stubs of the engine: it
-// compiles, as a .cu file does in an engine. Nothing runs: cuda/batch.hpp is a contract so far.
+// compiles, as a .cu file does in an engine. tests/cuda_runtime/batch.cpp runs it.
 #include <vector>
 
 #include "terrace/cuda/batch.hpp"
@@ -12,7 +12,7 @@ struct engine {
   std::vector<terrace::sequence*> sequences;
   std::vector<std::uint32_t> draft, accepted;
   float *partial = nullptr, *state = nullptr;
-  std::uint32_t layers = 0, rows = 0, dim = 0;
+  std::uint32_t layers = 0;
 
   bool running() { return false; }
   void schedule() {}
@@ -23,19 +23,21 @@ struct engine {
     static_cast<void>(w.indices());
     static_cast<void>(w.last_page_len());
   }
+  void merge(float*, const float*) {}
   void recompute(std::span<const terrace::lost_block>) {}
 };
 
 }  // namespace
 
 void decode_loop(engine& e, terrace::kv_store& cache, terrace::context& ctx) {
-  terrace::cuda::batch batch{cache,
-                             {.sequences = 256, .pages = 1 << 16}};  // fixed device tables: graphs keep them
+  auto made = terrace::cuda::batch::make(cache, {.sequences = 256, .pages = 1 << 16});
+  if (!made) return;
+  terrace::cuda::batch& batch = **made;  // its device tables stay where they are: graphs keep them
   for (std::uint64_t step = 0; e.running(); ++step) {
     e.schedule();
     cache.advance_step(step);
-    batch.assign(e.sequences);
-    auto slots = batch.reserve(e.draft);  // 1 + k draft tokens each
+    if (!batch.assign(e.sequences)) return;
+    auto slots = batch.reserve(e.draft, e.stream);  // 1 + k draft tokens each
     if (!slots) {
       e.preempt();
       continue;
@@ -45,7 +47,7 @@ void decode_loop(engine& e, terrace::kv_store& cache, terrace::context& ctx) {
       while (auto window =
                  batch.next(layer, e.stream)) {  // enqueues copies and the stream's wait; no host wait
         e.paged_decode(layer, *window, e.partial);
-        static_cast<void>(terrace::cuda::merge(e.state, e.partial, e.rows, e.dim, e.stream));
+        e.merge(e.state, e.partial);
         std::move(*window).release(e.stream);  // reusable after this event
       }
       ctx.poll();

@@ -61,6 +61,8 @@ class lease {
   const leased_block& operator[](std::size_t i) const noexcept { return record_->entries[i]; }
   /// Unpins everything now. O(size).
   void release() noexcept;
+  /// Unpins the blocks that are read in `tier`, which have no data any more; the others stay. O(size).
+  void release_tier(std::uint8_t tier) noexcept;
 
  private:
   lease_record* record_ = nullptr;

@@ -97,6 +97,12 @@ class planner {
   /// its way may still free a slot; out_of_capacity as soon as none is.
   result<std::uint32_t> open_block(std::uint16_t group, std::uint16_t row, std::uint32_t parent,
                                    std::uint32_t depth);
+  /// Room in tier 0 for something that is no block, until it is given back. Errors and waits as for open_block.
+  result<extent> borrow(std::size_t bytes);
+  void give_back(extent borrowed) noexcept {
+    tiers_[0]->release(borrowed);
+    pump();
+  }
   /// Where an open block is written. Precondition: it is open.
   std::byte* open_data(std::uint32_t block) noexcept;
   /// From here the block is immutable and may leave tier 0.
@@ -116,6 +122,7 @@ class planner {
   void cancel(acquire_request& r);
   /// Unpins and recycles. The other end of `lease`.
   void release(lease_record* record);
+  void release(lease_record* record, std::uint8_t tier);
   /// Begins to load blocks that attention could not read, without pinning them. Returns how many were begun.
   std::size_t prefetch(std::span<const block_id> wanted, lease_form form);
 
@@ -142,6 +149,15 @@ class planner {
   std::size_t hot_capacity() const noexcept { return tiers_[0]->capacity(); }
   /// Where the slots of tier 0 begin; it does not change.
   const std::byte* hot_data() const noexcept { return tiers_[0]->address({}); }
+  std::byte* hot_address(extent e) noexcept { return tiers_[0]->address(e); }
+  /// The most that an encoded block of `g` takes in any tier that attention reads without decoding; 0 where all
+  /// such tiers hold blocks as they are.
+  std::size_t most_encoded_bytes(const layer_group& g) const noexcept {
+    std::size_t most = 0;
+    for (const tier_control* t : tiers_)
+      if (t->what.readable && !t->what.raw) most = std::max(most, t->max_encoded_size(g));
+    return most;
+  }
   /// Whose memory tier 0 lies in: the host's or a device's.
   reach hot_reach() const noexcept { return tiers_[0]->what.addressable; }
   /// Copies between addresses of tier 0.

@@ -271,6 +271,20 @@ inline void planner::release(lease_record* record) {
   pump();
 }
 
+inline void planner::release(lease_record* record, std::uint8_t tier) {
+  for (lease_entry& e : record->entries) {
+    if (e.now != lease_entry::state::pinned || e.tier != tier) continue;
+    unpin(e.id.index, tier);
+    e.now = lease_entry::state::asked;
+    e.data = nullptr;
+  }
+  pump();
+}
+
+inline void lease::release_tier(std::uint8_t tier) noexcept {
+  if (record_ != nullptr) record_->owner->release(record_, tier);
+}
+
 inline void lease::release() noexcept {
   if (lease_record* record = std::exchange(record_, nullptr)) record->owner->release(record);
 }
@@ -315,11 +329,9 @@ inline std::size_t planner::prefetch(std::span<const block_id> wanted, lease_for
   return begun;
 }
 
-// --- Blocks that are being written.
+// --- Blocks that are being written, and room that others use.
 
-inline result<std::uint32_t> planner::open_block(std::uint16_t group, std::uint16_t row, std::uint32_t parent,
-                                                 std::uint32_t depth) {
-  const std::size_t bytes = layout_.groups[group].block_bytes();
+inline result<extent> planner::borrow(std::size_t bytes) {
   claim slot = claim_slot(bytes, {.fresh = true});
   while (slot.what == room::pending) {
     context_.wait(context::clock::now() + std::chrono::seconds(1));
@@ -327,6 +339,13 @@ inline result<std::uint32_t> planner::open_block(std::uint16_t group, std::uint1
   }
   if (slot.what == room::impossible)
     return fail(errc::out_of_capacity, "no slot of tier 0 is free for new tokens, and none can be made free");
+  return slot.where;
+}
+
+inline result<std::uint32_t> planner::open_block(std::uint16_t group, std::uint16_t row, std::uint32_t parent,
+                                                 std::uint32_t depth) {
+  const auto slot = borrow(layout_.groups[group].block_bytes());
+  if (!slot) return propagate(slot.error());
   const std::uint32_t block = blocks_.create();
   grow();
   block_record& r = blocks_[block];
@@ -336,7 +355,7 @@ inline result<std::uint32_t> planner::open_block(std::uint16_t group, std::uint1
   r.depth = depth;
   r.refs = 1;
   r.copies[0].now = state::resident;
-  r.copies[0].where = slot.where;
+  r.copies[0].where = *slot;
   pin(block, 0);
   return block;
 }

@@ -1,76 +1,485 @@
 #pragma once
-// Contract only: declared so that an engine's decode loop compiles against it; nothing of it has been built
-// or run yet.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <deque>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
+#include <vector>
 
-#include "terrace/cache/lease.hpp"
-#include "terrace/cache/store.hpp"
-#include "terrace/sequence.hpp"
+#include "terrace/batch.hpp"
+#include "terrace/cuda/host_link.hpp"
+#include "terrace/cuda/kernels.hpp"
+#include "terrace/cuda/page_tables.hpp"
+#include "terrace/cuda/window_buffer.hpp"
 
 namespace terrace::cuda {
 inline namespace TERRACE_EX {
 
-/// Where an engine's kernel writes the K and V of reserved tokens: for each of them, in the order of the
-/// batch, the index of its slot, in device memory at an address that does not change.
+class batch;
+
+/// Where an engine's kernel writes the K and V of reserved tokens: for each of them, in the order of the batch, the
+/// number of its slot, in device memory at an address that does not change. Token t of page p is slot
+/// p * tokens of a page + t, and page p lies at batch::pages() + p * batch::page_stride.
 class reserved_slots {
  public:
-  const std::int64_t* mapping(std::uint32_t layer) const noexcept;
+  const std::int64_t* mapping(std::uint32_t layer) const noexcept {
+    return first_ + std::size_t{layer} * tokens_;
+  }
+  /// Tokens of all sequences.
+  std::uint32_t tokens() const noexcept { return tokens_; }
+
+ private:
+  friend class batch;
+  reserved_slots(const std::int64_t* first, std::uint32_t tokens) noexcept : first_(first), tokens_(tokens) {}
+  const std::int64_t* first_;
+  std::uint32_t tokens_;
 };
 
-/// Pages that are in device memory for work on one stream: the arrays that paged kernels take, in device
-/// memory at addresses that do not change. Move-only. Dropped without a release it records its event on its
-/// stream itself.
+/// Pages that are in device memory for work on one stream: the arrays that paged kernels take, in device memory at
+/// addresses that do not change. Pages are raw, as the layer group lays a block out. Move-only; dropped without a release
+/// it records its event on its stream itself.
 class window {
  public:
-  window(window&& other) noexcept;
+  window(window&& other) noexcept
+      : batch_(std::exchange(other.batch_, nullptr)),
+        buffer_(other.buffer_),
+        stream_(other.stream_),
+        pages_(other.pages_) {}
+  window& operator=(window&&) = delete;
   ~window();
+
+  /// [sequences + 1]; pages indptr[i] .. indptr[i + 1] - 1 are those of sequence i of the batch, ascending.
   const std::int32_t* indptr() const noexcept;
+  /// [pages], counted in batch::page_stride from pages().
   const std::int32_t* indices() const noexcept;
+  /// [sequences], the tokens of each sequence's last page here; 0 where it has none.
   const std::int32_t* last_page_len() const noexcept;
-  /// The base that indices count pages from.
+  /// [sequences], the position of the first token of each sequence's first page here. Behind sinks of a sliding window
+  /// pages are left out, and then a sequence's pages are not all of consecutive positions.
+  const std::int64_t* first_position() const noexcept;
+  /// The base that indices count from: the same for all windows.
   const void* pages() const noexcept;
-  /// The slots may be reused after what is enqueued on `stream` up to here, and no sooner. No host wait.
+  /// Entries of indices().
+  std::uint32_t page_count() const noexcept { return pages_; }
+  /// No other window follows in this layer; the pages that are being written are in this one.
+  bool last() const noexcept { return buffer_->last; }
+  /// The pages may be reused after what is enqueued on `stream` up to here, and no sooner. No host wait.
   void release(cudaStream_t stream) && noexcept;
 
  private:
-  struct state;
-  std::unique_ptr<state> state_;
+  friend class batch;
+  window(batch& b, window_buffer& buffer, cudaStream_t stream, std::uint32_t pages) noexcept
+      : batch_(&b), buffer_(&buffer), stream_(stream), pages_(pages) {}
+  batch* batch_;
+  window_buffer* buffer_;
+  cudaStream_t stream_;
+  std::uint32_t pages_;
 };
 
-/// A ragged set of sequences that decode together on a device. No member waits on the host.
+/// A ragged set of sequences that decode together on a device, as terrace::batch is on the host. Blocks of tier 0 are read
+/// where they are; those in host memory come over the link into windows, three of them, so that the copies of the next
+/// run under the kernels of this one, and arrive in the order in which the sequences are read.
+///
+/// No member waits for the device. `next` waits for a disk, where a block is nowhere nearer: prefetch what is.
+///
+/// One engine stream at a time: its arrays are written in that stream's order. While that stream is being captured into
+/// a graph, capture what lies between `next` and `release`, not these. It stays in place, its windows end before it, and
+/// it before its sequences and its cache. Owner thread only.
 class batch {
  public:
+  static constexpr std::size_t page_stride = 4096;
+  static constexpr std::size_t windows = 3;
+
   struct options {
-    std::uint32_t sequences = 256;
-    std::uint32_t pages = 1u << 16;
+    std::uint32_t sequences = 256;    ///< at most so many
+    std::uint32_t pages = 1u << 16;   ///< of one window
+    std::uint32_t tokens = 1u << 12;  ///< reserved at a time
+    std::size_t window_bytes =
+        0;  ///< raw bytes of a window that come from host memory; 0: a 16th of tier 0, 32 MiB at most
+    kernel_set kernels{};  ///< of cuda/kernels.cuh
+    int device = 0;        ///< that tier 0 lies in
   };
-  batch(kv_store& cache, options o);
+
+  /// Errors: invalid_argument where tier 0 is not in device memory, or for a layout whose blocks are of tensors alone;
+  /// out_of_capacity where tier 0 has no room for the windows; those of the runtime.
+  static result<std::unique_ptr<batch>> make(kv_store& cache, options o);
+  batch(const batch&) = delete;
+  batch& operator=(const batch&) = delete;
   ~batch();
 
-  void assign(std::span<sequence* const> sequences);
-  /// Room for tokens[i] more tokens of sequence i, or out_of_capacity at once.
-  result<reserved_slots> reserve(std::span<const std::uint32_t> tokens);
-  /// Enqueues the copies of the next window of `layer` and makes `stream` wait for them; nothing when all are
-  /// given.
+  /// As terrace::batch::assign.
+  result<void> assign(std::span<sequence* const> sequences) { return sequences_.assign(sequences); }
+  std::size_t size() const noexcept { return sequences_.size(); }
+  /// Room for tokens[i] more tokens of sequence i, or out_of_capacity at once. The mapping is written on `stream`.
+  result<reserved_slots> reserve(std::span<const std::uint32_t> tokens, cudaStream_t stream);
+  /// Keeps kept[i] of them. Only now may a block seal.
+  void commit(std::span<const std::uint32_t> kept) {
+    forget_windows();
+    sequences_.commit(kept);
+  }
+
+  /// Enqueues the copies of windows to come, makes `stream` wait for those of the next window of `layer`, and gives it;
+  /// nothing when all are given, or when it cannot be had: `lost` and `failure` tell.
   std::optional<window> next(std::uint32_t layer, cudaStream_t stream);
-  /// Blocks that could not be had, to be computed anew.
-  std::span<const lost_block> lost() const noexcept;
-  void commit(std::span<const std::uint32_t> kept);
+  /// Blocks that could not be had since the last reserve, to be computed anew.
+  std::span<const lost_block> lost() const noexcept { return lost_; }
+  /// Why the last `next` gave no window though there was one; empty otherwise.
+  const std::optional<error>& failure() const noexcept { return failure_; }
+
+  /// The base of page indices: it never changes.
+  const std::byte* pages() const noexcept { return owner_->hot_data(); }
+  const kv_layout& layout() const noexcept { return owner_->layout(); }
 
  private:
-  struct state;
-  std::unique_ptr<state> state_;
+  friend class window;
+  // Where the arrays begin in the tables of a window.
+  struct array_offsets {
+    std::size_t indptr, indices, last_page_len, first_position, decode_from, decode_to, bytes;
+  };
+  // Pins what copies read until they have ended.
+  struct keeper final : device_work {
+    lease held;
+    batch* owner = nullptr;
+    void complete(cudaError_t) noexcept override {
+      held.release();
+      owner->idle_keepers_.push_back(this);
+    }
+  };
+
+  batch(kv_store& cache, host_link& link, const options& o)
+      : owner_(&cache.control()),
+        link_(&link),
+        options_(o),
+        sequences_(cache, {.sequences = o.sequences, .pages = o.pages}),
+        offsets_(offsets_for(o)),
+        window_tables_(offsets_.bytes),
+        slot_tables_(slot_bytes()) {}
+  static array_offsets offsets_for(const options& o) noexcept;
+  std::size_t slot_bytes() const noexcept {
+    return std::size_t{options_.tokens} * owner_->layout().layers() * sizeof(std::int64_t);
+  }
+  result<void> open();
+  void begin_walk(std::uint32_t layer);
+  void forget_windows() noexcept;
+  void prepare();
+  lease_form form() const noexcept {
+    return options_.kernels.decode != nullptr || !has_encoded_ ? lease_form::attendable : lease_form::raw;
+  }
+  cudaError_t hand_over(window_buffer& w, cudaStream_t stream);
+  void keep(lease held) noexcept;
+
+  planner* owner_;
+  host_link* link_;
+  options options_;
+  terrace::batch sequences_;
+  array_offsets offsets_;
+  table_pool window_tables_, slot_tables_;
+  device_tables window_arrays_, slot_arrays_;
+  std::vector<std::unique_ptr<window_buffer>> buffers_;
+  std::size_t front_ = 0, prepared_ = 0;  // buffers front_ .. front_ + prepared_ - 1 have the next windows
+  bool out_ = false;                      // a window is with the engine
+
+  bool has_encoded_ = false;            // some tier that attention reads has a codec
+  std::optional<std::uint32_t> layer_;  // that the engine is at
+  std::uint32_t walk_layer_ = 0;        // whose windows are being cut: that one, or one behind it
+  page_walk walk_;
+  std::vector<std::int32_t> cursor_;
+  std::vector<walk_member> members_;
+  std::vector<lost_block> lost_;
+  std::optional<error> failure_;
+  std::vector<std::unique_ptr<keeper>> keepers_;
+  std::vector<keeper*> idle_keepers_;
 };
 
-/// Merges `partial` into `into` on `stream`: rows of (m, l, o[dim]) as attention/partial_state.hpp defines
-/// them.
-cudaError_t merge(float* into, const float* partial, std::uint32_t rows, std::uint32_t dim,
-                  cudaStream_t stream) noexcept;
+// --- Opening.
+
+inline batch::array_offsets batch::offsets_for(const options& o) noexcept {
+  array_offsets at{};
+  const auto put = [&at](std::size_t bytes) {
+    return std::exchange(at.bytes, align_up(at.bytes + bytes, 16));
+  };
+  at.indptr = put((std::size_t{o.sequences} + 1) * sizeof(std::int32_t));
+  at.last_page_len = put(o.sequences * sizeof(std::int32_t));
+  at.first_position = put(o.sequences * sizeof(std::int64_t));
+  at.indices = put(o.pages * sizeof(std::int32_t));
+  at.decode_from = put(o.pages * sizeof(void*));
+  at.decode_to = put(o.pages * sizeof(void*));
+  return at;
+}
+
+inline result<std::unique_ptr<batch>> batch::make(kv_store& cache, options o) {
+  if (cache.control().hot_reach() != reach::device)
+    return terrace::fail(errc::invalid_argument,
+                         "cuda::batch needs a first tier in device memory, such as vram");
+  auto link = host_link::of(cache.owner(), o.device);
+  if (!link) return propagate(link.error());
+  std::unique_ptr<batch> made(new batch(cache, **link, o));
+  if (auto opened = made->open(); !opened) return propagate(opened.error());
+  return made;
+}
+
+inline result<void> batch::open() {
+  const device_scope scope(link_->device());
+  for (auto [arrays, bytes] :
+       {std::pair{&window_arrays_, offsets_.bytes}, std::pair{&slot_arrays_, slot_bytes()}}) {
+    auto made = device_tables::make(bytes);
+    if (!made) return propagate(made.error());
+    *arrays = std::move(*made);
+  }
+  std::size_t raw = 0, encoded = 0;
+  for (const layer_group& g : layout().groups) {
+    raw = std::max(raw, g.block_bytes());
+    encoded = std::max(encoded, owner_->most_encoded_bytes(g));
+  }
+  has_encoded_ = encoded != 0;
+  std::size_t bytes = options_.window_bytes;
+  if (bytes == 0) bytes = std::min<std::size_t>(32_MiB, owner_->hot_capacity() / 16);
+  for (std::size_t i = 0; i < windows; ++i) {
+    buffers_.push_back(std::make_unique<window_buffer>(*owner_, *link_));
+    if (auto opened = buffers_.back()->open(std::max<std::size_t>(1, bytes / raw), raw, encoded); !opened)
+      return propagate(opened.error());
+  }
+  if (options_.kernels.copy != nullptr) link_->use(options_.kernels.copy);
+  return {};
+}
+
+inline batch::~batch() {
+  TERRACE_ASSERT(!out_, "a batch ended before its window");
+  forget_windows();
+  while (idle_keepers_.size() != keepers_.size()) owner_->owner().wait(context::clock::time_point::max());
+}
+
+// --- Tokens.
+
+inline result<reserved_slots> batch::reserve(std::span<const std::uint32_t> tokens, cudaStream_t stream) {
+  std::size_t all = 0;
+  for (const std::uint32_t n : tokens) all += n;
+  if (all > options_.tokens)
+    return terrace::fail(errc::invalid_argument,
+                         "a batch was asked for more tokens at a time than it has room for");
+  forget_windows();
+  lost_.clear();
+  link_->follow(stream);
+  if (auto reserved = sequences_.reserve(tokens); !reserved) return propagate(reserved.error());
+  auto tables = slot_tables_.take();
+  cudaError_t e = cudaErrorMemoryAllocation;
+  if (tables) {
+    auto* slot = reinterpret_cast<std::int64_t*>((*tables)->data());
+    for (std::uint32_t layer = 0; layer < layout().layers(); ++layer)
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        if (tokens[i] == 0) continue;
+        const page_table& pages = sequences_.at(i).pages();
+        const std::uint32_t row = pages.row_of(layer).first;
+        const std::uint32_t size = pages.group(row).tokens;
+        for (std::uint64_t at = pages.length; at < pages.length + tokens[i]; ++at) {
+          const std::ptrdiff_t from_base =
+              owner_->open_data(pages.rows[row][at / size].index) - this->pages();
+          *slot++ = from_base / static_cast<std::ptrdiff_t>(page_stride) * size +
+                    static_cast<std::int64_t>(at % size);
+        }
+      }
+    const device_scope scope(link_->device());
+    const std::size_t bytes = all * layout().layers() * sizeof(std::int64_t);
+    e = bytes == 0
+            ? cudaSuccess
+            : cudaMemcpyAsync(slot_arrays_.data(), (*tables)->data(), bytes, cudaMemcpyHostToDevice, stream);
+    if (e == cudaSuccess) e = (*tables)->used_by(stream);
+  }
+  if (e != cudaSuccess) {
+    sequences_.commit(std::vector<std::uint32_t>(tokens.size(), 0));
+    return cuda::fail(e, "the slots of reserved tokens cannot be told to the device");
+  }
+  return reserved_slots(reinterpret_cast<const std::int64_t*>(slot_arrays_.data()),
+                        static_cast<std::uint32_t>(all));
+}
+
+// --- Windows.
+
+inline void batch::begin_walk(std::uint32_t layer) {
+  walk_layer_ = layer;
+  sequences_.members(members_);
+  if (members_.empty()) return walk_.begin(*owner_, {}, 0);
+  walk_.begin(*owner_, members_, sequences_.at(0).pages().row_of(layer).first);
+}
+
+inline void batch::forget_windows() noexcept {
+  for (; prepared_ != 0; --prepared_) {
+    window_buffer& w = *buffers_[front_];
+    while (w.now() == window_buffer::phase::loading) owner_->owner().wait(context::clock::time_point::max());
+    keep(w.let_go());
+    front_ = (front_ + 1) % windows;
+  }
+  layer_.reset();
+}
+
+// Cuts windows for the buffers that are free, also of the layer behind. One that the engine has counts as taken.
+inline void batch::prepare() {
+  while (prepared_ + (out_ ? 1 : 0) < windows) {
+    if (walk_.finished()) {
+      if (walk_layer_ + 1 >= layout().layers()) return;
+      begin_walk(walk_layer_ + 1);
+    }
+    window_buffer& w = *buffers_[(front_ + prepared_) % windows];
+    w.before = walk_.where();
+    w.layer = walk_layer_;
+    // A block that is not in tier 0 takes a slot of the window's, so the raw form is the one to count.
+    walk_.cut(
+        {.form = lease_form::raw, .slots = w.slots(), .blocks = options_.pages, .pages = options_.pages},
+        w.blocks, w.pages);
+    w.last = walk_.finished();
+    if (w.pages.empty()) {
+      if (!w.last) return;
+      continue;
+    }
+    ++prepared_;
+    w.fill(form());
+  }
+}
+
+inline std::optional<window> batch::next(std::uint32_t layer, cudaStream_t stream) {
+  TERRACE_ASSERT(!out_, "a batch gives one window at a time");
+  failure_.reset();
+  link_->follow(stream);
+  if (layer >= layout().layers()) {
+    failure_ = error{errc::invalid_argument, "a batch was asked for a layer that the model does not have"};
+    return std::nullopt;
+  }
+  if (layer_ != layer && (prepared_ == 0 || buffers_[front_]->layer != layer)) {
+    forget_windows();
+    begin_walk(layer);
+  }
+  layer_ = layer;
+  for (bool again = false;; again = true) {
+    prepare();
+    window_buffer& w = *buffers_[front_];
+    if (prepared_ == 0 || w.layer != layer) {  // all are given
+      layer_.reset();
+      return std::nullopt;
+    }
+    while (w.now() == window_buffer::phase::loading) owner_->owner().wait(context::clock::time_point::max());
+    if (w.now() == window_buffer::phase::ready) {
+      const cudaError_t e = hand_over(w, stream);
+      if (e == cudaSuccess) {
+        front_ = (front_ + 1) % windows;
+        --prepared_;
+        out_ = true;
+        return window(*this, w, stream, static_cast<std::uint32_t>(w.pages.size()));
+      }
+      static_cast<void>(cudaGetLastError());
+      failure_ = error_of(e, "a window cannot be told to the device");
+    } else if (w.failure->code == errc::out_of_capacity && !again) {
+      // It was asked for while other windows had what it needs.
+      const page_walk::place before = w.before;
+      forget_windows();
+      begin_walk(layer);
+      walk_.go_back(before);
+      layer_ = layer;
+      continue;
+    } else {
+      failure_ = *w.failure;
+      lost_.insert(lost_.end(), w.failure->lost.begin(), w.failure->lost.end());
+    }
+    forget_windows();
+    return std::nullopt;
+  }
+}
+
+// The arrays of a window, and the kernel that decodes what came encoded, on the engine's stream.
+inline cudaError_t batch::hand_over(window_buffer& w, cudaStream_t stream) {
+  auto taken = window_tables_.take();
+  if (!taken) return cudaErrorMemoryAllocation;
+  std::byte* const host = (*taken)->data();
+  const auto array = [host]<class T>(std::size_t offset, T*) { return reinterpret_cast<T*>(host + offset); };
+  std::int32_t* const indptr = array(offsets_.indptr, static_cast<std::int32_t*>(nullptr));
+  std::int32_t* const indices = array(offsets_.indices, static_cast<std::int32_t*>(nullptr));
+  std::int32_t* const last_page_len = array(offsets_.last_page_len, static_cast<std::int32_t*>(nullptr));
+  std::int64_t* const first_position = array(offsets_.first_position, static_cast<std::int64_t*>(nullptr));
+  const std::size_t sequences = size();
+  const layer_group& g = layout().groups[layout().group_of(w.layer)];
+
+  std::fill_n(indptr, sequences + 1, 0);
+  std::fill_n(last_page_len, sequences, 0);
+  std::fill_n(first_position, sequences, 0);
+  for (const walked_page& p : w.pages) ++indptr[p.sequence + 1];
+  for (std::size_t i = 0; i < sequences; ++i) indptr[i + 1] += indptr[i];
+  std::vector<std::int32_t>& at = cursor_;
+  at.assign(indptr, indptr + sequences);
+  for (const walked_page& p : w.pages) {
+    const std::byte* const page = p.open ? owner_->open_data(p.block) : w.place(p.block);
+    if (at[p.sequence] == indptr[p.sequence])
+      first_position[p.sequence] = std::int64_t{p.position} * g.tokens;
+    indices[at[p.sequence]++] =
+        static_cast<std::int32_t>((page - pages()) / static_cast<std::ptrdiff_t>(page_stride));
+    last_page_len[p.sequence] = static_cast<std::int32_t>(p.tokens);
+  }
+
+  const device_scope scope(link_->device());
+  cudaError_t e = w.wait_on(stream);
+  const std::size_t bytes = offsets_.indices + w.pages.size() * sizeof(std::int32_t);
+  if (e == cudaSuccess)
+    e = cudaMemcpyAsync(window_arrays_.data(), host, bytes, cudaMemcpyHostToDevice, stream);
+  const auto encoded = w.encoded();
+  if (e == cudaSuccess && !encoded.empty()) {
+    const auto** const from = array(offsets_.decode_from, static_cast<const std::byte**>(nullptr));
+    std::byte** const to = array(offsets_.decode_to, static_cast<std::byte**>(nullptr));
+    for (std::size_t i = 0; i < encoded.size(); ++i) {
+      from[i] = encoded[i].from;
+      to[i] = w.place(encoded[i].block);
+    }
+    // Blocks of one format lie next to one another as long as one tier has them: a launch for each run.
+    for (std::size_t first = 0, end = 0; first < encoded.size() && e == cudaSuccess; first = end) {
+      while (end < encoded.size() && encoded[end].format_id == encoded[first].format_id) ++end;
+      e = options_.kernels.decode(g, encoded[first].format_id, from + first, to + first,
+                                  static_cast<std::uint32_t>(end - first), stream);
+    }
+  }
+  const cudaError_t noted = (*taken)->used_by(stream);
+  return e == cudaSuccess ? noted : e;
+}
+
+inline void batch::keep(lease held) noexcept {
+  if (held.empty()) return;
+  if (idle_keepers_.empty()) {
+    keepers_.push_back(std::make_unique<keeper>());
+    keepers_.back()->owner = this;
+    idle_keepers_.push_back(keepers_.back().get());
+  }
+  keeper& k = *idle_keepers_.back();
+  idle_keepers_.pop_back();
+  k.held = std::move(held);
+  link_->when_done(k, link_->stream(copy_direction::up));
+}
+
+inline const std::int32_t* window::indptr() const noexcept {
+  return reinterpret_cast<const std::int32_t*>(batch_->window_arrays_.data() + batch_->offsets_.indptr);
+}
+inline const std::int32_t* window::indices() const noexcept {
+  return reinterpret_cast<const std::int32_t*>(batch_->window_arrays_.data() + batch_->offsets_.indices);
+}
+inline const std::int32_t* window::last_page_len() const noexcept {
+  return reinterpret_cast<const std::int32_t*>(batch_->window_arrays_.data() +
+                                               batch_->offsets_.last_page_len);
+}
+inline const std::int64_t* window::first_position() const noexcept {
+  return reinterpret_cast<const std::int64_t*>(batch_->window_arrays_.data() +
+                                               batch_->offsets_.first_position);
+}
+inline const void* window::pages() const noexcept { return batch_->pages(); }
+
+inline void window::release(cudaStream_t stream) && noexcept {
+  batch& b = *std::exchange(batch_, nullptr);
+  b.out_ = false;
+  b.keep(buffer_->release(stream));
+}
+inline window::~window() {
+  if (batch_ != nullptr) std::move(*this).release(stream_);
+}
 
 }  // namespace TERRACE_EX
 }  // namespace terrace::cuda

@@ -27,13 +27,14 @@ class vram {
   static constexpr std::string_view name = "vram";
   static constexpr reach addressable = reach::device;
   static constexpr bool persistent = false;
-  static constexpr std::size_t alignment = 256;  // of cudaMalloc, and more than any kernel's vector needs
+  static constexpr std::size_t alignment =
+      4096;  // as pinned memory, so that either side can be copied straight to the other
   static constexpr std::size_t granularity = std::size_t{1} << 20;
 
   struct options {
     std::size_t capacity = 0;  ///< bytes; ignored where `memory` is given
     mutable_bytes memory =
-        {};  ///< the engine's own device memory, 256-byte-aligned, which must outlive the cache
+        {};  ///< the engine's own device memory, 4 KiB-aligned, which must outlive the cache
     cudaStream_t stream =
         nullptr;  ///< on which the engine writes and reads blocks; nullptr: the legacy default stream
     int device = 0;
@@ -45,9 +46,9 @@ class vram {
     if (!link) return propagate(link.error());
     if (reinterpret_cast<std::uintptr_t>(o.memory.data()) % alignment != 0)
       return terrace::fail(errc::invalid_argument,
-                           "memory given to a vram tier must begin at a multiple of 256 bytes");
+                           "memory given to a vram tier must begin at a multiple of 4 KiB");
     const std::size_t bytes = (o.memory.empty() ? o.capacity : o.memory.size()) / alignment * alignment;
-    if (bytes == 0) return terrace::fail(errc::invalid_argument, "a vram tier needs at least 256 bytes");
+    if (bytes == 0) return terrace::fail(errc::invalid_argument, "a vram tier needs at least 4 KiB");
     std::byte* own = nullptr;
     if (o.memory.empty()) {
       const device_scope scope(o.device);

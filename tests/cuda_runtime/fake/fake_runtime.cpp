@@ -275,6 +275,20 @@ cudaError_t cudaFree(void* memory) {
   m().device_memory.erase(found);
   return cudaSuccess;
 }
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaHostAlloc"); e != cudaSuccess) return e;
+  *memory = std::malloc(bytes);
+  m().pinned[static_cast<const std::byte*>(*memory)] = bytes;
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* memory) {
+  const std::scoped_lock lock(guard);
+  fake_cuda::drain();
+  m().pinned.erase(static_cast<const std::byte*>(memory));
+  std::free(memory);
+  return cudaSuccess;
+}
 cudaError_t cudaHostRegister(void* memory, size_t bytes, unsigned) {
   const std::scoped_lock lock(guard);
   if (const cudaError_t e = enter("cudaHostRegister"); e != cudaSuccess) return e;
@@ -337,6 +351,13 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (const cudaError_t e = enter("cudaEventRecord"); e != cudaSuccess) return e;
   put(stream, {.reaches = event, .version = ++event->recorded});
   return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  const std::scoped_lock lock(guard);
+  ++m().counts.host_waits;
+  while (event->reached != event->recorded)
+    if (!pump(1)) std::abort();
+  return remember(m().sticky);
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   const std::scoped_lock lock(guard);
