@@ -1,0 +1,46 @@
+#pragma once
+#if !defined(__CUDACC__)
+#error "terrace/cuda/launch.cuh needs nvcc; declarations for every compiler are in terrace/cuda/launch.hpp"
+#endif
+
+#include <cuda_runtime_api.h>
+
+#include <type_traits>
+
+#include "terrace/cuda/device_block.cuh"
+#include "terrace/cuda/launch.hpp"
+
+namespace terrace::cuda {
+
+/// The only `__global__` function: hands the machine to a kernel.
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::threads) run_kernel(const __grid_constant__ Kernel kernel) {
+  device_block block;
+  kernel(block);
+}
+
+template <class Kernel>
+result<void> launch(const Kernel& kernel, const launch_shape& shape, stream_handle stream) noexcept {
+  static_assert(std::is_trivially_copyable_v<Kernel> && sizeof(Kernel) <= 4096,
+                "a kernel is its arguments: at most 4 KiB that can be copied as bytes");
+  static_assert(Kernel::threads % warp_threads == 0, "a block of threads is made of whole warps");
+  constexpr std::size_t granted = 48u << 10;  // without asking
+  if (shape.empty()) return {};
+  cudaError_t status = cudaSuccess;
+  if (shape.shared_bytes > granted)
+    status = cudaFuncSetAttribute(run_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(shape.shared_bytes));
+  if (status == cudaSuccess) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(shape.x, shape.y, shape.z);
+    config.blockDim = dim3(Kernel::threads);
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = stream;
+    status = cudaLaunchKernelEx(&config, run_kernel<Kernel>, kernel);
+  }
+  if (status == cudaSuccess) return {};
+  static_cast<void>(cudaGetLastError());  // said here, and not again at the next call
+  return fail(errc::unavailable, "the device refused to run a kernel", static_cast<int>(status));
+}
+
+}  // namespace terrace::cuda
