@@ -159,6 +159,10 @@ class emulated_block {
     return std::uint32_t{terrace::from_float<T>(lo).bits} | std::uint32_t{terrace::from_float<T>(hi).bits}
                                                                 << 16;
   }
+  template <class T>
+  float to_float(T x) const {
+    return terrace::to_float(x);
+  }
   float exp(float x) const { return std::exp(x); }
 
  private:

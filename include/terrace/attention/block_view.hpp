@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "terrace/attention/block_encoding.hpp"
 #include "terrace/codec/fp8.hpp"
 #include "terrace/codec/identity.hpp"
 #include "terrace/codec/q4_0.hpp"
@@ -11,14 +12,13 @@
 
 namespace terrace {
 
-/// How a block that attention reads is stored: as the engine wrote it, or as an `attendable` codec left it.
-/// The values are the codecs' format ids.
-enum class block_encoding : std::uint32_t {
-  raw = identity::format_id,
-  q8_0 = terrace::q8_0::format_id,
-  q4_0 = terrace::q4_0::format_id,
-  fp8 = terrace::fp8::format_id,
-};
+static_assert(block_encoding::raw == block_encoding{identity::format_id} &&
+              block_encoding::q8_0 == block_encoding{terrace::q8_0::format_id} &&
+              block_encoding::q4_0 == block_encoding{terrace::q4_0::format_id} &&
+              block_encoding::fp8 == block_encoding{terrace::fp8::format_id});
+static_assert(encoded_bytes(64, element::fp16, block_encoding::q8_0) == q8_0::encoded_size(32) &&
+              encoded_bytes(64, element::fp16, block_encoding::q4_0) == q4_0::encoded_size(32) &&
+              encoded_bytes(64, element::fp16, block_encoding::fp8) == fp8::encoded_size(32));
 
 /// Whether attention reads encoded blocks of this group in place, and not only decoded ones. fp32 is rarely
 /// cached: it would cost every user the compilation of more kernels.
@@ -50,15 +50,6 @@ struct token_rows {
   constexpr std::size_t row_bytes() const noexcept {
     return encoded_bytes(dim * size_of(type), type, encoding);
   }
-  /// Bytes that `raw` bytes of a plane take when encoded. Offsets and strides within a block scale in the
-  /// same way.
-  static constexpr std::size_t encoded_bytes(std::size_t raw, element type,
-                                             block_encoding encoding) noexcept {
-    if (encoding == block_encoding::fp8) return fp8::encoded_size(raw / size_of(type));
-    if (encoding == block_encoding::q8_0) return q8_0::encoded_size(raw / size_of(type));
-    if (encoding == block_encoding::q4_0) return q4_0::encoded_size(raw / size_of(type));
-    return raw;
-  }
 };
 
 namespace detail {
@@ -67,7 +58,7 @@ inline token_rows rows_of(const block_view& block, bool values, std::uint32_t he
                           std::uint32_t dim) noexcept {
   const layer_group& group = *block.group;
   const auto scaled = [&](std::size_t raw, const plane& p) {
-    return token_rows::encoded_bytes(raw, p.type, block.encoding);
+    return encoded_bytes(raw, p.type, block.encoding);
   };
   const std::size_t k = scaled(group.plane_bytes(group.k), group.k);
   const std::size_t v = scaled(group.plane_bytes(group.v), group.v);

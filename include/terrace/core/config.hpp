@@ -4,16 +4,16 @@
 
 // Marks a function that the CUDA device pass compiles as well. Empty for every other compiler.
 // TERRACE_DEVICE marks the body of a kernel: nvcc compiles it for the device alone, another compiler for the
-// tests that emulate a device. TERRACE_UNROLL stands before a loop of a kernel whose body indexes arrays that have
+// tests that emulate a device. TERRACE_DEVICE_UNROLL stands before a loop of a kernel whose body indexes arrays that have
 // to become registers.
 #if defined(__CUDACC__)
 #define TERRACE_HD __host__ __device__
 #define TERRACE_DEVICE __device__
-#define TERRACE_UNROLL _Pragma("unroll")
+#define TERRACE_DEVICE_UNROLL _Pragma("unroll")
 #else
 #define TERRACE_HD
 #define TERRACE_DEVICE
-#define TERRACE_UNROLL
+#define TERRACE_DEVICE_UNROLL
 #endif
 
 // Runs `TERRACE_TRY { ... } TERRACE_CATCH_ALL { ... }` where the caller's translation unit has exceptions,

@@ -44,7 +44,8 @@ struct grid_index {
 ///   them for mma.m16n8k16: with g = lane / 4 and t = 2 * (lane % 4), a[0] has row g, columns t and t + 1; a[1] row
 ///   g + 8; a[2] and a[3] the same rows, columns t + 8 and t + 9; b[0] has rows t and t + 1 of column g, b[1] rows
 ///   t + 8 and t + 9; d[0] and d[1] have row g, columns t and t + 1, d[2] and d[3] row g + 8.
-/// - `pack<T>(lo, hi)`: two floats rounded to T as `from_float` rounds, in one word, `lo` in its low half.
+/// - `pack<T>(lo, hi)`: two floats, no NaN, rounded to T as `from_float` rounds, in one word, `lo` in its low half.
+/// - `to_float(x)`: an fp16 or bf16 as a float; which NaN a NaN becomes is open.
 /// - `exp(x)`: e to the power of x, to about 1e-5 of it for x <= 0; 0 for -infinity.
 ///
 /// All lanes of a warp must come together to the members from `sync_warp` to `shuffle_xor` and from `load_matrix`
@@ -72,6 +73,8 @@ concept block_context = requires(B& block, const void* from, void* to, vec16 v, 
   block.template multiply_add<bf16>(d, a, b);
   { block.template pack<fp16>(x, x) } -> std::same_as<std::uint32_t>;
   { block.template pack<bf16>(x, x) } -> std::same_as<std::uint32_t>;
+  { block.to_float(fp16{}) } -> std::same_as<float>;
+  { block.to_float(bf16{}) } -> std::same_as<float>;
   { block.exp(x) } -> std::same_as<float>;
 };
 

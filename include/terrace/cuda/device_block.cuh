@@ -99,6 +99,8 @@ class device_block {
       asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(hi), "f"(lo));
     return out;
   }
+  __device__ float to_float(fp16 x) const { return __half2float(__ushort_as_half(x.bits)); }
+  __device__ float to_float(bf16 x) const { return __uint_as_float(std::uint32_t{x.bits} << 16); }
   __device__ float exp(float x) const { return __expf(x); }
 
  private:

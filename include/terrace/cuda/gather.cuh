@@ -48,10 +48,10 @@ struct gather_kernel {
                                     std::size_t length) {
     vec16 v[loads_in_flight];
     const std::size_t first = std::size_t{block.thread()} * 16, step = std::size_t{threads} * 16;
-    TERRACE_UNROLL
+    TERRACE_DEVICE_UNROLL
     for (std::uint32_t i = 0; i < loads_in_flight; ++i)
       if (first + i * step + 16 <= length) v[i] = block.load16(source + first + i * step);
-    TERRACE_UNROLL
+    TERRACE_DEVICE_UNROLL
     for (std::uint32_t i = 0; i < loads_in_flight; ++i)
       if (first + i * step + 16 <= length) block.store16(target + first + i * step, v[i]);
   }
