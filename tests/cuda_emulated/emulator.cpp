@@ -66,6 +66,21 @@ struct relay {
     if (block.thread() == 7) std::memcpy(out, block.shared(), sizeof *out);
   }
 };
+// A warp's lanes write rows that the warp then reads as matrices, twice, with or without barriers between.
+struct rows_and_matrices {
+  static constexpr std::uint32_t threads = 32;
+  bool before, after;
+  template <block_context Block>
+  void operator()(Block& block) const {
+    for (int i = 0; i < 2; ++i) {
+      block.store_shared16(block.shared() + block.thread() * 16, {});
+      if (before) block.sync_warp();
+      std::uint32_t r[4];
+      block.load_matrix(r, block.shared() + (block.thread() ^ 1) * 16);
+      if (after) block.sync_warp();
+    }
+  }
+};
 // d = a * b through shared memory and the fragments that tensor cores take.
 struct multiply {
   static constexpr std::uint32_t threads = 32;
@@ -130,6 +145,12 @@ TEST_CASE("a race and a copy that is not waited for differ between machines") {
   CHECK(all_right(true, true));
   CHECK(!all_right(false, true));
   CHECK(!all_right(true, false));
+}
+
+TEST_CASE("a barrier that is missing between writing and reading shared memory is found") {
+  CHECK(faults_of(rows_and_matrices{true, true}, 512).empty());
+  CHECK(!faults_of(rows_and_matrices{false, true}, 512).empty());
+  CHECK(!faults_of(rows_and_matrices{true, false}, 512).empty());
 }
 
 TEST_CASE("matrices have the layout of their fragments") {

@@ -3,9 +3,10 @@
 //
 // - a barrier or a warp-wide operation to which not all threads come, or not at the same place;
 // - accesses of 16 bytes, and rows of matrices, that are not aligned;
-// - asynchronous copies that are used before they were waited for, and races on shared memory: the order of the
-//   threads and the moment of the copies are options, and a right kernel gives the same bits with all of them
-//   (`on_each_machine`);
+// - pieces of 16 bytes of shared memory between whose writing and reading no barrier lies, in either order, and
+//   asynchronous copies that were not waited for;
+// - other races on shared memory: the order of the threads and the moment of the copies are options, and a right
+//   kernel gives the same bits with all of them (`on_each_machine`);
 // - shared memory that is read before it is written: it begins as bytes of 0xff, NaN in every float format;
 // - accesses outside of shared memory or of the caller's buffers, where the address sanitizer is on.
 #include <algorithm>
@@ -19,6 +20,7 @@
 #include <memory>
 #include <random>
 #include <source_location>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,8 +36,9 @@ namespace cuda = terrace::cuda;
 
 /// How the machine behaves where a device may do as it likes.
 struct machine {
+  /// Warp after warp, each as far as it comes, or threads of all warps as chance has it.
   enum class order { ascending, descending, shuffled };
-  order threads = order::ascending;  ///< which of the runnable threads goes on first
+  order threads = order::ascending;
   bool late_copies = false;  ///< asynchronous copies move bytes when they are waited for, not when issued
 };
 inline machine& current() {
@@ -72,7 +75,7 @@ class emulated_block {
   void sync(place at = place::current());
   void sync_warp(place at = place::current()) {
     std::uint32_t nothing = 0;
-    together(at, nothing, [](auto&) {});
+    together(at, nothing, [this](auto&) { ++warp_barriers(); });
   }
   template <class T>
   T shuffle_xor(T x, std::uint32_t mask, place at = place::current()) {
@@ -100,15 +103,25 @@ class emulated_block {
     if (bytes != 0) expect_aligned(from, at);
     if (bytes > 16) fault(at, "an asynchronous copy of more than 16 bytes");
     open_.push_back({to, from, bytes});
-    if (!current().late_copies) run_copies(open_);
+    writes(to, true, at);
+    if (!current().late_copies) move(open_.back());
   }
   void commit_copies() { groups_.push_back(std::exchange(open_, {})); }
   template <int n>
-  void wait_copies() {
+  void wait_copies(place at = place::current()) {
     while (groups_.size() > static_cast<std::size_t>(n)) {
-      run_copies(groups_.front());
+      for (const copy& c : groups_.front()) {
+        if (current().late_copies) move(c);
+        writes(c.to, false, at);
+      }
       groups_.erase(groups_.begin());
     }
+  }
+  void store_shared16(void* p, const cuda::vec16& v, place at = place::current()) {
+    expect_aligned(p, at);
+    writes(p, true, at);
+    writes(p, false, at);
+    std::memcpy(p, &v, sizeof v);
   }
 
   void load_matrix(std::uint32_t (&r)[4], const void* row, place at = place::current()) {
@@ -178,15 +191,17 @@ class emulated_block {
   static float element(std::uint32_t word, std::uint32_t half) {
     return terrace::to_float(T{static_cast<std::uint16_t>(word >> (half * 16))});
   }
-  static void run_copies(std::vector<copy>& copies) {
-    for (const copy& c : copies) {
-      std::memset(c.to, 0, 16);
-      if (c.bytes != 0) std::memcpy(c.to, c.from, c.bytes);
-    }
-    copies.clear();
+  static void move(const copy& c) {
+    std::memset(c.to, 0, 16);
+    if (c.bytes != 0) std::memcpy(c.to, c.from, c.bytes);
   }
+  // Notes that this thread writes 16 bytes of shared memory, from the moment that it begins (`pending`) to that at
+  // which it knows that it is done; and that its warp reads them.
+  void writes(const void* p, bool pending, const place& at);
+  void reads(const void* p, const place& at);
   void load_matrices(std::uint32_t (&r)[4], const void* row, bool transposed, place at) {
     expect_aligned(row, at);
+    reads(row, at);
     std::pair<const void*, std::uint32_t*> slot{row, r};
     together(at, slot, [transposed](auto& lanes) {
       for (std::uint32_t j = 0; j < 4; ++j) {
@@ -205,6 +220,7 @@ class emulated_block {
   void expect_aligned(const void* p, const place& at) {
     if (reinterpret_cast<std::uintptr_t>(p) % 16 != 0) fault(at, "an access of 16 bytes that is not aligned");
   }
+  std::uint64_t& warp_barriers();
   // Says so, and never goes on with this thread: the block then ends as one that waits in vain.
   void fault(const place& at, const char* sentence);
   // Waits until all lanes are here; the last one works for all of them.
@@ -248,6 +264,9 @@ class block_run {
   bool run(const Kernel& kernel, cuda::grid_index index) {
     index_ = index;
     std::memset(shared_, 0xff, shape_.shared_bytes);
+    pieces_.assign(shape_.shared_bytes / 16, {});
+    block_barriers_ = 0;
+    warp_barriers_.assign(threads_.size() / cuda::warp_threads, 0);
     const auto entry = [](void* p) {
       auto& thread = *static_cast<emulated_block*>(p);
       (*static_cast<const Kernel*>(thread.run_->kernel_))(thread);
@@ -266,22 +285,53 @@ class block_run {
     std::vector<std::uint32_t> turns(threads_.size());
     for (std::uint32_t i = 0; i < turns.size(); ++i) turns[i] = i;
     if (current().threads == machine::order::descending) std::reverse(turns.begin(), turns.end());
+    const bool shuffled = current().threads == machine::order::shuffled;
     std::mt19937 random(index.x + 1);
-    for (;;) {
-      if (current().threads == machine::order::shuffled) std::shuffle(turns.begin(), turns.end(), random);
-      bool any = false;
-      for (const std::uint32_t i : turns) {
-        if (threads_[i].state_ != emulated_block::state::ready) continue;
-        any = true;
-        threads_[i].fiber_.resume();
-      }
-      if (any || pass_barrier()) continue;
-      return ended();
-    }
+    do {
+      if (shuffled) std::shuffle(turns.begin(), turns.end(), random);
+      const std::size_t together = shuffled ? turns.size() : cuda::warp_threads;
+      for (std::size_t first = 0; first < turns.size(); first += together)
+        while (resume_all({turns.data() + first, together})) continue;
+    } while (pass_barrier());
+    return ended();
   }
 
  private:
   friend emulated_block;
+
+  // What is known of 16 bytes of shared memory: who wrote and who read them last, and after which barriers.
+  struct access {
+    std::int64_t warp = -1;
+    std::uint64_t warp_barriers = 0, block_barriers = 0;
+  };
+  struct piece {
+    access written, read;
+    bool pending = false;
+  };
+
+  // False where none of these threads could go on.
+  bool resume_all(std::span<const std::uint32_t> turns) {
+    bool any = false;
+    for (const std::uint32_t i : turns) {
+      if (threads_[i].state_ != emulated_block::state::ready) continue;
+      any = true;
+      threads_[i].fiber_.resume();
+    }
+    return any;
+  }
+  piece* piece_at(const void* p) {
+    const auto at = static_cast<std::size_t>(static_cast<const std::byte*>(p) - shared_) / 16;
+    return p >= shared_ && at < pieces_.size() ? &pieces_[at] : nullptr;
+  }
+  access access_of(std::uint32_t thread) const {
+    const std::uint32_t warp = thread / cuda::warp_threads;
+    return {warp, warp_barriers_[warp], block_barriers_};
+  }
+  // Whether a barrier lies between that access and now, for threads of this warp.
+  bool is_past(const access& a, std::uint32_t warp) const {
+    if (a.warp < 0 || block_barriers_ > a.block_barriers) return true;
+    return a.warp == warp && warp_barriers_[warp] > a.warp_barriers;
+  }
 
   bool all(emulated_block::state s) const {
     return std::all_of(threads_.begin(), threads_.end(), [&](const auto& t) { return t.state_ == s; });
@@ -295,6 +345,7 @@ class block_run {
         return false;
       }
     for (emulated_block& t : threads_) t.state_ = emulated_block::state::ready;
+    ++block_barriers_;
     return true;
   }
   bool ended() const {
@@ -317,6 +368,9 @@ class block_run {
   std::unique_ptr<std::byte[]> allocated_;
   std::byte* shared_ = nullptr;
   std::vector<emulated_block> threads_;
+  std::vector<piece> pieces_;
+  std::uint64_t block_barriers_ = 0;
+  std::vector<std::uint64_t> warp_barriers_;
 };
 
 inline cuda::grid_index emulated_block::index() const { return run_->index_; }
@@ -329,6 +383,25 @@ inline void emulated_block::sync(place at) {
   place_ = at;
   state_ = state::waits_for_block;
   fiber_.yield();
+}
+
+inline std::uint64_t& emulated_block::warp_barriers() {
+  return run_->warp_barriers_[thread_ / cuda::warp_threads];
+}
+inline void emulated_block::writes(const void* p, bool pending, const place& at) {
+  block_run::piece* const piece = run_->piece_at(p);
+  if (piece == nullptr) return;
+  if (pending && !run_->is_past(piece->read, thread_ / cuda::warp_threads))
+    fault(at, "shared memory is overwritten that others may still read");
+  piece->pending = pending;
+  piece->written = run_->access_of(thread_);
+}
+inline void emulated_block::reads(const void* p, const place& at) {
+  block_run::piece* const piece = run_->piece_at(p);
+  if (piece == nullptr) return;
+  if (piece->pending || !run_->is_past(piece->written, thread_ / cuda::warp_threads))
+    fault(at, "shared memory is read that may not be written yet");
+  piece->read = run_->access_of(thread_);
 }
 
 inline void emulated_block::fault(const place& at, const char* sentence) {

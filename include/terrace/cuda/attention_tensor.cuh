@@ -231,8 +231,8 @@ struct attention_tensor_kernel {
         TERRACE_DEVICE_UNROLL
         for (std::uint32_t i = 0; i < tile * octets / warp_threads; ++i) {
           const std::uint32_t at = i * warp_threads + lane, row = at / octets, octet = at % octets;
-          *reinterpret_cast<vec16*>(to + row * row_bytes + octet * 16) =
-              decode_octet<T, encoding>(block, stored + row * stored_row, octet);
+          block.store_shared16(to + row * row_bytes + octet * 16,
+                               decode_octet_as<T, encoding>(block, stored + row * stored_row, octet));
         }
         block.sync_warp();
         return to;

@@ -31,6 +31,7 @@ struct grid_index {
 /// - `sync_warp()`: the same within a warp.
 /// - `shuffle_xor(x, mask)`: the x of the lane whose number differs in the bits of `mask`. x has 4 bytes.
 /// - `load16(p)`, `store16(p, v)`: global memory, p aligned to 16, not kept in the nearest cache.
+/// - `store_shared16(p, v)`: shared memory, p aligned to 16.
 /// - `copy_async16(to, from, bytes)`: 16 bytes of shared memory, of which the first `bytes` come from global
 ///   memory and the rest are 0. Both addresses are aligned to 16; with 0 bytes `from` is not read.
 ///   `commit_copies()` closes a group of this thread's copies, and `wait_copies<n>()` waits until at most the n
@@ -63,6 +64,7 @@ concept block_context = requires(B& block, const void* from, void* to, vec16 v, 
   { block.shuffle_xor(n, n) } -> std::same_as<std::uint32_t>;
   { block.load16(from) } -> std::same_as<vec16>;
   block.store16(to, v);
+  block.store_shared16(to, v);
   block.copy_async16(to, from, n);
   block.commit_copies();
   block.template wait_copies<1>();

@@ -41,6 +41,9 @@ class device_block {
   __device__ void store16(void* p, const vec16& v) const {
     __stcs(static_cast<uint4*>(p), make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]));
   }
+  __device__ void store_shared16(void* p, const vec16& v) const {
+    *static_cast<uint4*>(p) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+  }
 
   __device__ void copy_async16(void* to, const void* from, std::uint32_t bytes) const {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)),

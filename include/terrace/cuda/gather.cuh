@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "terrace/cuda/block_context.hpp"
+#include "terrace/cuda/cooperative_copy.cuh"
 #include "terrace/cuda/gather.hpp"
 #include "terrace/cuda/launch.hpp"
 
@@ -28,16 +29,9 @@ struct gather_kernel {
       const std::size_t length = bytes - begin < chunk_bytes ? bytes - begin : chunk_bytes;
       const std::byte* const source = from[item / chunks] + begin;
       std::byte* const target = to[item / chunks] + begin;
-      if ((reinterpret_cast<std::uintptr_t>(source) | reinterpret_cast<std::uintptr_t>(target)) % 16 == 0) {
-        copy16(block, source, target, length);
-        copy_as<std::byte>(block, source, target, length / 16 * 16, length);
-      } else if ((reinterpret_cast<std::uintptr_t>(source) | reinterpret_cast<std::uintptr_t>(target)) % 4 ==
-                 0) {
-        copy_as<std::uint32_t>(block, source, target, 0, length);
-        copy_as<std::byte>(block, source, target, length / 4 * 4, length);
-      } else {
-        copy_as<std::byte>(block, source, target, 0, length);
-      }
+      const bool wide = aligned_to(source, target, 16);
+      if (wide) copy16(block, source, target, length);
+      copy_bytes<threads>(block, source, target, wide ? length / 16 * 16 : 0, length);
     }
   }
 
@@ -54,14 +48,6 @@ struct gather_kernel {
     TERRACE_DEVICE_UNROLL
     for (std::uint32_t i = 0; i < loads_in_flight; ++i)
       if (first + i * step + 16 <= length) block.store16(target + first + i * step, v[i]);
-  }
-  // The elements of T that lie wholly in [begin, end).
-  template <class T, class Block>
-  TERRACE_DEVICE static void copy_as(Block& block, const std::byte* source, std::byte* target,
-                                     std::size_t begin, std::size_t end) {
-    for (std::size_t at = begin + block.thread() * sizeof(T); at + sizeof(T) <= end;
-         at += threads * sizeof(T))
-      *reinterpret_cast<T*>(target + at) = *reinterpret_cast<const T*>(source + at);
   }
 };
 
