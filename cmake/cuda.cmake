@@ -31,15 +31,20 @@ if(terrace_has_cuda)
                          -ccbin ${CMAKE_CXX_COMPILER})
 endif()
 
-# Compiles one .cu file; `object` gets the path of what it makes.
+# Compiles one .cu file; `object` gets the path of what it makes. Where no device says what to compile for, kernels are
+# compiled for Hopper as well: what ptxas thinks of them there is worth knowing.
 function(terrace_add_cuda_object source object)
   cmake_path(RELATIVE_PATH source BASE_DIRECTORY ${PROJECT_SOURCE_DIR} OUTPUT_VARIABLE name)
+  set(more "")
+  if(TERRACE_CUDA_ARCHITECTURE STREQUAL "sm_80" AND name MATCHES "^(tests|bench)/cuda/")
+    set(more -gencode arch=compute_90,code=sm_90)
+  endif()
   set(made ${PROJECT_BINARY_DIR}/cuda/${name}.o)
   cmake_path(GET made PARENT_PATH folder)
   file(MAKE_DIRECTORY ${folder})
   add_custom_command(
     OUTPUT ${made}
-    COMMAND ${TERRACE_NVCC} ${terrace_nvcc_flags} -DTERRACE_CHECKED -I${PROJECT_SOURCE_DIR}/include
+    COMMAND ${TERRACE_NVCC} ${terrace_nvcc_flags} ${more} -DTERRACE_CHECKED -I${PROJECT_SOURCE_DIR}/include
             -I${PROJECT_SOURCE_DIR}/tests -MD -MF ${made}.d -c ${source} -o ${made}
     DEPENDS ${source}
     DEPFILE ${made}.d

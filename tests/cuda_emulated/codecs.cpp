@@ -137,13 +137,17 @@ TEMPLATE_TEST_CASE("every 16-bit value is encoded as the codecs do", "", q8_0, q
 TEMPLATE_TEST_CASE("what was decoded is encoded to the same codes", "", q8_0, q4_0, fp8) {
   std::mt19937 random(4);
   std::normal_distribution<float> normal;
-  comparison<TestType, bf16> blocks(group_of<bf16>(64), 2);
+  comparison<TestType, bf16> blocks(group_of<bf16>(512), 4);
   blocks.fill([&](std::size_t) { return from_float<bf16>(normal(random)); });
   REQUIRE(blocks.agrees());
   const auto codes = blocks.host;
   blocks.raw = blocks.decoded;
   CHECK(blocks.agrees());
   CHECK(blocks.host == codes);
+  // One value of each group is a little beside what a code gives: the rule for exact codes is off for all 32.
+  auto* const bits = reinterpret_cast<std::uint16_t*>(blocks.raw.data());
+  for (std::size_t g = 0; g < blocks.raw.size() * 8 / 32; ++g) bits[g * 32 + random() % 32] ^= 1;
+  CHECK(blocks.agrees());
 }
 
 TEST_CASE("encoded blocks may lie at any address, and any number of blocks of threads does the whole") {

@@ -30,6 +30,8 @@ struct sequence_of {
 /// T is the type of queries and of raw elements.
 template <class T, terrace::block_encoding encoding = terrace::block_encoding::raw>
 struct paged_kv {
+  using element_type = T;
+  static constexpr terrace::block_encoding stored_as = encoding;
   /// An element of a query (token: its position), a key or a value.
   using generator =
       std::function<float(char which, std::uint32_t head, std::int64_t position, std::uint32_t d)>;

@@ -185,7 +185,6 @@ struct attention_tensor_kernel {
         fold_tile(token_of(now), ring + use * (2 * plane_bytes));
         use = use + 1 == stages ? 0 : use + 1;
       }
-      block.template wait_copies<0>();
     }
 
     // Tokens behind the last one that there is become zeros: what stands there may be NaN.

@@ -27,9 +27,14 @@ result<void> launch(const Kernel& kernel, const launch_shape& shape, stream_hand
   constexpr std::size_t granted = 48u << 10;  // without asking
   if (shape.empty()) return {};
   cudaError_t status = cudaSuccess;
-  if (shape.shared_bytes > granted)
+  if (shape.shared_bytes > granted) {
     status = cudaFuncSetAttribute(run_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(shape.shared_bytes));
+    // A kernel that asks for so much wants several of its blocks on an SM, not a large L1.
+    if (status == cudaSuccess)
+      status = cudaFuncSetAttribute(run_kernel<Kernel>, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                    cudaSharedmemCarveoutMaxShared);
+  }
   if (status == cudaSuccess) {
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(shape.x, shape.y, shape.z);
