@@ -74,8 +74,8 @@ void measure(bench::report& out, const std::string& name, std::uint32_t q_heads,
 }  // namespace
 
 int main(int argc, char** argv) {
-  bench::report out("cuda_attention", argc, argv);
   bench::need_device();
+  bench::report out("cuda_attention", argc, argv);
   using enum block_encoding;
   measure<128>(out, "fp16, GQA 4, 128, 1 x 128k", 32, 8, 1, 131072, 0.85);
   measure<128>(out, "fp16, GQA 4, 128, 32 x 8k", 32, 8, 32, 8192, 0.85);

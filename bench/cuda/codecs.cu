@@ -48,9 +48,9 @@ void measure(bench::report& out, const char* name) {
   };
   // A copy of n bytes moves 2n; encoding moves the raw and the encoded bytes.
   const auto copy = [&] {
-    const std::size_t half = (raw_total + encoded_total) / 2;
+    const std::size_t each = (raw_total + encoded_total) / 2;
     return static_cast<double>(raw_total) / 1e9 / bench::device_seconds([&] {
-             bench::check(cudaMemcpyAsync(from, raw, half, cudaMemcpyDefault, nullptr));
+             bench::check(cudaMemcpyAsync(from, raw, each, cudaMemcpyDefault, nullptr));
            });
   };
   const double share = static_cast<double>(raw_total) / static_cast<double>(encoded_total);
@@ -67,15 +67,15 @@ void measure(bench::report& out, const char* name) {
       {codec + ", decode from pinned, 16 CTAs", "GB/s of fp16", "memcpy of the codes"},
       [&] { return decode(pinned, 16); },
       [&] { return share * bench::copy_bandwidth(encoded, pinned, encoded_total); });
-  for (std::byte* const p : {raw, encoded, from}) bench::check(cudaFree(p));
+  for (std::byte* const used : {raw, encoded, from}) bench::check(cudaFree(used));
   bench::check(cudaFreeHost(pinned));
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  bench::report out("cuda_codecs", argc, argv);
   bench::need_device();
+  bench::report out("cuda_codecs", argc, argv);
   measure<block_encoding::q8_0>(out, "q8_0");
   measure<block_encoding::q4_0>(out, "q4_0");
   measure<block_encoding::fp8>(out, "fp8");

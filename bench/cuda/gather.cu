@@ -57,8 +57,8 @@ void measure(bench::report& out, const buffers& b, std::size_t block, std::uint3
 }  // namespace
 
 int main(int argc, char** argv) {
-  bench::report out("cuda_gather", argc, argv);
   bench::need_device();
+  bench::report out("cuda_gather", argc, argv);
   const buffers b;
   for (const std::size_t block : {8u << 10, 32u << 10, 256u << 10})
     for (const std::uint32_t ctas : {4u, 8u, 16u, 1024u}) measure(out, b, block, ctas);

@@ -32,10 +32,10 @@ void check_codec() {
   managed<std::uint32_t> bad(count);
   std::mt19937 random(1);
   for (std::size_t i = 0; i < raw.size() / sizeof(T); ++i) {
-    const std::uint64_t bits = i % 3 == 0 ? random() : 0;  // any bits, and numbers
-    T x = from_float<T>(static_cast<float>(static_cast<int>(random() % 2001) - 1000) / 300.0f);
-    if (i % 64 < 32 && i % 3 == 0) std::memcpy(&x, &bits, sizeof x);
-    std::memcpy(raw.data() + i * sizeof(T), &x, sizeof x);
+    const T x = from_float<T>(static_cast<float>(static_cast<int>(random() % 2001) - 1000) / 300.0f);
+    const auto bits = static_cast<std::uint32_t>(random());
+    const bool any = i % 64 < 32 && i % 3 == 0;  // any bits, among numbers
+    std::memcpy(raw.data() + i * sizeof(T), any ? static_cast<const void*>(&bits) : &x, sizeof x);
   }
   std::fill_n(bad.data(), count, 0u);
   REQUIRE(cuda::encode_blocks<T, encoding>(group, {.base = raw.data(), .stride = block},

@@ -19,6 +19,7 @@
 #include "terrace/core/element.hpp"
 #include "terrace/core/layout.hpp"
 #include "terrace/cuda/attention.hpp"
+#include "terrace/cuda/block_context.hpp"
 
 /// One sequence of a test.
 struct sequence_of {

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "terrace/cuda/device_block.cuh"
+#include "terrace/cuda/error.hpp"
 #include "terrace/cuda/launch.hpp"
 
 namespace terrace::cuda {
@@ -44,8 +45,7 @@ result<void> launch(const Kernel& kernel, const launch_shape& shape, stream_hand
     status = cudaLaunchKernelEx(&config, run_kernel<Kernel>, kernel);
   }
   if (status == cudaSuccess) return {};
-  static_cast<void>(cudaGetLastError());  // said here, and not again at the next call
-  return fail(errc::unavailable, "the device refused to run a kernel", static_cast<int>(status));
+  return fail(status, "the device refused to run a kernel");
 }
 
 }  // namespace terrace::cuda

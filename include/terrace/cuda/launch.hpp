@@ -28,7 +28,7 @@ struct launch_shape {
 ///     TERRACE_DEVICE void operator()(Block& block) const;
 ///
 /// Enqueues and returns; a launch of no blocks does nothing. What the arguments point to must stay until the
-/// work is done. Errors: unavailable with CUDA's number, where the launch was refused. Errors of the run itself
+/// work is done. Errors: where the launch was refused, that of CUDA (cuda/error.hpp). Errors of the run itself
 /// show at a later call, as always with CUDA.
 ///
 /// Under nvcc it is defined by cuda/launch.cuh. Compiled by nothing but a host compiler it has no definition:
