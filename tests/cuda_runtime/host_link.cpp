@@ -160,9 +160,11 @@ TEST_CASE("a kernel carries pinned memory, and only that") {
     context ctx{{.codec_threads = 0}};
     host_link& link = **host_link::of(ctx);
     link.use(transfer_choice::always(transfer_method::kernel));
-    link.use([](std::span<const cuda::copy_piece> pieces, copy_direction, cudaStream_t stream) {
-      for (const cuda::copy_piece p : pieces)
-        fake_cuda::launch(stream, [p] { std::memcpy(p.to, p.from, p.bytes); });
+    link.use([](const std::byte* const* from, std::byte* const* to, std::uint32_t count, std::size_t bytes,
+                cudaStream_t stream) {
+      fake_cuda::launch(stream, [=] {
+        for (std::uint32_t i = 0; i < count; ++i) std::memcpy(to[i], from[i], bytes);
+      });
       return cudaSuccess;
     });
     const auto pageable = bytes_of(4096, 1);

@@ -33,6 +33,8 @@ struct window_limits {
   std::size_t slots = 1;   ///< blocks that take a slot of tier 0
   std::size_t blocks = 1;  ///< blocks in all
   std::size_t pages = 1;   ///< pages, where a block of m sequences counts as m; at least one for each member
+  std::uint32_t align =
+      1;  ///< windows begin at multiples of so many positions, where a window has room for that
 };
 
 /// The order in which a batch goes through one row of layers, cut into windows.
@@ -142,7 +144,14 @@ inline void page_walk::cut(const window_limits& most, std::vector<block_id>& blo
   blocks.clear();
   pages.clear();
   std::size_t slots = 0;
+  place aligned = at_;  // the last place where a window may begin, and what was cut before it
+  std::size_t aligned_blocks = 0, aligned_pages = 0;
   while (!at_.finished && find_column()) {
+    if (at_.rank == 0 && at_.position / most.align != aligned.position / most.align) {
+      aligned = {at_.position / most.align * most.align, 0, false};
+      aligned_blocks = blocks.size();
+      aligned_pages = pages.size();
+    }
     while (at_.rank < column_.size()) {
       const block_id block = column_[at_.rank].block;
       std::size_t end = at_.rank + 1;
@@ -150,7 +159,14 @@ inline void page_walk::cut(const window_limits& most, std::vector<block_id>& blo
       const std::size_t slot = owner_->needs_slot(block, most.form) ? 1 : 0;
       const bool full = slots + slot > most.slots || blocks.size() + 1 > most.blocks ||
                         pages.size() + (end - at_.rank) > most.pages;
-      if (full && !blocks.empty()) return;
+      if (full && !blocks.empty()) {
+        if (aligned_blocks != 0) {
+          at_ = aligned;
+          blocks.resize(aligned_blocks);
+          pages.resize(aligned_pages);
+        }
+        return;
+      }
       slots += slot;
       for (; at_.rank < end; ++at_.rank)
         pages.push_back({.sequence = column_[at_.rank].sequence,

@@ -28,17 +28,22 @@ class batch;
 /// p * tokens of a page + t, and page p lies at batch::pages() + p * batch::page_stride.
 class reserved_slots {
  public:
+  /// [tokens] of `layer`.
   const std::int64_t* mapping(std::uint32_t layer) const noexcept {
-    return first_ + std::size_t{layer} * tokens_;
+    return mapping_ + std::size_t{layer} * tokens_;
   }
-  /// Tokens of all sequences.
+  /// [sequences + 1], where each sequence's tokens begin, and [sequences], the position of its first one.
+  const std::int32_t* indptr() const noexcept { return indptr_; }
+  const std::int64_t* first_position() const noexcept { return first_position_; }
+  /// Of all sequences.
   std::uint32_t tokens() const noexcept { return tokens_; }
 
  private:
   friend class batch;
-  reserved_slots(const std::int64_t* first, std::uint32_t tokens) noexcept : first_(first), tokens_(tokens) {}
-  const std::int64_t* first_;
-  std::uint32_t tokens_;
+  const std::int32_t* indptr_ = nullptr;
+  const std::int64_t* first_position_ = nullptr;
+  const std::int64_t* mapping_ = nullptr;
+  std::uint32_t tokens_ = 0;
 };
 
 /// Pages that are in device memory for work on one stream: the arrays that paged kernels take, in device memory at
@@ -50,7 +55,7 @@ class window {
       : batch_(std::exchange(other.batch_, nullptr)),
         buffer_(other.buffer_),
         stream_(other.stream_),
-        pages_(other.pages_) {}
+        most_pages_(other.most_pages_) {}
   window& operator=(window&&) = delete;
   ~window();
 
@@ -65,8 +70,9 @@ class window {
   const std::int64_t* first_position() const noexcept;
   /// The base that indices count from: the same for all windows.
   const void* pages() const noexcept;
-  /// Entries of indices().
-  std::uint32_t page_count() const noexcept { return pages_; }
+  /// Entries of indices(), and the most of one sequence.
+  std::uint32_t page_count() const noexcept { return static_cast<std::uint32_t>(buffer_->pages.size()); }
+  std::uint32_t most_pages() const noexcept { return most_pages_; }
   /// No other window follows in this layer; the pages that are being written are in this one.
   bool last() const noexcept { return buffer_->last; }
   /// The pages may be reused after what is enqueued on `stream` up to here, and no sooner. No host wait.
@@ -74,12 +80,12 @@ class window {
 
  private:
   friend class batch;
-  window(batch& b, window_buffer& buffer, cudaStream_t stream, std::uint32_t pages) noexcept
-      : batch_(&b), buffer_(&buffer), stream_(stream), pages_(pages) {}
+  window(batch& b, window_buffer& buffer, cudaStream_t stream, std::uint32_t most_pages) noexcept
+      : batch_(&b), buffer_(&buffer), stream_(stream), most_pages_(most_pages) {}
   batch* batch_;
   window_buffer* buffer_;
   cudaStream_t stream_;
-  std::uint32_t pages_;
+  std::uint32_t most_pages_;
 };
 
 /// A ragged set of sequences that decode together on a device, as terrace::batch is on the host. Blocks of tier 0 are read
@@ -102,8 +108,9 @@ class batch {
     std::uint32_t tokens = 1u << 12;  ///< reserved at a time
     std::size_t window_bytes =
         0;  ///< raw bytes of a window that come from host memory; 0: a 16th of tier 0, 32 MiB at most
-    kernel_set kernels{};  ///< of cuda/kernels.cuh
-    int device = 0;        ///< that tier 0 lies in
+    std::uint32_t align = 1;  ///< windows begin at multiples of so many pages, where they have the room
+    kernel_set kernels{};     ///< of cuda/kernels.cuh
+    int device = 0;           ///< that tier 0 lies in
   };
 
   /// Errors: invalid_argument where tier 0 is not in device memory, or for a layout whose blocks are of tensors alone;
@@ -132,6 +139,9 @@ class batch {
   /// Why the last `next` gave no window though there was one; empty otherwise.
   const std::optional<error>& failure() const noexcept { return failure_; }
 
+  /// What `reserve` gave last.
+  const reserved_slots& reserved() const noexcept { return reserved_; }
+  const options& limits() const noexcept { return options_; }
   /// The base of page indices: it never changes.
   const std::byte* pages() const noexcept { return owner_->hot_data(); }
   const kv_layout& layout() const noexcept { return owner_->layout(); }
@@ -159,11 +169,20 @@ class batch {
         sequences_(cache, {.sequences = o.sequences, .pages = o.pages}),
         offsets_(offsets_for(o)),
         window_tables_(offsets_.bytes),
-        slot_tables_(slot_bytes()) {}
+        slots_at_(slots_for(o, layout().layers())),
+        slot_tables_(slots_at_.bytes) {}
   static array_offsets offsets_for(const options& o) noexcept;
-  std::size_t slot_bytes() const noexcept {
-    return std::size_t{options_.tokens} * owner_->layout().layers() * sizeof(std::int64_t);
+  struct slot_offsets {
+    std::size_t first_position, mapping, bytes;
+  };
+  static slot_offsets slots_for(const options& o, std::uint32_t layers) noexcept {
+    slot_offsets at{};
+    at.first_position = align_up((std::size_t{o.sequences} + 1) * sizeof(std::int32_t), 16);
+    at.mapping = at.first_position + o.sequences * sizeof(std::int64_t);
+    at.bytes = at.mapping + std::size_t{o.tokens} * layers * sizeof(std::int64_t);
+    return at;
   }
+  void write_slots(std::span<const std::uint32_t> tokens, std::byte* to) const;
   result<void> open();
   void begin_walk(std::uint32_t layer);
   void forget_windows() noexcept;
@@ -179,7 +198,9 @@ class batch {
   options options_;
   terrace::batch sequences_;
   array_offsets offsets_;
-  table_pool window_tables_, slot_tables_;
+  table_pool window_tables_;
+  slot_offsets slots_at_;
+  table_pool slot_tables_;
   device_tables window_arrays_, slot_arrays_;
   std::vector<std::unique_ptr<window_buffer>> buffers_;
   std::size_t front_ = 0, prepared_ = 0;  // buffers front_ .. front_ + prepared_ - 1 have the next windows
@@ -190,6 +211,8 @@ class batch {
   std::uint32_t walk_layer_ = 0;        // whose windows are being cut: that one, or one behind it
   page_walk walk_;
   std::vector<std::int32_t> cursor_;
+  std::uint32_t most_pages_ = 0;  // of a sequence, in the window that was told to the device last
+  reserved_slots reserved_;
   std::vector<walk_member> members_;
   std::vector<lost_block> lost_;
   std::optional<error> failure_;
@@ -227,7 +250,7 @@ inline result<std::unique_ptr<batch>> batch::make(kv_store& cache, options o) {
 inline result<void> batch::open() {
   const device_scope scope(link_->device());
   for (auto [arrays, bytes] :
-       {std::pair{&window_arrays_, offsets_.bytes}, std::pair{&slot_arrays_, slot_bytes()}}) {
+       {std::pair{&window_arrays_, offsets_.bytes}, std::pair{&slot_arrays_, slots_at_.bytes}}) {
     auto made = device_tables::make(bytes);
     if (!made) return propagate(made.error());
     *arrays = std::move(*made);
@@ -270,33 +293,45 @@ inline result<reserved_slots> batch::reserve(std::span<const std::uint32_t> toke
   auto tables = slot_tables_.take();
   cudaError_t e = cudaErrorMemoryAllocation;
   if (tables) {
-    auto* slot = reinterpret_cast<std::int64_t*>((*tables)->data());
-    for (std::uint32_t layer = 0; layer < layout().layers(); ++layer)
-      for (std::size_t i = 0; i < tokens.size(); ++i) {
-        if (tokens[i] == 0) continue;
-        const page_table& pages = sequences_.at(i).pages();
-        const std::uint32_t row = pages.row_of(layer).first;
-        const std::uint32_t size = pages.group(row).tokens;
-        for (std::uint64_t at = pages.length; at < pages.length + tokens[i]; ++at) {
-          const std::ptrdiff_t from_base =
-              owner_->open_data(pages.rows[row][at / size].index) - this->pages();
-          *slot++ = from_base / static_cast<std::ptrdiff_t>(page_stride) * size +
-                    static_cast<std::int64_t>(at % size);
-        }
-      }
+    write_slots(tokens, (*tables)->data());
     const device_scope scope(link_->device());
-    const std::size_t bytes = all * layout().layers() * sizeof(std::int64_t);
-    e = bytes == 0
-            ? cudaSuccess
-            : cudaMemcpyAsync(slot_arrays_.data(), (*tables)->data(), bytes, cudaMemcpyHostToDevice, stream);
+    const std::size_t bytes = slots_at_.mapping + all * layout().layers() * sizeof(std::int64_t);
+    e = cudaMemcpyAsync(slot_arrays_.data(), (*tables)->data(), bytes, cudaMemcpyHostToDevice, stream);
     if (e == cudaSuccess) e = (*tables)->used_by(stream);
   }
   if (e != cudaSuccess) {
     sequences_.commit(std::vector<std::uint32_t>(tokens.size(), 0));
     return cuda::fail(e, "the slots of reserved tokens cannot be told to the device");
   }
-  return reserved_slots(reinterpret_cast<const std::int64_t*>(slot_arrays_.data()),
-                        static_cast<std::uint32_t>(all));
+  std::byte* const device = slot_arrays_.data();
+  reserved_.indptr_ = reinterpret_cast<const std::int32_t*>(device);
+  reserved_.first_position_ = reinterpret_cast<const std::int64_t*>(device + slots_at_.first_position);
+  reserved_.mapping_ = reinterpret_cast<const std::int64_t*>(device + slots_at_.mapping);
+  reserved_.tokens_ = static_cast<std::uint32_t>(all);
+  return reserved_;
+}
+
+inline void batch::write_slots(std::span<const std::uint32_t> tokens, std::byte* to) const {
+  auto* const indptr = reinterpret_cast<std::int32_t*>(to);
+  auto* const first_position = reinterpret_cast<std::int64_t*>(to + slots_at_.first_position);
+  auto* slot = reinterpret_cast<std::int64_t*>(to + slots_at_.mapping);
+  indptr[0] = 0;
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    indptr[i + 1] = indptr[i] + static_cast<std::int32_t>(tokens[i]);
+    first_position[i] = static_cast<std::int64_t>(sequences_.at(i).length());
+  }
+  for (std::uint32_t layer = 0; layer < layout().layers(); ++layer)
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      if (tokens[i] == 0) continue;
+      const page_table& table = sequences_.at(i).pages();
+      const std::uint32_t row = table.row_of(layer).first;
+      const std::uint32_t size = table.group(row).tokens;
+      for (std::uint64_t at = table.length; at < table.length + tokens[i]; ++at) {
+        const std::ptrdiff_t from_base = owner_->open_data(table.rows[row][at / size].index) - pages();
+        *slot++ = from_base / static_cast<std::ptrdiff_t>(page_stride) * size +
+                  static_cast<std::int64_t>(at % size);
+      }
+    }
 }
 
 // --- Windows.
@@ -329,9 +364,12 @@ inline void batch::prepare() {
     w.before = walk_.where();
     w.layer = walk_layer_;
     // A block that is not in tier 0 takes a slot of the window's, so the raw form is the one to count.
-    walk_.cut(
-        {.form = lease_form::raw, .slots = w.slots(), .blocks = options_.pages, .pages = options_.pages},
-        w.blocks, w.pages);
+    walk_.cut({.form = lease_form::raw,
+               .slots = w.slots(),
+               .blocks = options_.pages,
+               .pages = options_.pages,
+               .align = options_.align},
+              w.blocks, w.pages);
     w.last = walk_.finished();
     if (w.pages.empty()) {
       if (!w.last) return;
@@ -369,7 +407,7 @@ inline std::optional<window> batch::next(std::uint32_t layer, cudaStream_t strea
         front_ = (front_ + 1) % windows;
         --prepared_;
         out_ = true;
-        return window(*this, w, stream, static_cast<std::uint32_t>(w.pages.size()));
+        return window(*this, w, stream, most_pages_);
       }
       static_cast<void>(cudaGetLastError());
       failure_ = error_of(e, "a window cannot be told to the device");
@@ -418,6 +456,9 @@ inline cudaError_t batch::hand_over(window_buffer& w, cudaStream_t stream) {
         static_cast<std::int32_t>((page - pages()) / static_cast<std::ptrdiff_t>(page_stride));
     last_page_len[p.sequence] = static_cast<std::int32_t>(p.tokens);
   }
+  most_pages_ = 0;
+  for (std::size_t i = 0; i < sequences; ++i)
+    most_pages_ = std::max(most_pages_, static_cast<std::uint32_t>(indptr[i + 1] - indptr[i]));
 
   const device_scope scope(link_->device());
   cudaError_t e = w.wait_on(stream);

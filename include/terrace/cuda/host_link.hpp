@@ -13,6 +13,7 @@
 #include "terrace/core/bytes.hpp"
 #include "terrace/cuda/device.hpp"
 #include "terrace/cuda/event_pool.hpp"
+#include "terrace/cuda/page_tables.hpp"
 #include "terrace/cuda/pinning.hpp"
 #include "terrace/cuda/transfer_choice.hpp"
 #include "terrace/execution/context.hpp"
@@ -29,9 +30,10 @@ struct copy_piece {
 
 enum class copy_direction : std::uint8_t { up, down };  ///< host to device, device to host
 
-/// Copies many pieces by a kernel on `stream`; all of them in pinned memory or on the device.
-using copy_kernel = cudaError_t (*)(std::span<const copy_piece> pieces, copy_direction way,
-                                    cudaStream_t stream);
+/// Copies from[i] to to[i], `bytes` each, by a kernel on `stream`. The arrays and all pieces are in pinned memory or
+/// on the device, and stay until it has run.
+using copy_kernel = cudaError_t (*)(const std::byte* const* from, std::byte* const* to, std::uint32_t count,
+                                    std::size_t bytes, cudaStream_t stream);
 
 /// Something that a device does, and whose end the owner of the context is told: a node in the lists of host_link.
 class device_work {
@@ -142,6 +144,7 @@ class host_link final : public event_source {
   std::size_t add_split(const copy_piece& piece, copy_direction way);
   cudaError_t enqueue_one_by_one(cudaStream_t stream) noexcept;
   cudaError_t enqueue_batched(cudaStream_t stream) noexcept;
+  cudaError_t enqueue_kernels(cudaStream_t stream) noexcept;
 
   context& context_;
   int device_;
@@ -152,6 +155,8 @@ class host_link final : public event_source {
   std::vector<const pinning*> pinned_;
   transfer_choice choice_;
   copy_kernel kernel_ = nullptr;
+  static constexpr std::size_t most_gathered = 4096;  // pieces of one launch
+  table_pool addresses_{2 * most_gathered * sizeof(void*)};
   bool has_batched_ = true;  // until the driver says otherwise
   std::size_t pending_ = 0;
   // Scratch of enqueue.
@@ -354,7 +359,7 @@ inline cudaError_t host_link::enqueue(std::span<const copy_piece> pieces, copy_d
   if (pieces_.empty()) return cudaSuccess;
   const transfer_method method = choice_.pick(bytes / pieces_.size(), pieces_.size());
   if (method == transfer_method::kernel && kernel_ != nullptr && pinned == pieces.size())
-    return kernel_(pieces_, way, stream);
+    return enqueue_kernels(stream);
   if (method != transfer_method::copies && pieces_.size() > 1 && has_batched_) {
     const cudaError_t e = enqueue_batched(stream);
     if (e != cudaErrorNotSupported && e != cudaErrorCallRequiresNewerDriver) return e;
@@ -369,6 +374,28 @@ inline cudaError_t host_link::enqueue_one_by_one(cudaStream_t stream) noexcept {
     if (const cudaError_t e = cudaMemcpyAsync(p.to, p.from, p.bytes, cudaMemcpyDefault, stream);
         e != cudaSuccess)
       return e;
+  return cudaSuccess;
+}
+
+// A launch for each run of pieces of one size.
+inline cudaError_t host_link::enqueue_kernels(cudaStream_t stream) noexcept {
+  for (std::size_t first = 0, end = 0; first < pieces_.size(); first = end) {
+    while (end < pieces_.size() && end - first < most_gathered && pieces_[end].bytes == pieces_[first].bytes)
+      ++end;
+    auto tables = addresses_.take();
+    if (!tables) return cudaErrorMemoryAllocation;
+    auto** const from = reinterpret_cast<const std::byte**>((*tables)->data());
+    auto** const to = reinterpret_cast<std::byte**>((*tables)->data() + most_gathered * sizeof(void*));
+    for (std::size_t i = first; i < end; ++i) {
+      from[i - first] = pieces_[i].from;
+      to[i - first] = pieces_[i].to;
+    }
+    const cudaError_t e =
+        kernel_(from, to, static_cast<std::uint32_t>(end - first), pieces_[first].bytes, stream);
+    const cudaError_t noted = (*tables)->used_by(stream);
+    if (e != cudaSuccess) return e;
+    if (noted != cudaSuccess) return noted;
+  }
   return cudaSuccess;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -81,6 +82,7 @@ class device_tables {
   device_tables() = default;
   static result<device_tables> make(std::size_t bytes) {
     device_tables t;
+    bytes = std::max<std::size_t>(bytes, 1);
     if (const cudaError_t e = cudaMalloc(&t.memory_, bytes); e != cudaSuccess)
       return fail(e, "a CUDA device has no memory for the tables of a batch");
     return t;
@@ -92,6 +94,10 @@ class device_tables {
   }
   ~device_tables() { static_cast<void>(cudaFree(memory_)); }
   std::byte* data() const noexcept { return static_cast<std::byte*>(memory_); }
+  template <class T>
+  T* as() const noexcept {
+    return static_cast<T*>(memory_);
+  }
 
  private:
   void* memory_ = nullptr;

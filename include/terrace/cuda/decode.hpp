@@ -1,0 +1,127 @@
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "terrace/cuda/attention.hpp"
+#include "terrace/cuda/batch.hpp"
+#include "terrace/cuda/merge.hpp"
+
+namespace terrace::cuda {
+inline namespace TERRACE_EX {
+
+/// Decode attention of a batch whose KV is larger than device memory: for each layer the windows of cuda::batch, the
+/// attention kernel over each, and the merge in the order of the sequences. Everything is enqueued on the engine's
+/// stream; the copies of the next windows run meanwhile on the link's.
+///
+///     auto decode = cuda::decode_attention<fp16, 128>::make(*batch, {.q_heads = 32});
+///     for (layer ...) {
+///       project(layer, slots.mapping(layer), queries, stream);
+///       if (auto done = decode->run(layer, queries, out, stream); !done) ...   // batch.lost() has the blocks
+///     }
+///
+/// T is the element type of queries, keys and values, `dim` the dimension of keys and values. Windows begin at multiples
+/// of a split's blocks (batch::options::align = split_blocks), so that the result has the same bits whatever lies where.
+/// The kernels are instantiated in some .cu of the program (cuda/attention.hpp, cuda/merge.hpp).
+template <element_type T, std::uint32_t dim>
+class decode_attention {
+ public:
+  struct options {
+    std::uint32_t q_heads = 0;
+    std::uint32_t most_queries = 1;  ///< new tokens of any sequence in a step
+    std::uint32_t split_blocks = 8;  ///< what a block of threads reads in one go
+    float scale = 0;                 ///< of the logits; 0: 1 / sqrt(dim)
+  };
+
+  /// Errors: invalid_argument for heads that do not divide or a batch whose windows are not aligned; unavailable for
+  /// groups with sinks, whose pages have gaps.
+  static result<decode_attention> make(batch& b, options o) {
+    for (const layer_group& g : b.layout().groups) {
+      if (o.q_heads == 0 || o.q_heads % g.k.heads != 0)
+        return terrace::fail(errc::invalid_argument, "the query heads are not a multiple of the KV heads");
+      if (g.k.dim != dim || g.v_dim() != dim || g.k.type != element_of<T>)
+        return terrace::fail(errc::invalid_argument,
+                             "decode attention was made for another head dimension or type");
+      if (g.keep.sinks != 0)
+        return terrace::fail(errc::unavailable, "decode attention on a device does not know sinks yet");
+    }
+    if (b.limits().align % o.split_blocks != 0)
+      return terrace::fail(errc::invalid_argument,
+                           "the windows of the batch must begin where splits do: set its align");
+    return decode_attention(b, o);
+  }
+
+  /// Attention of the reserved tokens of `layer`: `queries` and `out` are [token][q_head][dim] in device memory, the
+  /// tokens those of the batch in order. Enqueues and returns; device memory for the states of a window's splits is taken
+  /// beside the cache's when a window needs more than any before. Errors: those of batch::next, with batch::lost() naming
+  /// the blocks; those of the kernels. Then `out` is as it was, or half done.
+  result<void> run(std::uint32_t layer, const T* queries, T* out, cudaStream_t stream) {
+    const layer_group& g = batch_->layout().groups[batch_->layout().group_of(layer)];
+    const std::uint32_t layer_in_block = (layer - g.first_layer) % g.layers_per_block;
+    const reserved_slots& reserved = batch_->reserved();
+    const std::uint32_t rows = reserved.tokens() * options_.q_heads;
+    bool fresh = true;
+    while (auto w = batch_->next(layer, stream)) {
+      const std::uint32_t splits = splits_for(w->most_pages(), options_.split_blocks);
+      if (auto room = grow(rows, splits); !room) return room;
+      const split_states states{split_rows_.template as<softmax_row>(), split_o_.template as<float>(),
+                                splits};
+      const attention_args args{
+          .page = page_of(g, layer_in_block),
+          .table = {.blocks = {.base = const_cast<std::byte*>(static_cast<const std::byte*>(w->pages())),
+                               .indices = w->indices(),
+                               .stride = batch::page_stride},
+                    .indptr = w->indptr(),
+                    .last_page_len = w->last_page_len(),
+                    .first_position = w->first_position(),
+                    .sequences = static_cast<std::uint32_t>(batch_->size())},
+          .queries = {.values = queries,
+                      .indptr = reserved.indptr(),
+                      .first_position = reserved.first_position(),
+                      .q_heads = options_.q_heads,
+                      .most = options_.most_queries},
+          .out = states,
+          .scale = options_.scale,
+          .keep = g.keep,
+          .split_blocks = options_.split_blocks};
+      if (auto enqueued = attend<T, dim>(args, stream); !enqueued) return enqueued;
+      const row_states state{state_rows_.template as<softmax_row>(), state_o_.template as<float>()};
+      if (auto merged = merge<T>(states, rows, dim, state, {.o = w->last() ? out : nullptr}, stream, fresh);
+          !merged)
+        return merged;
+      fresh = false;
+    }
+    if (batch_->failure()) return propagate(*batch_->failure());
+    return {};
+  }
+
+ private:
+  decode_attention(batch& b, const options& o) noexcept : batch_(&b), options_(o) {}
+  result<void> grow(std::size_t rows, std::size_t splits) {
+    const auto at_least = [](device_tables& memory, std::size_t& has, std::size_t bytes) -> result<void> {
+      if (bytes <= has) return {};
+      auto taken = device_tables::make(bytes + bytes / 2);
+      if (!taken) return propagate(taken.error());
+      memory = std::move(*taken);
+      has = bytes + bytes / 2;
+      return {};
+    };
+    if (auto r = at_least(split_rows_, room_[0], rows * splits * sizeof(softmax_row)); !r) return r;
+    if (auto r = at_least(split_o_, room_[1], rows * splits * dim * sizeof(float)); !r) return r;
+    if (auto r = at_least(state_rows_, room_[2], rows * sizeof(softmax_row)); !r) return r;
+    return at_least(state_o_, room_[3], rows * dim * sizeof(float));
+  }
+
+  batch* batch_;
+  options options_;
+  device_tables split_rows_, split_o_, state_rows_, state_o_;
+  std::array<std::size_t, 4> room_{};  // bytes of each
+};
+
+}  // namespace TERRACE_EX
+}  // namespace terrace::cuda
