@@ -11,6 +11,7 @@
 #include "terrace/policy/attention_weighted.hpp"
 #include "terrace/policy/fifo.hpp"
 #include "terrace/policy/lru.hpp"
+#include "terrace/policy/prefix_aware.hpp"
 #include "terrace/policy/s3_fifo.hpp"
 #include "terrace/policy/sieve.hpp"
 #include "terrace/policy/step_aware.hpp"
@@ -70,7 +71,7 @@ constexpr std::array<known_policy, sizeof...(P)> list_policies() {
 }
 inline constexpr auto policies =
     list_policies<terrace::lru, terrace::fifo, terrace::two_queue, terrace::s3_fifo, terrace::sieve,
-                  terrace::attention_weighted, terrace::step_aware>();
+                  terrace::attention_weighted, terrace::step_aware, terrace::prefix_aware>();
 /// The optimum is no policy: it knows what comes.
 inline constexpr std::string_view belady_name = "belady";
 

@@ -8,10 +8,11 @@
 
 namespace terrace {
 
-/// The keys of blocks that have left a tier, oldest first: what a policy remembers of them. Keys outlive the
-/// indices, which are recycled. `push`, `erase` and `contains` are O(1) expected, about 30 bytes a ghost, and only
-/// `reserve` allocates.
-class ghost_list {
+/// The keys of blocks that have left a tier, oldest first, each with a `Note` of what a policy remembers of it. Keys
+/// outlive the indices, which are recycled. `push`, `find`, `erase` and `contains` are O(1) expected, about 30 bytes a
+/// ghost and what the note takes, and only `reserve` allocates.
+template <class Note>
+class noted_ghost_list {
  public:
   /// Makes room for `capacity` ghosts. It never shrinks, and keeps the ghosts that there are. O(capacity).
   void reserve(std::size_t capacity) {
@@ -24,23 +25,31 @@ class ghost_list {
   }
 
   std::size_t size() const noexcept { return keys_.size(); }
-  bool contains(std::uint64_t key) const noexcept { return find(key) != none; }
+  bool contains(std::uint64_t key) const noexcept { return at(key) != none; }
+  /// The note of `key`, or nullptr where it is not remembered.
+  const Note* find(std::uint64_t key) const noexcept {
+    const std::uint32_t n = at(key);
+    return n == none ? nullptr : &nodes_[n].note;
+  }
+  /// The key of the oldest. Precondition: there is one.
+  std::uint64_t oldest() const noexcept { return nodes_[keys_.front()].key; }
 
   /// Remembers `key` as the newest. Where there is no room the oldest is forgotten.
-  void push(std::uint64_t key) noexcept {
+  void push(std::uint64_t key, const Note& note = {}) noexcept {
     if (nodes_.empty()) return;
     erase(key);
     if (free_.empty()) forget(keys_.front());
     const std::uint32_t n = free_.front();
     free_.erase(links(), n);
     nodes_[n].key = key;
+    nodes_[n].note = note;
     keys_.push_back(links(), n);
     chain(n);
   }
 
   /// Forgets `key`. False: it was not remembered.
   bool erase(std::uint64_t key) noexcept {
-    const std::uint32_t n = find(key);
+    const std::uint32_t n = at(key);
     if (n != none) forget(n);
     return n != none;
   }
@@ -56,6 +65,7 @@ class ghost_list {
     std::uint64_t key = 0;
     index_link link;
     std::uint32_t next_in_bucket = none;
+    [[no_unique_address]] Note note{};
   };
   struct node_links {
     std::vector<node>& nodes;
@@ -67,7 +77,7 @@ class ghost_list {
   std::size_t bucket_of(std::uint64_t key) const noexcept {
     return static_cast<std::size_t>((key * 0x9e3779b97f4a7c15u) >> 32) & (buckets_.size() - 1);
   }
-  std::uint32_t find(std::uint64_t key) const noexcept {
+  std::uint32_t at(std::uint64_t key) const noexcept {
     if (buckets_.empty()) return none;
     std::uint32_t n = buckets_[bucket_of(key)];
     while (n != none && nodes_[n].key != key) n = nodes_[n].next_in_bucket;
@@ -79,9 +89,9 @@ class ghost_list {
     first = n;
   }
   void forget(std::uint32_t n) noexcept {
-    std::uint32_t* at = &buckets_[bucket_of(nodes_[n].key)];
-    while (*at != n) at = &nodes_[*at].next_in_bucket;
-    *at = nodes_[n].next_in_bucket;
+    std::uint32_t* link = &buckets_[bucket_of(nodes_[n].key)];
+    while (*link != n) link = &nodes_[*link].next_in_bucket;
+    *link = nodes_[n].next_in_bucket;
     keys_.erase(links(), n);
     free_.push_back(links(), n);
   }
@@ -90,5 +100,9 @@ class ghost_list {
   std::vector<std::uint32_t> buckets_;
   index_list keys_, free_;  // every node is in one of them
 };
+
+/// Keys alone.
+struct no_note {};
+using ghost_list = noted_ghost_list<no_note>;
 
 }  // namespace terrace

@@ -1,0 +1,324 @@
+#pragma once
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "terrace/core/index_list.hpp"
+#include "terrace/policy/ghost_list.hpp"
+#include "terrace/policy/policy.hpp"
+#include "terrace/policy/return_model.hpp"
+
+namespace terrace {
+
+/// For prefixes that conversations share and extend: evicts the block that is least likely to be worth its room, by what
+/// it has learned so far of when blocks of its kind come back.
+///
+/// The kind of a block is its depth in the prefix (by octaves), whether a block after it is known (the end of a prefix
+/// is often a reply that nobody will continue), and its history: how often it has come back, and how many turns had
+/// gone before it. A `return_model` learns for each kind the ages at which blocks return. Blocks that have left are
+/// remembered by their keys for a while, four times as many as there ever were in the tier, so that it also learns of
+/// those that came back too late; private blocks (key 0) leave no ghost. It knows nothing at the start, and then
+/// evicts what was not used for longest. No constant is fitted to a workload.
+///
+/// Time is counted in uses. It is cut into slices, which merge as they age, so that a slice is about a bucket of ages
+/// wide; each has a list of blocks for each kind. So no block is looked at as it ages. `admit`, `touch` and `remove`
+/// are O(1) but for a search among some hundred slices; every 1/32 of the blocks in uses, slices grow older, and the
+/// victim's list of each kind is chosen anew, which is O(slices * kinds), about 10 us. `victim` is O(kinds). 32 bytes
+/// a block, 40 a ghost, about 400 KiB for the rest.
+class prefix_aware {
+ public:
+  static constexpr std::string_view name = "prefix_aware";
+  struct options {
+    double ghosts = 4;   ///< keys that are remembered, as a share of the most blocks ever in charge
+    double memory = 32;  ///< uses, in the same measure, after which evidence counts half
+    bool weigh_cost =
+        false;  ///< a block is worth its cost of recomputing, instead of 1: time is saved, and not misses
+  };
+  struct block_state {
+    index_link link{};
+    std::uint64_t key = 0;
+    std::uint32_t used_at = 0;  ///< in which slice, by its number
+    std::uint32_t depth = 0;
+    std::uint8_t history = 0;  ///< uses and turns
+    std::uint8_t kind = 0;     ///< whose list it is in, or was in when it was removed
+    bool inner = false;        ///< a block after it is known
+    bool in_charge : 1 = false;
+    bool known : 1 = false;
+    bool named : 1 = false;    ///< was the victim, and has not been used since
+    bool ghostly : 1 = false;  ///< has left, as far as is known: its key is among the ghosts
+  };
+  static_assert(sizeof(block_state) <= 32);
+
+  prefix_aware() noexcept = default;
+  explicit prefix_aware(options o) noexcept : options_(o) {}
+
+  void bind(std::span<block_state> states) {
+    states_ = states;
+    ghosts_.reserve(static_cast<std::size_t>(options_.ghosts * static_cast<double>(states.size())) + 1);
+    if (model_ != nullptr) return;
+    model_ = std::make_unique<model>();
+    model_->fit(1);
+    slices_.resize(most_slices);
+    order_.reserve(most_slices);
+    for (std::size_t n = most_slices; n-- > 0;) free_.push_back(static_cast<std::uint16_t>(n));
+    open_slice();
+    choose();
+  }
+
+  void admit(std::uint32_t i, const block_info& info) noexcept {
+    block_state& s = states_[i];
+    if (info.why == block_info::admission::returned && s.known) {
+      if (s.ghostly) forget(s.key);
+      s.ghostly = false;
+    } else {
+      pass_time();
+      s = {.key = info.key, .used_at = newest().number, .history = 1};
+      recall(s);
+      s.known = true;
+    }
+    s.depth = info.depth;
+    s.kind = kind_of(s);
+    costs_[s.kind] += (info.recompute_cost - costs_[s.kind]) / 64;
+    enter(i);
+    if (info.parent < states_.size()) note_child(info.parent, info.depth);
+  }
+
+  // A removal does not say whether the block is pinned or leaves: one that was the victim is taken to leave.
+  void remove(std::uint32_t i) noexcept {
+    leave(i);
+    block_state& s = states_[i];
+    s.ghostly = s.named && s.key != 0;
+    if (!s.ghostly) return;
+    forget(s.key);
+    ghosts_.push(s.key, {s.used_at, s.kind, s.history, s.inner});
+    ++slice_of(s.used_at).ghosts[s.kind];
+    const auto most = static_cast<std::size_t>(options_.ghosts * most_);
+    while (ghosts_.size() > most) forget(ghosts_.oldest());
+  }
+
+  void touch(std::uint32_t i, const block_use&) noexcept {
+    block_state& s = states_[i];
+    pass_time();
+    s.named = false;
+    if (!s.known) return;
+    const bool in_charge = s.in_charge;
+    if (in_charge) leave(i);
+    came_back(s.kind, s.used_at);
+    s.history = longer(s.history);
+    s.used_at = newest().number;
+    s.kind = kind_of(s);
+    if (in_charge) enter(i);
+  }
+
+  std::uint32_t victim() noexcept {
+    if (size_ == 0) return index_link::none;
+    const std::size_t kind =
+        static_cast<std::size_t>(std::min_element(worst_.begin(), worst_.end()) - worst_.begin());
+    const std::uint32_t i = slices_[worst_slice_[kind]].first[kind];
+    states_[i].named = true;
+    return i;
+  }
+
+  void advance_step(std::uint64_t) noexcept {}
+
+ private:
+  // kind = (history, inner, depth): four levels, two, eight.
+  static constexpr std::size_t depths = 8, kinds = 4 * 2 * depths;
+  using model = return_model<kinds, depths>;
+  // Two neighbours in one bucket are together wider than it, or they would have merged: three at most in each.
+  static constexpr std::size_t most_slices = 3 * model::buckets + 1;
+  static constexpr std::uint64_t ticks_a_fit = 8;
+
+  struct ghost_note {
+    std::uint32_t used_at = 0;
+    std::uint8_t kind = 0;
+    std::uint8_t history = 0;
+    bool inner = false;
+  };
+  // The blocks that were last used in one stretch of time.
+  struct slice {
+    std::uint64_t begin = 0;   // when it was opened
+    std::uint32_t number = 0;  // of the first slice that has merged into it
+    std::uint32_t bucket = 0;  // of its age, as of the last tick
+    std::array<std::uint32_t, kinds> first{}, last{}, count{}, ghosts{};
+  };
+
+  static std::uint8_t longer(std::uint8_t history) noexcept {
+    return history == 0xff ? history : static_cast<std::uint8_t>(history + 1);
+  }
+  static std::uint8_t kind_of(const block_state& s) noexcept {
+    const std::size_t history = s.history <= 1 ? 0 : s.history == 2 ? 1 : s.history <= 4 ? 2 : 3;
+    const std::size_t depth = std::min<std::size_t>(std::bit_width(s.depth), depths - 1);
+    return static_cast<std::uint8_t>((history * 2 + (s.inner ? 1 : 0)) * depths + depth);
+  }
+
+  slice& newest() noexcept { return slices_[order_.back()]; }
+  std::uint16_t slice_index(std::uint32_t number) const noexcept {
+    const auto after =
+        std::upper_bound(order_.begin() + 1, order_.end(), number,
+                         [this](std::uint32_t n, std::uint16_t s) { return n < slices_[s].number; });
+    return *(after - 1);
+  }
+  slice& slice_of(std::uint32_t number) noexcept { return slices_[slice_index(number)]; }
+
+  void came_back(std::size_t kind, std::uint32_t used_at) noexcept {
+    model_->returned(kind, slice_of(used_at).bucket);
+  }
+  // What is remembered of a block that left, and comes back now.
+  void recall(block_state& s) noexcept {
+    const ghost_note* const found = s.key == 0 ? nullptr : ghosts_.find(s.key);
+    if (found == nullptr) return;
+    s.history = longer(found->history);
+    s.inner = found->inner;
+    came_back(found->kind, found->used_at);
+    forget(s.key);
+  }
+  void forget(std::uint64_t key) noexcept {
+    const ghost_note* const found = ghosts_.find(key);
+    if (found == nullptr) return;
+    --slice_of(found->used_at).ghosts[found->kind];
+    ghosts_.erase(key);
+  }
+  void note_child(std::uint32_t parent, std::uint32_t depth) noexcept {
+    block_state& p = states_[parent];
+    if (p.inner || !p.known || p.depth + 1 != depth) return;
+    const bool in_charge = p.in_charge;
+    if (in_charge) leave(parent);
+    p.inner = true;
+    p.kind = kind_of(p);
+    if (in_charge) enter(parent);
+  }
+
+  // --- The lists.
+
+  void enter(std::uint32_t i) noexcept {
+    block_state& s = states_[i];
+    const std::uint16_t where = slice_index(s.used_at);
+    slice& at = slices_[where];
+    s.link = {at.count[s.kind] == 0 ? index_link::none : at.last[s.kind], index_link::none};
+    (at.count[s.kind] == 0 ? at.first[s.kind] : states_[at.last[s.kind]].link.next) = i;
+    at.last[s.kind] = i;
+    ++at.count[s.kind];
+    s.in_charge = true;
+    most_ = std::max(most_, ++size_);
+    consider(s.kind, where);
+  }
+  void leave(std::uint32_t i) noexcept {
+    block_state& s = states_[i];
+    const std::uint16_t where = slice_index(s.used_at);
+    slice& at = slices_[where];
+    (s.link.previous == index_link::none ? at.first[s.kind] : states_[s.link.previous].link.next) =
+        s.link.next;
+    (s.link.next == index_link::none ? at.last[s.kind] : states_[s.link.next].link.previous) =
+        s.link.previous;
+    s.in_charge = false;
+    --size_;
+    if (--at.count[s.kind] != 0 || worst_slice_[s.kind] != where) return;
+    worst_[s.kind] = nobody;
+    for (const std::uint16_t other : order_) consider(s.kind, other);
+  }
+  // Whether the victim of a kind should come from this slice.
+  void consider(std::size_t kind, std::uint16_t where) noexcept {
+    const slice& at = slices_[where];
+    if (at.count[kind] == 0) return;
+    const float worth = model_->worth(kind, at.bucket) * (options_.weigh_cost ? costs_[kind] : 1);
+    if (worth >= worst_[kind]) return;
+    worst_[kind] = worth;
+    worst_slice_[kind] = where;
+  }
+  void choose() noexcept {
+    worst_.fill(nobody);
+    for (const std::uint16_t where : order_)  // oldest first: of equals the longest unused
+      for (std::size_t kind = 0; kind < kinds; ++kind) consider(kind, where);
+  }
+
+  // --- Time.
+
+  void pass_time() noexcept {
+    if (++now_ >= next_tick_) tick();
+  }
+  void tick() noexcept {
+    const auto elapsed = static_cast<float>(now_ - last_tick_);
+    for (const std::uint16_t where : order_) {
+      const slice& at = slices_[where];
+      for (std::size_t kind = 0; kind < kinds; ++kind)
+        model_->waited(kind, at.bucket, elapsed * static_cast<float>(at.count[kind] + at.ghosts[kind]));
+    }
+    last_tick_ = now_;
+    next_tick_ = now_ + std::max<std::uint64_t>(64, most_ / 32);
+    grow_older();
+    open_slice();
+    if (++ticks_ % ticks_a_fit == 0) {
+      const double uses = static_cast<double>(now_ - last_fit_) / (options_.memory * std::max(most_, 1u));
+      model_->fit(static_cast<float>(std::exp2(-uses)));
+      last_fit_ = now_;
+    }
+    choose();
+  }
+  // When the slice after the n-th was opened.
+  std::uint64_t end_of(std::size_t n) const noexcept {
+    return n + 1 < order_.size() ? slices_[order_[n + 1]].begin : now_;
+  }
+  void grow_older() noexcept {
+    std::size_t kept = 0;
+    for (std::size_t n = 0; n < order_.size(); ++n) {
+      slice& at = slices_[order_[n]];
+      const std::uint64_t end = end_of(n);
+      at.bucket = static_cast<std::uint32_t>(model::bucket_of(now_ - (at.begin + end) / 2));
+      slice* const older = kept == 0 ? nullptr : &slices_[order_[kept - 1]];
+      const bool fits = older != nullptr && older->bucket == at.bucket &&
+                        (at.bucket + 1 == model::buckets || end - older->begin <= model::width(at.bucket));
+      if (fits) {
+        merge(*older, at);
+        free_.push_back(order_[n]);
+      } else {
+        order_[kept++] = order_[n];
+      }
+    }
+    order_.resize(kept);
+  }
+  void merge(slice& into, const slice& from) noexcept {
+    for (std::size_t kind = 0; kind < kinds; ++kind) {
+      into.ghosts[kind] += from.ghosts[kind];
+      if (from.count[kind] == 0) continue;
+      if (into.count[kind] == 0) {
+        into.first[kind] = from.first[kind];
+      } else {
+        states_[into.last[kind]].link.next = from.first[kind];
+        states_[from.first[kind]].link.previous = into.last[kind];
+      }
+      into.last[kind] = from.last[kind];
+      into.count[kind] += from.count[kind];
+    }
+  }
+  void open_slice() noexcept {
+    const std::uint16_t where = free_.back();
+    free_.pop_back();
+    slices_[where] = {.begin = now_, .number = next_number_++};
+    order_.push_back(where);
+  }
+
+  static constexpr float nobody = std::numeric_limits<float>::max();
+
+  options options_;
+  std::span<block_state> states_;
+  noted_ghost_list<ghost_note> ghosts_;
+  std::unique_ptr<model> model_;
+  std::vector<slice> slices_;
+  std::vector<std::uint16_t> order_, free_;  // oldest first; every slice is in one of them
+  std::array<float, kinds> worst_{}, costs_{};
+  std::array<std::uint16_t, kinds> worst_slice_{};
+  std::uint64_t now_ = 0, next_tick_ = 0, last_tick_ = 0, last_fit_ = 0, ticks_ = 0;
+  std::uint32_t next_number_ = 0, size_ = 0, most_ = 0;
+};
+static_assert(eviction_policy<prefix_aware>);
+
+}  // namespace terrace

@@ -1,0 +1,134 @@
+#pragma once
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace terrace {
+
+/// Learns at which ages blocks of a class come back, and says from it how much a block of some class and age is worth
+/// keeping. Ages are counted in uses of the tier, and fall into buckets of a quarter of an octave.
+///
+/// Evidence of a class in a bucket is `waited`, the time that its blocks have spent at such ages, and `returned`, how
+/// many came back there. Their quotient is the hazard, the rate of return of a block of that age: the estimator of
+/// survival analysis that is right for blocks whose wait has not ended as well. Classes have little evidence at first.
+/// So each is drawn towards its group (`group` classes next to each other), groups towards all blocks, and those
+/// towards the bucket before, in the number of buckets that a block outlasts: without any evidence a wait goes on for
+/// as long as it has lasted, which makes the order that of last use.
+///
+/// A block is kept for the best of all plans "keep it for so long at most, then let it go": its worth is the largest
+/// quotient of the probability that it returns in that time by the mean time that it takes up room. That is the index
+/// of J. C. Gittins (Bandit processes and dynamic allocation indices, J. R. Statist. Soc. B 41, 1979) for a job of
+/// unknown length. It falls with age where waiting tells against a return, and rises towards an age at which returns
+/// are due: on a cyclic scan the block that was just used is worth the least.
+///
+/// Fixed size, about 12 bytes for each class and bucket. `returned` and `waited` are O(1), `fit` is linear.
+template <std::size_t Classes, std::size_t Group>
+class return_model {
+  static_assert(Classes % Group == 0, "groups of classes are of one size");
+
+ public:
+  static constexpr std::size_t classes = Classes;
+  static constexpr std::size_t buckets = 96;  ///< the last one has no end; it begins at 2^29 uses
+
+  /// The bucket of an age.
+  static constexpr std::size_t bucket_of(std::uint64_t age) noexcept {
+    if (age < shortest) return 0;
+    const auto octave = static_cast<unsigned>(std::bit_width(age)) - 1;
+    const std::size_t bucket = 1 + (octave - shortest_octave) * 4 + ((age >> (octave - 2)) & 3);
+    return std::min(bucket, buckets - 1);
+  }
+  /// The least age of a bucket.
+  static constexpr std::uint64_t least_age(std::size_t bucket) noexcept {
+    if (bucket == 0) return 0;
+    const std::size_t octave = (bucket - 1) / 4 + shortest_octave;
+    return (4 + (bucket - 1) % 4) << (octave - 2);
+  }
+  /// Ages in a bucket.
+  static constexpr std::uint64_t width(std::size_t bucket) noexcept {
+    return least_age(bucket + 1) - least_age(bucket);
+  }
+
+  void returned(std::size_t kind, std::size_t bucket) noexcept { returned_[bucket][kind] += 1; }
+  /// `time` is the sum over all blocks.
+  void waited(std::size_t kind, std::size_t bucket, float time) noexcept { waited_[bucket][kind] += time; }
+
+  /// As of the last fit: probable returns for each use of the tier that the block stays.
+  float worth(std::size_t kind, std::size_t bucket) const noexcept { return worth_[bucket][kind]; }
+
+  /// Works the worths out anew, and gives all evidence so far `remembered` of its weight. O(Classes * buckets).
+  void fit(float remembered) noexcept {
+    std::array<float, buckets> all{};
+    float before = first_guess;
+    for (std::size_t b = 0; b < buckets; ++b) before = all[b] = hazard(b, 0, Classes, before);
+    for (std::size_t first = 0; first < Classes; first += Group) {
+      std::array<float, buckets> group{};
+      for (std::size_t b = 0; b < buckets; ++b) group[b] = hazard(b, first, Group, all[b]);
+      for (std::size_t kind = first; kind < first + Group; ++kind) {
+        std::array<float, buckets> own{};
+        for (std::size_t b = 0; b < buckets; ++b) own[b] = hazard(b, kind, 1, group[b]);
+        value(kind, own);
+      }
+    }
+    for (std::size_t b = 0; b < buckets; ++b)
+      for (std::size_t kind = 0; kind < Classes; ++kind) {
+        returned_[b][kind] *= remembered;
+        waited_[b][kind] *= remembered;
+      }
+  }
+
+ private:
+  static constexpr unsigned shortest_octave = 6;
+  static constexpr std::uint64_t shortest = 1u << shortest_octave;
+  // Blocks of one request share their fate, so that a hundred of them are a few observations only.
+  static constexpr float strength = 100;
+  static constexpr float first_guess = 0.1f;
+
+  // Returns of `count` classes from `first` on, for each bucket's width that a block waits.
+  float hazard(std::size_t b, std::size_t first, std::size_t count, float guess) const noexcept {
+    float came = 0, time = 0;
+    for (std::size_t kind = first; kind < first + count; ++kind) {
+      came += returned_[b][kind];
+      time += waited_[b][kind];
+    }
+    return (came + strength * guess) / (time / static_cast<float>(width(b)) + strength);
+  }
+
+  // Over the points (time that a block has taken up, probability that it has returned), one for each age from the
+  // oldest down, the worth is the steepest slope from a point to a later one: to the next corner of their upper hull.
+  void value(std::size_t kind, const std::array<float, buckets>& rates) noexcept {
+    struct point {
+      double time, probability;
+    };
+    std::array<point, buckets + 1> points{};
+    double alive = 1;
+    for (std::size_t b = 0; b < buckets; ++b) {
+      const double outlasts = std::exp(-double{rates[b]});
+      const double mean = rates[b] > 1e-6f ? (1 - outlasts) / double{rates[b]} : 1;  // of the bucket's width
+      points[b + 1] = {points[b].time + alive * mean * static_cast<double>(width(b)),
+                       points[b].probability + alive * (1 - outlasts)};
+      alive *= outlasts;
+    }
+    const auto slope = [&](std::size_t from, std::size_t to) {
+      const double time = points[to].time - points[from].time;
+      return time > 0 ? (points[to].probability - points[from].probability) / time : 0.0;
+    };
+    std::array<std::uint8_t, buckets + 1> hull{};
+    std::size_t corners = 0;
+    hull[corners++] = buckets;
+    for (std::size_t b = buckets; b-- > 0;) {
+      while (corners > 1 && slope(b, hull[corners - 1]) <= slope(hull[corners - 1], hull[corners - 2]))
+        --corners;
+      worth_[b][kind] = static_cast<float>(slope(b, hull[corners - 1]));
+      hull[corners++] = static_cast<std::uint8_t>(b);
+    }
+  }
+
+  using table = std::array<std::array<float, Classes>, buckets>;
+  table returned_{}, waited_{}, worth_{};
+};
+
+}  // namespace terrace
