@@ -13,6 +13,7 @@
 #include "terrace/policy/fifo.hpp"
 #include "terrace/policy/lru.hpp"
 #include "terrace/policy/one_of.hpp"
+#include "terrace/policy/prefix_aware.hpp"
 #include "terrace/policy/s3_fifo.hpp"
 #include "terrace/policy/sieve.hpp"
 #include "terrace/policy/step_aware.hpp"
@@ -135,7 +136,8 @@ struct remembers_at_a_price : policy_archetype {
 }  // namespace
 
 TEMPLATE_TEST_CASE("a policy keeps its contract", "", fifo, lru, two_queue, s3_fifo, sieve,
-                   attention_weighted, step_aware, (one_of<lru, s3_fifo>), policy_archetype) {
+                   attention_weighted, step_aware, prefix_aware, (one_of<lru, s3_fifo, prefix_aware>),
+                   policy_archetype) {
   for (std::uint32_t seed = 1; seed <= 3; ++seed)
     for (const std::uint32_t blocks : {1u, 2u, 7u, 300u}) {
       CAPTURE(seed, blocks);

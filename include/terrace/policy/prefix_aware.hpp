@@ -30,7 +30,7 @@ namespace terrace {
 ///
 /// Time is counted in uses. It is cut into slices, which merge as they age, so that a slice is about a bucket of ages
 /// wide; each has a list of blocks for each kind. So no block is looked at as it ages. `admit`, `touch` and `remove`
-/// are O(1) but for a search among some hundred slices; every 1/32 of the blocks in uses, slices grow older, and the
+/// are O(1) but for a search among some hundred slices; every 1/64 of the blocks in uses, slices grow older, and the
 /// victim's list of each kind is chosen anew, which is O(slices * kinds), about 10 us. `victim` is O(kinds). 32 bytes
 /// a block, 40 a ghost, about 400 KiB for the rest.
 class prefix_aware {
@@ -122,7 +122,7 @@ class prefix_aware {
     if (size_ == 0) return index_link::none;
     const std::size_t kind =
         static_cast<std::size_t>(std::min_element(worst_.begin(), worst_.end()) - worst_.begin());
-    const std::uint32_t i = slices_[worst_slice_[kind]].first[kind];
+    const std::uint32_t i = slices_[worst_slice_[kind]].last[kind];
     states_[i].named = true;
     return i;
   }
@@ -135,7 +135,7 @@ class prefix_aware {
   using model = return_model<kinds, depths>;
   // Two neighbours in one bucket are together wider than it, or they would have merged: three at most in each.
   static constexpr std::size_t most_slices = 3 * model::buckets + 1;
-  static constexpr std::uint64_t ticks_a_fit = 8;
+  static constexpr std::uint64_t ticks_a_fit = 16;
 
   struct ghost_note {
     std::uint32_t used_at = 0;
@@ -236,8 +236,11 @@ class prefix_aware {
   }
   void choose() noexcept {
     worst_.fill(nobody);
-    for (const std::uint16_t where : order_)  // oldest first: of equals the longest unused
-      for (std::size_t kind = 0; kind < kinds; ++kind) consider(kind, where);
+    for (const std::uint16_t where : order_) {  // oldest first: of equals the longest unused
+      const slice& at = slices_[where];
+      for (std::size_t kind = 0; kind < kinds; ++kind)
+        if (at.count[kind] != 0) consider(kind, where);
+    }
   }
 
   // --- Time.
@@ -249,11 +252,11 @@ class prefix_aware {
     const auto elapsed = static_cast<float>(now_ - last_tick_);
     for (const std::uint16_t where : order_) {
       const slice& at = slices_[where];
-      for (std::size_t kind = 0; kind < kinds; ++kind)
-        model_->waited(kind, at.bucket, elapsed * static_cast<float>(at.count[kind] + at.ghosts[kind]));
+      model_->waited(at.bucket, elapsed, at.count);
+      model_->waited(at.bucket, elapsed, at.ghosts);
     }
     last_tick_ = now_;
-    next_tick_ = now_ + std::max<std::uint64_t>(64, most_ / 32);
+    next_tick_ = now_ + std::max<std::uint64_t>(64, most_ / 64);
     grow_older();
     open_slice();
     if (++ticks_ % ticks_a_fit == 0) {

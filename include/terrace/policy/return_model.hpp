@@ -16,7 +16,7 @@ namespace terrace {
 /// many came back there. Their quotient is the hazard, the rate of return of a block of that age: the estimator of
 /// survival analysis that is right for blocks whose wait has not ended as well. Classes have little evidence at first.
 /// So each is drawn towards its group (`group` classes next to each other), groups towards all blocks, and those
-/// towards the bucket before, in the number of buckets that a block outlasts: without any evidence a wait goes on for
+/// towards the bucket before, at the same rate by age: without any evidence a wait goes on for
 /// as long as it has lasted, which makes the order that of last use.
 ///
 /// A block is kept for the best of all plans "keep it for so long at most, then let it go": its worth is the largest
@@ -53,8 +53,11 @@ class return_model {
   }
 
   void returned(std::size_t kind, std::size_t bucket) noexcept { returned_[bucket][kind] += 1; }
-  /// `time` is the sum over all blocks.
-  void waited(std::size_t kind, std::size_t bucket, float time) noexcept { waited_[bucket][kind] += time; }
+  /// So many blocks of each class have spent `time` more at such ages.
+  void waited(std::size_t bucket, float time, const std::array<std::uint32_t, Classes>& blocks) noexcept {
+    for (std::size_t kind = 0; kind < Classes; ++kind)
+      waited_[bucket][kind] += time * static_cast<float>(static_cast<std::int32_t>(blocks[kind]));
+  }
 
   /// As of the last fit: probable returns for each use of the tier that the block stays.
   float worth(std::size_t kind, std::size_t bucket) const noexcept { return worth_[bucket][kind]; }
@@ -63,7 +66,10 @@ class return_model {
   void fit(float remembered) noexcept {
     std::array<float, buckets> all{};
     float before = first_guess;
-    for (std::size_t b = 0; b < buckets; ++b) before = all[b] = hazard(b, 0, Classes, before);
+    for (std::size_t b = 0; b < buckets; ++b) {
+      before = all[b] = hazard(b, 0, Classes, before * share_of_age(b));
+      before /= share_of_age(b);
+    }
     for (std::size_t first = 0; first < Classes; first += Group) {
       std::array<float, buckets> group{};
       for (std::size_t b = 0; b < buckets; ++b) group[b] = hazard(b, first, Group, all[b]);
@@ -85,7 +91,14 @@ class return_model {
   static constexpr std::uint64_t shortest = 1u << shortest_octave;
   // Blocks of one request share their fate, so that a hundred of them are a few observations only.
   static constexpr float strength = 100;
-  static constexpr float first_guess = 0.1f;
+  static constexpr float first_guess = 0.5f;  // about the probability to return before the age has doubled
+
+  // A bucket's width as a share of the ages in it. Rates in proportion to it are those of a wait that may go on for as
+  // long as it has lasted.
+  static constexpr float share_of_age(std::size_t b) noexcept {
+    const std::uint64_t middle = least_age(b) + width(b) / 2;
+    return static_cast<float>(width(b)) / static_cast<float>(std::max(middle, least_age(1)));
+  }
 
   // Returns of `count` classes from `first` on, for each bucket's width that a block waits.
   float hazard(std::size_t b, std::size_t first, std::size_t count, float guess) const noexcept {

@@ -26,14 +26,18 @@ class s3_fifo {
     double small = 0.1;               ///< share of the small queue
     std::uint8_t promotion_uses = 2;  ///< uses in the small queue that lead to the main queue
   };
-  struct block_state : block_place {
-    enum class queue : std::uint8_t { none, small, main };
-    queue where = queue::none;
-    std::uint8_t uses = 0;
-    bool named = false;    ///< was the victim, and has not been used since
-    bool ghostly = false;  ///< has left, as far as is known: its key is among the ghosts
-    std::uint64_t key = 0;
+  enum class queue : std::uint8_t { none, small, main };
+  struct block_state {
+    index_link link{};
+    std::uint64_t key : block_place::key_bits = 0;
+    std::uint64_t linked : 1 = false;
+    std::uint64_t in_charge : 1 = false;
+    std::uint64_t named : 1 = false;    ///< was the victim, and has not been used since
+    std::uint64_t ghostly : 1 = false;  ///< has left, as far as is known: its key is among the ghosts
+    std::uint64_t uses : 2 = 0;
+    queue where : 2 = queue::none;
   };
+  static_assert(sizeof(block_state) == 16);
 
   s3_fifo() noexcept = default;
   explicit s3_fifo(options o) noexcept : options_(o) {}
@@ -45,12 +49,12 @@ class s3_fifo {
 
   void admit(std::uint32_t i, const block_info& info) noexcept {
     block_state& s = states_[i];
-    if (info.why == block_info::admission::returned && s.where != block_state::queue::none) {
+    if (info.why == block_info::admission::returned && s.where != queue::none) {
       if (s.ghostly) ghosts_.erase(s.key);
       s.ghostly = false;
       queue_of(s).resume(states_, i);
     } else {
-      enter(i, info.key);
+      enter(i, block_place::short_key(info.key));
     }
     most_ = std::max(most_, small_.size() + main_.size());
   }
@@ -59,14 +63,14 @@ class s3_fifo {
   void remove(std::uint32_t i) noexcept {
     block_state& s = states_[i];
     queue_of(s).suspend(states_, i);
-    s.ghostly = s.named && s.where == block_state::queue::small && s.key != 0;
+    s.ghostly = s.named && s.where == queue::small && s.key != 0;
     if (s.ghostly) ghosts_.push(s.key);
   }
 
   void touch(std::uint32_t i, const block_use&) noexcept {
     block_state& s = states_[i];
     s.named = false;
-    s.uses = static_cast<std::uint8_t>(std::min<int>(s.uses + 1, most_uses));
+    if (s.uses != most_uses) ++s.uses;
   }
 
   std::uint32_t victim() noexcept {
@@ -80,7 +84,7 @@ class s3_fifo {
       if (from_small && s.uses >= options_.promotion_uses) {
         small_.erase(states_, i);
         s.uses = 0;  // they have paid for the promotion
-        s.where = block_state::queue::main;
+        s.where = queue::main;
         main_.push(states_, i);
       } else if (!from_small && s.uses != 0) {
         --s.uses;
@@ -97,9 +101,7 @@ class s3_fifo {
  private:
   static constexpr int most_uses = 3;  // two bits in the paper: more would keep a block for too long
 
-  block_queue& queue_of(const block_state& s) noexcept {
-    return s.where == block_state::queue::main ? main_ : small_;
-  }
+  block_queue& queue_of(const block_state& s) noexcept { return s.where == queue::main ? main_ : small_; }
 
   void enter(std::uint32_t i, std::uint64_t key) noexcept {
     block_state& s = states_[i];
@@ -107,7 +109,7 @@ class s3_fifo {
     const bool comes_back = key != 0 && ghosts_.erase(key);
     s = {};
     s.key = key;
-    s.where = comes_back ? block_state::queue::main : block_state::queue::small;
+    s.where = comes_back ? queue::main : queue::small;
     queue_of(s).push(states_, i);
     // Only now, so that a block is still known whose own return has pushed out the oldest ghost.
     ghosts_.trim(static_cast<std::size_t>((1 - options_.small) * most_));

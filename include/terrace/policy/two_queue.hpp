@@ -25,13 +25,17 @@ class two_queue {
     double in = 0.25;  ///< Kin: the share of A1in
     double out = 0.5;  ///< Kout: how many keys A1out remembers, as a share of the blocks
   };
-  struct block_state : block_place {
-    enum class queue : std::uint8_t { none, in, main };
-    queue where = queue::none;
-    bool named = false;    ///< was the victim, and has not been used since
-    bool ghostly = false;  ///< has left, as far as is known: its key is among the ghosts
-    std::uint64_t key = 0;
+  enum class queue : std::uint8_t { none, in, main };
+  struct block_state {
+    index_link link{};
+    std::uint64_t key : block_place::key_bits = 0;
+    std::uint64_t linked : 1 = false;
+    std::uint64_t in_charge : 1 = false;
+    std::uint64_t named : 1 = false;    ///< was the victim, and has not been used since
+    std::uint64_t ghostly : 1 = false;  ///< has left, as far as is known: its key is among the ghosts
+    queue where : 2 = queue::none;
   };
+  static_assert(sizeof(block_state) == 16);
 
   two_queue() noexcept = default;
   explicit two_queue(options o) noexcept : options_(o) {}
@@ -43,12 +47,12 @@ class two_queue {
 
   void admit(std::uint32_t i, const block_info& info) noexcept {
     block_state& s = states_[i];
-    if (info.why == block_info::admission::returned && s.where != block_state::queue::none) {
+    if (info.why == block_info::admission::returned && s.where != queue::none) {
       if (s.ghostly) ghosts_.erase(s.key);
       s.ghostly = false;
       queue_of(s).resume(states_, i);
     } else {
-      enter(i, info.key);
+      enter(i, block_place::short_key(info.key));
     }
     most_ = std::max(most_, in_.size() + main_.size());
   }
@@ -57,14 +61,14 @@ class two_queue {
   void remove(std::uint32_t i) noexcept {
     block_state& s = states_[i];
     queue_of(s).suspend(states_, i);
-    s.ghostly = s.named && s.where == block_state::queue::in && s.key != 0;
+    s.ghostly = s.named && s.where == queue::in && s.key != 0;
     if (s.ghostly) ghosts_.push(s.key);
   }
 
   void touch(std::uint32_t i, const block_use&) noexcept {
     block_state& s = states_[i];
     s.named = false;
-    if (s.where == block_state::queue::main) main_.refresh(states_, i);
+    if (s.where == queue::main) main_.refresh(states_, i);
   }
 
   std::uint32_t victim() noexcept {
@@ -78,9 +82,7 @@ class two_queue {
   void advance_step(std::uint64_t) noexcept {}
 
  private:
-  block_queue& queue_of(const block_state& s) noexcept {
-    return s.where == block_state::queue::main ? main_ : in_;
-  }
+  block_queue& queue_of(const block_state& s) noexcept { return s.where == queue::main ? main_ : in_; }
 
   void enter(std::uint32_t i, std::uint64_t key) noexcept {
     block_state& s = states_[i];
@@ -88,7 +90,7 @@ class two_queue {
     const bool comes_back = key != 0 && ghosts_.erase(key);
     s = {};
     s.key = key;
-    s.where = comes_back ? block_state::queue::main : block_state::queue::in;
+    s.where = comes_back ? queue::main : queue::in;
     queue_of(s).push(states_, i);
     // Only now, so that a block is still known whose own return has pushed out the oldest ghost.
     ghosts_.trim(static_cast<std::size_t>(options_.out * most_));
