@@ -23,7 +23,7 @@ namespace terrace {
 ///
 /// Unimportance is taken when the block is admitted or touched, and stands until the next time; all ages grow
 /// alike. So the order of two blocks does not change by itself, and a heap holds it: `victim` is O(1), all
-/// else O(log n), 44 bytes a block. Of equal scores the lower index leaves. Being used while pinned counts
+/// else O(log n), 32 bytes a block, and 4 in the heap. Of equal scores the lower index leaves. Being used while pinned counts
 /// when the block comes back. A new block starts with what the cache knows of its last use.
 class attention_weighted {
  public:
@@ -36,14 +36,16 @@ class attention_weighted {
     float age_unit = 256;  ///< steps without use that count as an age of 1
   };
   struct block_state {
-    double mass = 0;  ///< as of `step`
-    double key = 0;   ///< the score, less what all blocks have in common: beta * now / age_unit
+    double mass = -1;  ///< as of `step`; below 0: no use has reported any
+    double key = 0;    ///< the score, less what all blocks have in common: beta * now / age_unit
     std::uint64_t step = 0;
     float cheapness = 1;
-    std::uint32_t position = 0;  ///< in the heap
-    bool measured = false;       ///< some use has reported a mass
-    bool in_charge = false;
+    std::uint32_t position = index_link::none;  ///< in the heap; none: not in charge
+
+    bool measured() const noexcept { return mass >= 0; }
+    bool in_charge() const noexcept { return position != index_link::none; }
   };
+  static_assert(sizeof(block_state) <= 32);
 
   attention_weighted() noexcept = default;
   explicit attention_weighted(options o) noexcept : options_(o) {}
@@ -56,15 +58,15 @@ class attention_weighted {
   void admit(std::uint32_t i, const block_info& info) noexcept {
     block_state& s = states_[i];
     if (info.why != block_info::admission::returned)
-      s = {.mass = double{info.mass}, .step = step_, .measured = info.mass > 0};
+      s = {.mass = info.mass > 0 ? double{info.mass} : -1, .step = step_};
     s.cheapness = 1 / (1 + info.reload_cost);
     enter(i);
   }
   void remove(std::uint32_t i) noexcept {
     block_state& s = states_[i];
     by_score_.erase(books{states_}, i);
-    s.in_charge = false;
-    if (!s.measured) return;
+    s.position = index_link::none;
+    if (!s.measured()) return;
     --measured_;
     total_ =
         measured_ == 0 ? 0 : std::max(0.0, total_at(step_) - mass_at(s, step_));  // rounding may overshoot
@@ -72,10 +74,9 @@ class attention_weighted {
   }
   void touch(std::uint32_t i, const block_use& use) noexcept {
     block_state& s = states_[i];
-    const bool in_charge = s.in_charge;
+    const bool in_charge = s.in_charge();
     if (in_charge) remove(i);
-    s.mass = mass_at(s, step_) + double{use.mass};
-    s.measured = s.measured || use.mass > 0;
+    if (s.measured() || use.mass > 0) s.mass = (s.measured() ? mass_at(s, step_) : 0) + double{use.mass};
     s.step = step_;
     if (in_charge) enter(i);
   }
@@ -102,7 +103,7 @@ class attention_weighted {
 
   // r / (1 + r) = mean / (mean + mass), which is also right for a mass of 0.
   double unimportance(const block_state& s) const noexcept {
-    if (!s.measured) return 0.5;
+    if (!s.measured()) return 0.5;
     const double mean = total_ / measured_;
     const double both = mean + mass_at(s, step_);
     return both > 0 ? mean / both : 0.5;
@@ -110,14 +111,13 @@ class attention_weighted {
 
   void enter(std::uint32_t i) noexcept {
     block_state& s = states_[i];
-    if (s.measured) {
+    if (s.measured()) {
       total_ = total_at(step_) + mass_at(s, step_);
       total_step_ = step_;
       ++measured_;
     }
     s.key = double{options_.alpha} * unimportance(s) + double{options_.gamma} * double{s.cheapness} -
             double{options_.beta} * static_cast<double>(s.step) / double{options_.age_unit};
-    s.in_charge = true;
     by_score_.push(books{states_}, i);
   }
 

@@ -8,13 +8,13 @@ namespace terrace {
 
 /// Where a block stands in a `block_queue`: what every `block_state` of a policy with such queues has.
 struct block_place {
-  /// Policies with ghosts keep so many bits of a key beside their flags, 16 bytes a block in all. Two keys of ten
-  /// million are taken for each other once in hundreds of runs, and then one block gets the other's place.
+  /// Policies with ghosts keep so many bits of a key beside their flags: 16 bytes a block in all. Among ten million
+  /// keys two are then equal with a probability of 1 in 1400; one of them gets the other's place, and no more than that.
   static constexpr unsigned key_bits = 56;
+  static constexpr std::uint64_t key_mask = (std::uint64_t{1} << key_bits) - 1;
   /// The key with its high bits folded in. 0, a private block, stays 0, and nothing else becomes it.
   static constexpr std::uint64_t short_key(std::uint64_t key) noexcept {
-    constexpr std::uint64_t mask = (std::uint64_t{1} << key_bits) - 1;
-    const std::uint64_t folded = (key ^ (key >> key_bits)) & mask;
+    const std::uint64_t folded = (key ^ (key >> key_bits)) & key_mask;
     return key != 0 && folded == 0 ? 1 : folded;
   }
 

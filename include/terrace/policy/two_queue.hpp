@@ -88,8 +88,8 @@ class two_queue {
     block_state& s = states_[i];
     queue_of(s).erase(states_, i);  // the place of the block that had this index before
     const bool comes_back = key != 0 && ghosts_.erase(key);
-    s = {};
-    s.key = key;
+    s = block_state{};
+    s.key = key & block_place::key_mask;
     s.where = comes_back ? queue::main : queue::in;
     queue_of(s).push(states_, i);
     // Only now, so that a block is still known whose own return has pushed out the oldest ghost.

@@ -1,0 +1,169 @@
+// What a policy costs at each call: the queue-like ones beside a bare intrusive list of the same blocks, those with a
+// heap beside the 100 ns that they may take, and the textbook's std::list with an std::unordered_map beside both.
+//
+// Blocks are used in random order, as the worst that a cache can do to its processor; all of them are in charge. A
+// touch is a use of a block in charge; a victim is named, removed, and admitted again as a new block, which is what a
+// miss costs. Each figure is of one pass over a random order, after a pass that nobody counts.
+#include <cstddef>
+#include <cstdint>
+#include <list>
+#include <numeric>
+#include <random>
+#include <string>
+#include <type_traits>
+#include <unordered_map>
+#include <vector>
+
+#include "report.hpp"
+#include "terrace/core/index_list.hpp"
+#include "terrace/policy/attention_weighted.hpp"
+#include "terrace/policy/fifo.hpp"
+#include "terrace/policy/lru.hpp"
+#include "terrace/policy/prefix_aware.hpp"
+#include "terrace/policy/s3_fifo.hpp"
+#include "terrace/policy/sieve.hpp"
+#include "terrace/policy/step_aware.hpp"
+#include "terrace/policy/two_queue.hpp"
+
+namespace {
+
+using namespace terrace;
+
+constexpr std::size_t uses = 200'000;  // of one sample
+
+std::vector<std::uint32_t> random_uses(std::uint32_t blocks) {
+  std::mt19937 random(1);
+  std::vector<std::uint32_t> order(uses);
+  for (auto& i : order) i = static_cast<std::uint32_t>(random() % blocks);
+  return order;
+}
+
+double ns_each(double seconds, std::size_t calls) { return seconds * 1e9 / static_cast<double>(calls); }
+
+// The least that a least-recently-used order can do.
+class bare_list {
+ public:
+  explicit bare_list(std::uint32_t blocks) : links_(blocks) {
+    for (std::uint32_t i = 0; i < blocks; ++i) order_.push_back(links_, i);
+  }
+  double touch(const std::vector<std::uint32_t>& order) {
+    return ns_each(bench::seconds([&] {
+                     for (const std::uint32_t i : order) {
+                       order_.erase(links_, i);
+                       order_.push_back(links_, i);
+                     }
+                   }),
+                   order.size());
+  }
+
+ private:
+  std::vector<index_link> links_;
+  index_list order_;
+};
+
+class textbook {
+ public:
+  explicit textbook(std::uint32_t blocks) {
+    for (std::uint32_t i = 0; i < blocks; ++i) where_[i] = order_.insert(order_.end(), i);
+  }
+  double touch(const std::vector<std::uint32_t>& order) {
+    return ns_each(bench::seconds([&] {
+                     for (const std::uint32_t i : order)
+                       order_.splice(order_.end(), order_, where_.find(i)->second);
+                   }),
+                   order.size());
+  }
+
+ private:
+  std::list<std::uint32_t> order_;
+  std::unordered_map<std::uint32_t, std::list<std::uint32_t>::iterator> where_;
+};
+
+template <class P>
+class filled {
+ public:
+  explicit filled(std::uint32_t blocks) : states_(blocks) {
+    policy_.bind(states_);
+    for (std::uint32_t i = 0; i < blocks; ++i) policy_.admit(i, info(i));
+  }
+  double touch(const std::vector<std::uint32_t>& order) {
+    return ns_each(bench::seconds([&] {
+                     for (const std::uint32_t i : order) policy_.touch(i, {.step = step_, .mass = 0.01f});
+                   }),
+                   order.size());
+  }
+  double replace(std::size_t times) {
+    return ns_each(bench::seconds([&] {
+                     for (std::size_t n = 0; n < times; ++n) {
+                       const std::uint32_t i = policy_.victim();
+                       policy_.remove(i);
+                       policy_.admit(i, info(next_key_));
+                     }
+                   }),
+                   times);
+  }
+  void advance() { policy_.advance_step(++step_); }
+
+ private:
+  block_info info(std::uint64_t key) {
+    next_key_ = key + 1;
+    return {.key = key + 1, .depth = static_cast<std::uint32_t>(key % 64)};
+  }
+  std::vector<typename P::block_state> states_;
+  P policy_;
+  std::uint64_t next_key_ = 0, step_ = 0;
+};
+
+std::string size_name(std::uint32_t blocks) {
+  return blocks >= 1'000'000 ? std::to_string(blocks / 1'000'000) + "M" : std::to_string(blocks / 1000) + "k";
+}
+
+template <class P>
+void measure(bench::report& out, std::uint32_t blocks, const std::vector<std::uint32_t>& order) {
+  constexpr bool list = sizeof(typename P::block_state) <= 16;
+  const std::string name = std::string(P::name) + ", " + size_name(blocks);
+  if (!out.wanted(name + ", touch") && !out.wanted(name + ", replace")) return;
+  filled<P> policy(blocks);
+  const auto touch = [&] {
+    policy.advance();
+    return policy.touch(order);
+  };
+  if constexpr (list) {
+    bare_list bare(blocks);
+    out.compare({name + ", touch", "ns", "bare intrusive list", bench::better::smaller, 1 / 1.2}, touch,
+                [&] { return bare.touch(order); });
+  } else {
+    const bool promised = blocks == 1'000'000 && !std::is_same_v<P, prefix_aware>;
+    out.compare({name + ", touch", "ns", "100 ns", bench::better::smaller,
+                 promised ? std::optional(1.0) : std::nullopt},
+                touch, [] { return 100.0; });
+  }
+  out.compare(
+      {name + ", replace", "ns", "100 ns", bench::better::smaller}, [&] { return policy.replace(uses); },
+      [] { return 100.0; });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  bench::report out("policy_overhead", argc, argv);
+  for (const std::uint32_t blocks : {1'000u, 1'000'000u, 10'000'000u}) {
+    const std::vector<std::uint32_t> order = random_uses(blocks);
+    measure<lru>(out, blocks, order);
+    measure<fifo>(out, blocks, order);
+    measure<two_queue>(out, blocks, order);
+    measure<s3_fifo>(out, blocks, order);
+    measure<sieve>(out, blocks, order);
+    measure<attention_weighted>(out, blocks, order);
+    measure<step_aware>(out, blocks, order);
+    measure<prefix_aware>(out, blocks, order);
+    const std::string name = "std::list + unordered_map, " + size_name(blocks);
+    if (!out.wanted(name)) continue;
+    textbook book(blocks);
+    bare_list bare(blocks);
+    out.compare(
+        {name, "ns", "bare intrusive list", bench::better::smaller}, [&] { return book.touch(order); },
+        [&] { return bare.touch(order); });
+  }
+  return out.finish();
+}
