@@ -18,6 +18,7 @@
 #include "terrace/policy/fifo.hpp"
 #include "terrace/policy/lru.hpp"
 #include "terrace/policy/one_of.hpp"
+#include "terrace/policy/prefix_aware.hpp"
 #include "terrace/policy/s3_fifo.hpp"
 #include "terrace/policy/sieve.hpp"
 #include "terrace/policy/step_aware.hpp"
