@@ -2,6 +2,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "terrace/core/index_list.hpp"
@@ -9,7 +10,7 @@
 namespace terrace {
 
 /// The keys of blocks that have left a tier, oldest first, each with a `Note` of what a policy remembers of it. Keys
-/// outlive the indices, which are recycled. `push`, `find`, `erase` and `contains` are O(1) expected, about 30 bytes a
+/// outlive the indices, which are recycled. `push`, `take`, `erase` and `contains` are O(1) expected, about 30 bytes a
 /// ghost and what the note takes, and only `reserve` allocates.
 template <class Note>
 class noted_ghost_list {
@@ -26,18 +27,15 @@ class noted_ghost_list {
 
   std::size_t size() const noexcept { return keys_.size(); }
   bool contains(std::uint64_t key) const noexcept { return at(key) != none; }
-  /// The note of `key`, or nullptr where it is not remembered.
-  const Note* find(std::uint64_t key) const noexcept {
-    const std::uint32_t n = at(key);
-    return n == none ? nullptr : &nodes_[n].note;
-  }
-  /// The key of the oldest. Precondition: there is one.
-  std::uint64_t oldest() const noexcept { return nodes_[keys_.front()].key; }
 
   /// Remembers `key` as the newest. Where there is no room the oldest is forgotten.
   void push(std::uint64_t key, const Note& note = {}) noexcept {
-    if (nodes_.empty()) return;
     erase(key);
+    push_new(key, note);
+  }
+  /// The same, and cheaper. Precondition: `key` is not remembered.
+  void push_new(std::uint64_t key, const Note& note = {}) noexcept {
+    if (nodes_.empty()) return;
     if (free_.empty()) forget(keys_.front());
     const std::uint32_t n = free_.front();
     free_.erase(links(), n);
@@ -46,6 +44,14 @@ class noted_ghost_list {
     keys_.push_back(links(), n);
     chain(n);
   }
+
+  /// Forgets `key`, and returns its note if it was remembered.
+  std::optional<Note> take(std::uint64_t key) noexcept {
+    const std::uint32_t n = at(key);
+    return n == none ? std::nullopt : std::optional(forget(n));
+  }
+  /// Forgets the oldest, and returns its note. Precondition: there is one.
+  Note take_oldest() noexcept { return forget(keys_.front()); }
 
   /// Forgets `key`. False: it was not remembered.
   bool erase(std::uint64_t key) noexcept {
@@ -88,12 +94,13 @@ class noted_ghost_list {
     nodes_[n].next_in_bucket = first;
     first = n;
   }
-  void forget(std::uint32_t n) noexcept {
+  Note forget(std::uint32_t n) noexcept {
     std::uint32_t* link = &buckets_[bucket_of(nodes_[n].key)];
     while (*link != n) link = &nodes_[*link].next_in_bucket;
     *link = nodes_[n].next_in_bucket;
     keys_.erase(links(), n);
     free_.push_back(links(), n);
+    return nodes_[n].note;
   }
 
   std::vector<node> nodes_;

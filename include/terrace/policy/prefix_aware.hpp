@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -31,7 +32,7 @@ namespace terrace {
 /// Time is counted in uses. It is cut into slices, which merge as they age, so that a slice is about a bucket of ages
 /// wide; each has a list of blocks for each kind. So no block is looked at as it ages. `admit`, `touch` and `remove`
 /// are O(1) but for a search among some hundred slices; every 1/64 of the blocks in uses, slices grow older, and the
-/// victim's list of each kind is chosen anew, which is O(slices * kinds), about 10 us. `victim` is O(kinds). 32 bytes
+/// victim's list of each kind is chosen anew, which is O(slices * kinds), about 10 us. `victim` is O(1), and O(kinds) after such a choice. 32 bytes
 /// a block, 40 a ghost, about 400 KiB for the rest.
 class prefix_aware {
  public:
@@ -76,7 +77,7 @@ class prefix_aware {
   void admit(std::uint32_t i, const block_info& info) noexcept {
     block_state& s = states_[i];
     if (info.why == block_info::admission::returned && s.known) {
-      if (s.ghostly) forget(s.key);
+      if (s.ghostly) discount(ghosts_.take(s.key));
       s.ghostly = false;
     } else {
       pass_time();
@@ -97,11 +98,12 @@ class prefix_aware {
     block_state& s = states_[i];
     s.ghostly = s.named && s.key != 0;
     if (!s.ghostly) return;
-    forget(s.key);
-    ghosts_.push(s.key, {s.used_at, s.kind, s.history, s.inner});
-    ++slice_of(s.used_at).ghosts[s.kind];
+    discount(ghosts_.take(s.key));  // of another block with the same key
     const auto most = static_cast<std::size_t>(options_.ghosts * most_);
-    while (ghosts_.size() > most) forget(ghosts_.oldest());
+    while (ghosts_.size() != 0 && ghosts_.size() >= most) discount(ghosts_.take_oldest());
+    if (most == 0) return;
+    ghosts_.push_new(s.key, {s.used_at, s.kind, s.history, s.inner});
+    ++slice_of(s.used_at).ghosts[s.kind];
   }
 
   void touch(std::uint32_t i, const block_use&) noexcept {
@@ -120,9 +122,9 @@ class prefix_aware {
 
   std::uint32_t victim() noexcept {
     if (size_ == 0) return index_link::none;
-    const std::size_t kind =
-        static_cast<std::size_t>(std::min_element(worst_.begin(), worst_.end()) - worst_.begin());
-    const std::uint32_t i = slices_[worst_slice_[kind]].last[kind];
+    if (chosen_ == kinds)
+      chosen_ = static_cast<std::size_t>(std::min_element(worst_.begin(), worst_.end()) - worst_.begin());
+    const std::uint32_t i = slices_[worst_slice_[chosen_]].last[chosen_];
     states_[i].named = true;
     return i;
   }
@@ -174,18 +176,16 @@ class prefix_aware {
   }
   // What is remembered of a block that left, and comes back now.
   void recall(block_state& s) noexcept {
-    const ghost_note* const found = s.key == 0 ? nullptr : ghosts_.find(s.key);
-    if (found == nullptr) return;
+    const std::optional<ghost_note> found = s.key == 0 ? std::nullopt : ghosts_.take(s.key);
+    if (!found) return;
     s.history = longer(found->history);
     s.inner = found->inner;
     came_back(found->kind, found->used_at);
-    forget(s.key);
+    discount(found);
   }
-  void forget(std::uint64_t key) noexcept {
-    const ghost_note* const found = ghosts_.find(key);
-    if (found == nullptr) return;
-    --slice_of(found->used_at).ghosts[found->kind];
-    ghosts_.erase(key);
+  // A ghost is gone: it waits no longer.
+  void discount(const std::optional<ghost_note>& gone) noexcept {
+    if (gone) --slice_of(gone->used_at).ghosts[gone->kind];
   }
   void note_child(std::uint32_t parent, std::uint32_t depth) noexcept {
     block_state& p = states_[parent];
@@ -223,6 +223,7 @@ class prefix_aware {
     --size_;
     if (--at.count[s.kind] != 0 || worst_slice_[s.kind] != where) return;
     worst_[s.kind] = nobody;
+    chosen_ = kinds;
     for (const std::uint16_t other : order_) consider(s.kind, other);
   }
   // Whether the victim of a kind should come from this slice.
@@ -233,9 +234,11 @@ class prefix_aware {
     if (worth >= worst_[kind]) return;
     worst_[kind] = worth;
     worst_slice_[kind] = where;
+    chosen_ = kinds;
   }
   void choose() noexcept {
     worst_.fill(nobody);
+    chosen_ = kinds;
     for (const std::uint16_t where : order_) {  // oldest first: of equals the longest unused
       const slice& at = slices_[where];
       for (std::size_t kind = 0; kind < kinds; ++kind)
@@ -319,6 +322,7 @@ class prefix_aware {
   std::vector<std::uint16_t> order_, free_;  // oldest first; every slice is in one of them
   std::array<float, kinds> worst_{}, costs_{};
   std::array<std::uint16_t, kinds> worst_slice_{};
+  std::size_t chosen_ = kinds;  // whose worst one is the victim; kinds where that has to be looked up
   std::uint64_t now_ = 0, next_tick_ = 0, last_tick_ = 0, last_fit_ = 0, ticks_ = 0;
   std::uint32_t next_number_ = 0, size_ = 0, most_ = 0;
 };
