@@ -33,7 +33,13 @@ TEST_CASE("index_heap: equals an ordered set on random calls") {
   for (int call = 0; call < 50000; ++call) {
     const std::uint32_t i = static_cast<std::uint32_t>(random() % indices);
     if (naive.erase({kept.worth[i], i}) != 0) {
-      heap.erase(kept, i);
+      if (random() % 2 == 0) {
+        heap.erase(kept, i);
+      } else {
+        kept.worth[i] = static_cast<int>(random() % 30);
+        naive.insert({kept.worth[i], i});
+        heap.update(kept, i);
+      }
     } else {
       kept.worth[i] = static_cast<int>(random() % 30);  // so that some are worth the same
       naive.insert({kept.worth[i], i});

@@ -60,25 +60,23 @@ class attention_weighted {
     if (info.why != block_info::admission::returned)
       s = {.mass = info.mass > 0 ? double{info.mass} : -1, .step = step_};
     s.cheapness = 1 / (1 + info.reload_cost);
-    enter(i);
+    weigh_in(s);
+    by_score_.push(books{states_}, i);
   }
   void remove(std::uint32_t i) noexcept {
     block_state& s = states_[i];
     by_score_.erase(books{states_}, i);
     s.position = index_link::none;
-    if (!s.measured()) return;
-    --measured_;
-    total_ =
-        measured_ == 0 ? 0 : std::max(0.0, total_at(step_) - mass_at(s, step_));  // rounding may overshoot
-    total_step_ = step_;
+    weigh_out(s);
   }
   void touch(std::uint32_t i, const block_use& use) noexcept {
     block_state& s = states_[i];
-    const bool in_charge = s.in_charge();
-    if (in_charge) remove(i);
+    if (s.in_charge()) weigh_out(s);
     if (s.measured() || use.mass > 0) s.mass = (s.measured() ? mass_at(s, step_) : 0) + double{use.mass};
     s.step = step_;
-    if (in_charge) enter(i);
+    if (!s.in_charge()) return;
+    weigh_in(s);
+    by_score_.update(books{states_}, i);
   }
   void weigh(std::uint32_t i, const block_use& use) noexcept { touch(i, use); }
   std::uint32_t victim() const noexcept { return by_score_.top(); }
@@ -109,8 +107,15 @@ class attention_weighted {
     return both > 0 ? mean / both : 0.5;
   }
 
-  void enter(std::uint32_t i) noexcept {
-    block_state& s = states_[i];
+  void weigh_out(const block_state& s) noexcept {
+    if (!s.measured()) return;
+    --measured_;
+    total_ =
+        measured_ == 0 ? 0 : std::max(0.0, total_at(step_) - mass_at(s, step_));  // rounding may overshoot
+    total_step_ = step_;
+  }
+  // Counts a block among those in charge, and scores it.
+  void weigh_in(block_state& s) noexcept {
     if (s.measured()) {
       total_ = total_at(step_) + mass_at(s, step_);
       total_step_ = step_;
@@ -118,7 +123,6 @@ class attention_weighted {
     }
     s.key = double{options_.alpha} * unimportance(s) + double{options_.gamma} * double{s.cheapness} -
             double{options_.beta} * static_cast<double>(s.step) / double{options_.age_unit};
-    by_score_.push(books{states_}, i);
   }
 
   options options_;

@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -7,13 +8,14 @@
 
 namespace terrace {
 
-/// A binary heap of dense indices that knows where each of them is, so that any of them can leave. What an
+/// A heap of dense indices that knows where each of them is, so that any of them can leave. Each has four children:
+/// what they are worth lies anywhere in memory, and four reads at once cost little more than one. What an
 /// index is worth, and its position, are kept by the caller, who passes his `books` to each call:
 ///
 /// - `books.before(a, b)`: a must come out before b; a strict weak order
 /// - `books.position(i)`: a reference to the position of i, which only the heap writes
 ///
-/// `push` and `erase` are O(log n), `top` is O(1), 4 bytes an index. Only `reserve` allocates.
+/// `push`, `erase` and `update` are O(log n), `top` is O(1), 4 bytes an index. Only `reserve` allocates.
 class index_heap {
  public:
   /// Makes room for `capacity` indices.
@@ -40,6 +42,12 @@ class index_heap {
     rise(books, hole);
     sink(books, books.position(last));
   }
+  /// What `i` is worth has changed. Precondition: it is in the heap, and nothing else has changed since.
+  template <class Books>
+  void update(Books&& books, std::uint32_t i) noexcept {
+    rise(books, books.position(i));
+    sink(books, books.position(i));
+  }
 
  private:
   template <class Books>
@@ -50,21 +58,26 @@ class index_heap {
   template <class Books>
   void rise(Books& books, std::uint32_t at) noexcept {
     const std::uint32_t i = heap_[at];
-    for (; at != 0 && books.before(i, heap_[(at - 1) / 2]); at = (at - 1) / 2)
-      put(books, at, heap_[(at - 1) / 2]);
+    for (; at != 0 && books.before(i, heap_[parent(at)]); at = parent(at)) put(books, at, heap_[parent(at)]);
     put(books, at, i);
   }
   template <class Books>
   void sink(Books& books, std::uint32_t at) noexcept {
     const std::uint32_t i = heap_[at];
-    for (std::uint32_t child = 2 * at + 1; child < size(); child = 2 * at + 1) {
-      if (child + 1 < size() && books.before(heap_[child + 1], heap_[child])) ++child;
+    for (std::uint32_t child = first_child(at); child < size(); child = first_child(at)) {
+      const std::uint32_t end = std::min(child + children, size());
+      for (std::uint32_t other = child + 1; other < end; ++other)
+        if (books.before(heap_[other], heap_[child])) child = other;
       if (!books.before(heap_[child], i)) break;
       put(books, at, heap_[child]);
       at = child;
     }
     put(books, at, i);
   }
+
+  static constexpr std::uint32_t children = 4;
+  static constexpr std::uint32_t parent(std::uint32_t at) noexcept { return (at - 1) / children; }
+  static constexpr std::uint32_t first_child(std::uint32_t at) noexcept { return children * at + 1; }
 
   std::vector<std::uint32_t> heap_;
 };

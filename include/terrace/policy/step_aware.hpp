@@ -64,8 +64,10 @@ class step_aware {
     block_state& s = states_[i];
     if (s.next_step == step_) here_ = std::max(here_, place(s));
     if (s.position == index_link::none) return;
-    remove(i);
-    enter(i, step_ + 1);
+    s.next_step = step_ + 1;
+    by_next_use_.update(books{states_}, i);
+    by_last_use_.erase(links{states_}, i);
+    by_last_use_.push_back(links{states_}, i);
   }
   std::uint32_t victim() const noexcept {
     const std::uint32_t oldest = by_last_use_.front();
