@@ -6,8 +6,33 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "policy/simulated_cache.hpp"
 
 using namespace terrace;
+
+namespace {
+
+class naive_lru {
+ public:
+  explicit naive_lru(std::uint32_t capacity) : capacity_(capacity) {}
+  void advance_step(std::uint64_t) {}
+  bool operator()(const test::trace_access& a) {
+    const auto found = std::find(order_.begin(), order_.end(), a.key);
+    const bool hit = found != order_.end();
+    if (hit) order_.erase(found);
+    if (order_.size() == capacity_) order_.pop_front();
+    order_.push_back(a.key);
+    return hit;
+  }
+
+ private:
+  std::size_t capacity_;
+  std::list<std::uint64_t> order_;
+};
+
+}  // namespace
+
+TEST_CASE("lru: equals a plain list to the last miss") { CHECK(test::equals_naive<lru, naive_lru>()); }
 
 TEST_CASE("lru: the least recently used one is the victim") {
   std::vector<lru::block_state> states(4);
