@@ -23,17 +23,17 @@ namespace terrace {
 /// it has learned so far of when blocks of its kind come back.
 ///
 /// The kind of a block is its depth in the prefix (by octaves), whether a block after it is known (the end of a prefix
-/// is often a reply that nobody will continue), and its history: how often it has come back, and how many turns had
-/// gone before it. A `return_model` learns for each kind the ages at which blocks return. Blocks that have left are
-/// remembered by their keys for a while, four times as many as there ever were in the tier, so that it also learns of
-/// those that came back too late; private blocks (key 0) leave no ghost. It knows nothing at the start, and then
-/// evicts what was not used for longest. No constant is fitted to a workload.
+/// is often a reply that nobody will continue), and how often it has come back. A `return_model` learns for each kind
+/// the ages at which blocks return. Blocks that have left are remembered by their keys for a while, four times as many
+/// as there ever were in the tier, so that it also learns of those that came back too late; private blocks (key 0)
+/// leave no ghost. It knows nothing at the start, and then evicts what was not used for longest. The turn of the
+/// conversation is not looked at: beside the number of returns it tells next to nothing.
 ///
 /// Time is counted in uses. It is cut into slices, which merge as they age, so that a slice is about a bucket of ages
 /// wide; each has a list of blocks for each kind. So no block is looked at as it ages. `admit`, `touch` and `remove`
-/// are O(1) but for a search among some hundred slices; every 1/64 of the blocks in uses, slices grow older, and the
-/// victim's list of each kind is chosen anew, which is O(slices * kinds), about 10 us. `victim` is O(1), and O(kinds) after such a choice. 32 bytes
-/// a block, 40 a ghost, about 400 KiB for the rest.
+/// are O(1) but for a search among some hundred slices. Every 1/64 of the blocks in uses (64 at least), slices grow
+/// older and the victim's list of each kind is chosen anew, in O(slices * kinds); every sixteenth time the model is
+/// fitted. `victim` is O(1), and O(kinds) after such a choice. 32 bytes a block, 40 a ghost, 400 KiB for the rest.
 class prefix_aware {
  public:
   static constexpr std::string_view name = "prefix_aware";
@@ -48,7 +48,7 @@ class prefix_aware {
     std::uint64_t key = 0;
     std::uint32_t used_at = 0;  ///< in which slice, by its number
     std::uint32_t depth = 0;
-    std::uint8_t history = 0;  ///< uses and turns
+    std::uint8_t history = 0;  ///< uses, as far as is known
     std::uint8_t kind = 0;     ///< whose list it is in, or was in when it was removed
     bool inner = false;        ///< a block after it is known
     bool in_charge : 1 = false;

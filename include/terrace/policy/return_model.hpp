@@ -15,9 +15,9 @@ namespace terrace {
 /// Evidence of a class in a bucket is `waited`, the time that its blocks have spent at such ages, and `returned`, how
 /// many came back there. Their quotient is the hazard, the rate of return of a block of that age: the estimator of
 /// survival analysis that is right for blocks whose wait has not ended as well. Classes have little evidence at first.
-/// So each is drawn towards its group (`group` classes next to each other), groups towards all blocks, and those
-/// towards the bucket before, at the same rate by age: without any evidence a wait goes on for
-/// as long as it has lasted, which makes the order that of last use.
+/// So each is drawn towards its group (`Group` classes next to each other), groups towards all blocks, and those
+/// towards the bucket before, at a rate in proportion to 1 / age: without any evidence a wait goes on for as long as it
+/// has lasted, which makes the order that of last use.
 ///
 /// A block is kept for the best of all plans "keep it for so long at most, then let it go": its worth is the largest
 /// quotient of the probability that it returns in that time by the mean time that it takes up room. That is the index
@@ -32,7 +32,7 @@ class return_model {
 
  public:
   static constexpr std::size_t classes = Classes;
-  static constexpr std::size_t buckets = 96;  ///< the last one has no end; it begins at 2^29 uses
+  static constexpr std::size_t buckets = 96;  ///< the last one has no end; it begins at 1.5 * 2^29 uses
 
   /// The bucket of an age.
   static constexpr std::size_t bucket_of(std::uint64_t age) noexcept {
