@@ -128,10 +128,12 @@ TEST_CASE("logits of any size are right") {
   const auto endless = [](char which, std::uint32_t, std::int64_t position, std::uint32_t d) {
     return which == 'v' ? static_cast<float>(d) : position % 2 == 0 ? 1e30f : -1e30f;
   };
-  paged_kv<bf16> beyond(group_of(1, 64, 16), 1, {{.tokens = 41}}, endless);
-  const auto args = beyond.args(2);
-  REQUIRE(cuda::attend<bf16, 64>(args, nullptr));
-  for (const float x : beyond.merged(0, args.out.splits)) CHECK(std::isfinite(x));
+  for (const std::uint32_t tokens : {16u, 5u}) {  // on tensor cores, and without
+    paged_kv<bf16> beyond(group_of(1, 64, tokens), 1, {{.tokens = 41}}, endless);
+    const auto args = beyond.args(2);
+    REQUIRE(cuda::attend<bf16, 64>(args, nullptr));
+    for (const float x : beyond.merged(0, args.out.splits)) CHECK(std::isfinite(x));
+  }
 }
 
 TEST_CASE("a NaN in a key that a query sees reaches its result, and one that it does not see does not") {
@@ -167,7 +169,10 @@ TEST_CASE("a split depends on its positions, not on the window, the batch or the
   paged_kv<fp16> whole(group_of(1, 64, 32), 4, {{.tokens = 300}}, gaussian_at);
   // The same tokens as two windows that meet between splits, in a batch with another sequence.
   paged_kv<fp16> windows(group_of(1, 64, 32), 4,
-                         {{.tokens = 50}, {.tokens = 172, .first_position = 128}, {.tokens = 128}},
+                         {{.tokens = 50},
+                          {.tokens = 172, .first_position = 128},
+                          {.tokens = 128},
+                          {.tokens = 204, .first_position = 96}},
                          gaussian_at);
   for (auto* kv : {&whole, &windows}) {
     kv->query_position.assign(kv->sequences.size(), 299);
@@ -185,6 +190,7 @@ TEST_CASE("a split depends on its positions, not on the window, the batch or the
   for (std::size_t head = 0; head < 4; ++head) {
     for (std::size_t s = 0; s < 128 / split; ++s) CHECK(same(head, s, 8 + head, s));
     for (std::size_t s = 0; s < 3; ++s) CHECK(same(head, 2 + s, 4 + head, s));
+    for (std::size_t s = 1; s < 4; ++s) CHECK(same(head, 1 + s, 12 + head, s));  // begins within a split
   }
 }
 

@@ -144,10 +144,6 @@ TEMPLATE_TEST_CASE("what was decoded is encoded to the same codes", "", q8_0, q4
   blocks.raw = blocks.decoded;
   CHECK(blocks.agrees());
   CHECK(blocks.host == codes);
-  // One value of each group is a little beside what a code gives: the rule for exact codes is off for all 32.
-  auto* const bits = reinterpret_cast<std::uint16_t*>(blocks.raw.data());
-  for (std::size_t g = 0; g < blocks.raw.size() * 8 / 32; ++g) bits[g * 32 + random() % 32] ^= 1;
-  CHECK(blocks.agrees());
 }
 
 TEST_CASE("encoded blocks may lie at any address, and any number of blocks of threads does the whole") {

@@ -44,7 +44,7 @@ bool gathers(std::uint32_t count, std::size_t bytes, std::size_t skew_from, std:
 
 TEST_CASE("gather copies blocks of any size at any alignment") {
   for (const std::size_t bytes : {1u, 15u, 16u, 17u, 4096u, 32768u, 32784u, 100001u})
-    for (const std::size_t skew : {0u, 1u, 4u}) {
+    for (const std::size_t skew : {0u, 1u, 2u, 4u}) {
       CAPTURE(bytes, skew);
       CHECK(gathers(3, bytes, skew, 0, 8));
       CHECK(gathers(3, bytes, skew, skew, 2));

@@ -95,6 +95,14 @@ TEST_CASE("blocks that a window hides draw nothing") {
   CHECK(shares[5] == 0);
 }
 
+TEST_CASE("blocks of which no query sees a key draw nothing") {
+  paged_kv<fp16> kv(group_of(64, 16), 4, {{.tokens = 40, .first_position = 64}, {.tokens = 20}}, gaussian_at);
+  kv.query_position[0] = 63;  // before the table begins
+  const auto shares = shares_of<64>(kv);
+  for (std::size_t e = 0; e < 3; ++e) CHECK(shares[e] == 0);
+  CHECK(shares[3] + shares[4] == Approx(1).epsilon(1e-4));
+}
+
 TEST_CASE("mass without what it is made of is refused") {
   CHECK(!cuda::block_mass({}, nullptr, 1, nullptr, nullptr));
 }
