@@ -19,8 +19,8 @@ namespace terrace {
 /// encoded_size. A format has, besides the codec's constants:
 /// - `group_values`, `group_bytes`;
 /// - `bad_dimension`, `bad_type`, `bad_size`, `bad_code`: sentences for its errors, in which it names itself;
-/// - `encode_groups<T>(in, out, groups, set)`, and `decode_groups<T>` likewise, which returns false where the
-///   bytes are no encoder's. T is fp16, bf16 or float, `set` an instruction set that the processor has.
+/// - `encode_groups(type, in, out, groups, set)`, and `decode_groups` likewise, which returns false where the
+///   bytes are no encoder's. `type` is fp16, bf16 or fp32, `set` an instruction set that the processor has.
 template <class Format>
 struct block_quantizer {
   /// Bytes of so many encoded values, a multiple of group_values.
@@ -52,7 +52,7 @@ struct block_quantizer {
     std::byte* to = out.data();
     for (std::uint32_t layer = 0; layer < group.layers_per_block; ++layer) {
       for (const plane* p : {&group.k, &group.v}) {
-        encode_plane(p->type, from, to, values(group, *p) / Format::group_values, set);
+        Format::encode_groups(p->type, from, to, values(group, *p) / Format::group_values, set);
         from += group.plane_bytes(*p);
         to += encoded_size(values(group, *p));
       }
@@ -70,7 +70,7 @@ struct block_quantizer {
     bool good = true;
     for (std::uint32_t layer = 0; layer < group.layers_per_block; ++layer) {
       for (const plane* p : {&group.k, &group.v}) {
-        good &= decode_plane(p->type, from, to, values(group, *p) / Format::group_values, set);
+        good &= Format::decode_groups(p->type, from, to, values(group, *p) / Format::group_values, set);
         from += encoded_size(values(group, *p));
         to += group.plane_bytes(*p);
       }
@@ -82,29 +82,6 @@ struct block_quantizer {
  private:
   static constexpr std::size_t values(const layer_group& group, const plane& p) noexcept {
     return std::size_t{p.heads} * p.dim * group.tokens;
-  }
-
-  static void encode_plane(element type, const std::byte* in, std::byte* out, std::size_t groups,
-                           isa set) noexcept {
-    switch (type) {
-      case element::fp16:
-        return Format::template encode_groups<fp16>(in, out, groups, set);
-      case element::bf16:
-        return Format::template encode_groups<bf16>(in, out, groups, set);
-      default:
-        return Format::template encode_groups<float>(in, out, groups, set);
-    }
-  }
-  static bool decode_plane(element type, const std::byte* in, std::byte* out, std::size_t groups,
-                           isa set) noexcept {
-    switch (type) {
-      case element::fp16:
-        return Format::template decode_groups<fp16>(in, out, groups, set);
-      case element::bf16:
-        return Format::template decode_groups<bf16>(in, out, groups, set);
-      default:
-        return Format::template decode_groups<float>(in, out, groups, set);
-    }
   }
 };
 

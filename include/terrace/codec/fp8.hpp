@@ -5,6 +5,7 @@
 
 #include "terrace/codec/block_quantizer.hpp"
 #include "terrace/codec/codec.hpp"
+#include "terrace/core/any_element.hpp"
 #include "terrace/core/config.hpp"
 #include "terrace/core/convert.hpp"
 #include "terrace/core/cpu.hpp"
@@ -39,13 +40,20 @@ struct fp8 : block_quantizer<fp8> {
   static constexpr const char* bad_size = "a stored fp8 block has not the size of its group's blocks";
   static constexpr const char* bad_code = "a stored fp8 block can hold any bytes";
 
-  template <element_type T>
-  static void encode_groups(const std::byte* in, std::byte* out, std::size_t values, isa set) noexcept {
-    convert<T, fp8_e4m3>(in, out, values, set);
+  static void encode_groups(element_value auto type, const std::byte* in, std::byte* out, std::size_t values,
+                            isa set) noexcept {
+    if (type == element::fp16) return convert<fp16, fp8_e4m3>(in, out, values, set);
+    if (type == element::bf16) return convert<bf16, fp8_e4m3>(in, out, values, set);
+    convert<float, fp8_e4m3>(in, out, values, set);
   }
-  template <element_type T>
-  static bool decode_groups(const std::byte* in, std::byte* out, std::size_t values, isa set) noexcept {
-    convert<fp8_e4m3, T>(in, out, values, set);
+  static bool decode_groups(element_value auto type, const std::byte* in, std::byte* out, std::size_t values,
+                            isa set) noexcept {
+    if (type == element::fp16)
+      convert<fp8_e4m3, fp16>(in, out, values, set);
+    else if (type == element::bf16)
+      convert<fp8_e4m3, bf16>(in, out, values, set);
+    else
+      convert<fp8_e4m3, float>(in, out, values, set);
     return true;
   }
 };

@@ -4,20 +4,21 @@
 #include <cstdint>
 #include <cstring>
 #include <string_view>
-#include <type_traits>
 
 #include "terrace/codec/block_quantizer.hpp"
 #include "terrace/codec/codec.hpp"
 #include "terrace/codec/q4_0_simd.hpp"
+#include "terrace/core/any_element.hpp"
 #include "terrace/core/config.hpp"
 #include "terrace/core/cpu.hpp"
 #include "terrace/core/element.hpp"
 
 namespace terrace::kernels {
-/// The largest magnitude that q4_0 takes from a plane of T: in fp16 the largest there is, elsewhere the last
-/// float whose eighth still rounds to a finite fp16 scale.
-template <element_type T>
-inline constexpr float q4_0_largest = std::is_same_v<T, fp16> ? 65504.0f : 524159.96875f;
+/// The largest magnitude that q4_0 takes from a plane of such elements: in fp16 the largest there is, elsewhere
+/// the last float whose eighth still rounds to a finite fp16 scale.
+constexpr float q4_0_largest(element type) noexcept {
+  return type == element::fp16 ? 65504.0f : 524159.96875f;
+}
 }  // namespace terrace::kernels
 
 #define TERRACE_KERNEL "terrace/codec/q4_0_kernel.hpp"
@@ -59,24 +60,28 @@ struct q4_0 : block_quantizer<q4_0> {
   static constexpr const char* bad_size = "a stored q4_0 block has not the size of its group's blocks";
   static constexpr const char* bad_code = "a stored q4_0 block has a scale that is no number";
 
-  template <element_type T>
-  static void encode_groups(const std::byte* in, std::byte* out, std::size_t groups, isa set) noexcept {
+  static void encode_groups(element_value auto type, const std::byte* in, std::byte* out, std::size_t groups,
+                            isa set) noexcept {
 #if TERRACE_X86
-    if (set == isa::avx512) return kernels::avx512::encode_q4_0<T>(in, out, groups);
-    if (set == isa::avx2) return kernels::avx2::encode_q4_0<T>(in, out, groups);
+    if (set == isa::avx512)
+      return with_constant(type, [&](auto t) { return kernels::avx512::encode_q4_0(t, in, out, groups); });
+    if (set == isa::avx2)
+      return with_constant(type, [&](auto t) { return kernels::avx2::encode_q4_0(t, in, out, groups); });
 #endif
     static_cast<void>(set);
-    kernels::portable::encode_q4_0<T>(in, out, groups);
+    kernels::portable::encode_q4_0(type, in, out, groups);
   }
   // False where a scale is infinite or NaN: no encoder writes that.
-  template <element_type T>
-  static bool decode_groups(const std::byte* in, std::byte* out, std::size_t groups, isa set) noexcept {
+  static bool decode_groups(element_value auto type, const std::byte* in, std::byte* out, std::size_t groups,
+                            isa set) noexcept {
 #if TERRACE_X86
-    if (set == isa::avx512) return kernels::avx512::decode_q4_0<T>(in, out, groups);
-    if (set == isa::avx2) return kernels::avx2::decode_q4_0<T>(in, out, groups);
+    if (set == isa::avx512)
+      return with_constant(type, [&](auto t) { return kernels::avx512::decode_q4_0(t, in, out, groups); });
+    if (set == isa::avx2)
+      return with_constant(type, [&](auto t) { return kernels::avx2::decode_q4_0(t, in, out, groups); });
 #endif
     static_cast<void>(set);
-    return kernels::portable::decode_q4_0<T>(in, out, groups);
+    return kernels::portable::decode_q4_0(type, in, out, groups);
   }
 };
 

@@ -6,11 +6,10 @@
 namespace terrace::kernels::TERRACE_ISA {
 
 // ggml's rule has no answer for these: a NaN becomes 0, and what is too large the most that can be stored.
-template <element_type T>
-TERRACE_TARGET TERRACE_ALWAYS_INLINE simd::TERRACE_ISA::f32x16 tame_for_q4_0(
-    simd::TERRACE_ISA::f32x16 x) noexcept {
+TERRACE_TARGET TERRACE_ALWAYS_INLINE simd::TERRACE_ISA::f32x16 tame_for_q4_0(simd::TERRACE_ISA::f32x16 x,
+                                                                             float most) noexcept {
   using namespace simd::TERRACE_ISA;
-  const f32x16 bounded = max(splat(-q4_0_largest<T>), min(splat(q4_0_largest<T>), x));
+  const f32x16 bounded = max(splat(-most), min(splat(most), x));
   return select(is_number(x), bounded, splat(0));
 }
 
@@ -31,15 +30,16 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE float q4_0_scale(simd::TERRACE_ISA::f32x16 
   return std::bit_cast<float>(std::bit_cast<std::uint32_t>(most / 8.0f) | sign);
 }
 
-template <element_type T>
-TERRACE_TARGET inline void encode_q4_0(const std::byte* in, std::byte* out, std::size_t groups) noexcept {
+TERRACE_TARGET inline void encode_q4_0(element_value auto type, const std::byte* in, std::byte* out,
+                                       std::size_t groups) noexcept {
   using namespace simd::TERRACE_ISA;
-  for (std::size_t g = 0; g < groups; ++g, in += 32 * sizeof(T), out += 18) {
-    f32x16 a = load_as<T>(in), b = load_as<T>(in + 16 * sizeof(T));
+  const float limit = q4_0_largest(type);
+  for (std::size_t g = 0; g < groups; ++g, in += 32 * size_of(type), out += 18) {
+    auto [a, b] = load_any(type, in);
     float most = largest_magnitude(a, b);
-    if (!(most <= q4_0_largest<T>)) {
-      a = tame_for_q4_0<T>(a);
-      b = tame_for_q4_0<T>(b);
+    if (!(most <= limit)) {
+      a = tame_for_q4_0(a, limit);
+      b = tame_for_q4_0(b, limit);
       most = largest_magnitude(a, b);
     }
     const float d = q4_0_scale(a, b, most);
@@ -56,17 +56,16 @@ TERRACE_TARGET inline void encode_q4_0(const std::byte* in, std::byte* out, std:
 }
 
 // False where a scale is no number, which no encoder writes.
-template <element_type T>
-TERRACE_TARGET inline bool decode_q4_0(const std::byte* in, std::byte* out, std::size_t groups) noexcept {
+TERRACE_TARGET inline bool decode_q4_0(element_value auto type, const std::byte* in, std::byte* out,
+                                       std::size_t groups) noexcept {
   using namespace simd::TERRACE_ISA;
   bool good = true;
-  for (std::size_t g = 0; g < groups; ++g, in += 18, out += 32 * sizeof(T)) {
+  for (std::size_t g = 0; g < groups; ++g, in += 18, out += 32 * size_of(type)) {
     fp16 scale;
     std::memcpy(&scale, in, sizeof scale);
     good &= (scale.bits & 0x7c00u) != 0x7c00u;
     const q4_values values = load_q4<float>(in + 2, scale);
-    store_as<T>(out, values.low);
-    store_as<T>(out + 16 * sizeof(T), values.high);
+    store_any(type, out, {values.low, values.high});
   }
   return good;
 }

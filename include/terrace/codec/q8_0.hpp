@@ -1,28 +1,25 @@
 #pragma once
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <string_view>
-#include <type_traits>
 
 #include "terrace/codec/block_quantizer.hpp"
 #include "terrace/codec/codec.hpp"
+#include "terrace/core/any_element.hpp"
 #include "terrace/core/config.hpp"
 #include "terrace/core/cpu.hpp"
 #include "terrace/core/element.hpp"
 
 namespace terrace::kernels {
-/// The largest magnitude that q8_0 takes from a plane of T, and the largest scale that it writes there, so
-/// that what is decoded is finite: a scale is an fp16, and 127 times the scale must be a T.
-template <element_type T>
+/// The largest magnitude that q8_0 takes from a plane of such elements, and the largest scale that it writes
+/// there, so that what is decoded is finite: a scale is an fp16, and 127 times the scale must be an element.
 struct q8_0_limits {
-  static constexpr float value = 127.0f * 65504.0f;
-  static constexpr float scale = 65504.0f;
-};
-template <>
-struct q8_0_limits<fp16> {
-  static constexpr float value = 65504.0f;
-  static constexpr float scale = 515.5f;
+  float value, scale;
+  static constexpr q8_0_limits of(element type) noexcept {
+    return type == element::fp16 ? q8_0_limits{65504.0f, 515.5f} : q8_0_limits{127.0f * 65504.0f, 65504.0f};
+  }
 };
 }  // namespace terrace::kernels
 
@@ -65,24 +62,28 @@ struct q8_0 : block_quantizer<q8_0> {
   static constexpr const char* bad_size = "a stored q8_0 block has not the size of its group's blocks";
   static constexpr const char* bad_code = "a stored q8_0 block has a scale that is no number";
 
-  template <element_type T>
-  static void encode_groups(const std::byte* in, std::byte* out, std::size_t groups, isa set) noexcept {
+  static void encode_groups(element_value auto type, const std::byte* in, std::byte* out, std::size_t groups,
+                            isa set) noexcept {
 #if TERRACE_X86
-    if (set == isa::avx512) return kernels::avx512::encode_q8_0<T>(in, out, groups);
-    if (set == isa::avx2) return kernels::avx2::encode_q8_0<T>(in, out, groups);
+    if (set == isa::avx512)
+      return with_constant(type, [&](auto t) { return kernels::avx512::encode_q8_0(t, in, out, groups); });
+    if (set == isa::avx2)
+      return with_constant(type, [&](auto t) { return kernels::avx2::encode_q8_0(t, in, out, groups); });
 #endif
     static_cast<void>(set);
-    kernels::portable::encode_q8_0<T>(in, out, groups);
+    kernels::portable::encode_q8_0(type, in, out, groups);
   }
   // False where a scale is infinite or NaN: no encoder writes that.
-  template <element_type T>
-  static bool decode_groups(const std::byte* in, std::byte* out, std::size_t groups, isa set) noexcept {
+  static bool decode_groups(element_value auto type, const std::byte* in, std::byte* out, std::size_t groups,
+                            isa set) noexcept {
 #if TERRACE_X86
-    if (set == isa::avx512) return kernels::avx512::decode_q8_0<T>(in, out, groups);
-    if (set == isa::avx2) return kernels::avx2::decode_q8_0<T>(in, out, groups);
+    if (set == isa::avx512)
+      return with_constant(type, [&](auto t) { return kernels::avx512::decode_q8_0(t, in, out, groups); });
+    if (set == isa::avx2)
+      return with_constant(type, [&](auto t) { return kernels::avx2::decode_q8_0(t, in, out, groups); });
 #endif
     static_cast<void>(set);
-    return kernels::portable::decode_q8_0<T>(in, out, groups);
+    return kernels::portable::decode_q8_0(type, in, out, groups);
   }
 };
 

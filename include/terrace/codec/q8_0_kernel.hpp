@@ -6,19 +6,19 @@
 namespace terrace::kernels::TERRACE_ISA {
 
 // ggml's rule has no answer for these: a NaN becomes 0, and what is too large the most that can be stored.
-template <element_type T>
-TERRACE_TARGET TERRACE_ALWAYS_INLINE simd::TERRACE_ISA::f32x16 tame(simd::TERRACE_ISA::f32x16 x) noexcept {
+TERRACE_TARGET TERRACE_ALWAYS_INLINE simd::TERRACE_ISA::f32x16 tame(simd::TERRACE_ISA::f32x16 x,
+                                                                    float most) noexcept {
   using namespace simd::TERRACE_ISA;
-  const f32x16 bounded = max(splat(-q8_0_limits<T>::value), min(splat(q8_0_limits<T>::value), x));
+  const f32x16 bounded = max(splat(-most), min(splat(most), x));
   return select(is_number(x), bounded, splat(0));
 }
 
-// The codes next to these, if any, that give x exactly.
+// The codes next to these, if any, that give x of a bf16 plane exactly.
 struct nearby_codes {
   simd::TERRACE_ISA::f32x16 code;
   bool exact;
 };
-template <element_type T>
+template <std::same_as<bf16> T>
 TERRACE_TARGET TERRACE_ALWAYS_INLINE nearby_codes exact_codes(simd::TERRACE_ISA::f32x16 x, fp16 scale,
                                                               simd::TERRACE_ISA::f32x16 code) noexcept {
   using namespace simd::TERRACE_ISA;
@@ -30,29 +30,30 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE nearby_codes exact_codes(simd::TERRACE_ISA:
   return {select(as_is, code, select(above, up, down)), (as_is | above | below) == 0xffff};
 }
 
-template <element_type T>
-TERRACE_TARGET inline void encode_q8_0(const std::byte* in, std::byte* out, std::size_t groups) noexcept {
+TERRACE_TARGET inline void encode_q8_0(element_value auto type, const std::byte* in, std::byte* out,
+                                       std::size_t groups) noexcept {
   using namespace simd::TERRACE_ISA;
-  for (std::size_t g = 0; g < groups; ++g, in += 32 * sizeof(T), out += 34) {
-    f32x16 a = load_as<T>(in), b = load_as<T>(in + 16 * sizeof(T));
+  const q8_0_limits limits = q8_0_limits::of(type);
+  for (std::size_t g = 0; g < groups; ++g, in += 32 * size_of(type), out += 34) {
+    auto [a, b] = load_any(type, in);
     float most = largest_magnitude(a, b);
-    if (!(most <= q8_0_limits<T>::value)) {
-      a = tame<T>(a);
-      b = tame<T>(b);
+    if (!(most <= limits.value)) {
+      a = tame(a, limits.value);
+      b = tame(b, limits.value);
       most = largest_magnitude(a, b);
     }
     const float d = most / 127.0f;
-    const fp16 scale = narrow(d < q8_0_limits<T>::scale ? d : q8_0_limits<T>::scale);
+    const fp16 scale = narrow(d < limits.scale ? d : limits.scale);
     // A scale that rounds to zero decodes to zeros whatever the codes are: then these are zeros too.
     const f32x16 inverse = splat(scale.bits != 0 ? 1.0f / d : 0.0f);
     std::memcpy(out, &scale, sizeof scale);
     store_i8(out + 2, mul(a, inverse));
     store_i8(out + 18, mul(b, inverse));
     // bf16 is so coarse that decoded values can lie half a code from where they came: see codec/q8_0.hpp.
-    if constexpr (std::is_same_v<T, bf16>) {
-      const nearby_codes lo = exact_codes<T>(a, scale, load_i8(out + 2));
+    if (type == element::bf16) {
+      const nearby_codes lo = exact_codes<bf16>(a, scale, load_i8(out + 2));
       if (!lo.exact) continue;
-      const nearby_codes hi = exact_codes<T>(b, scale, load_i8(out + 18));
+      const nearby_codes hi = exact_codes<bf16>(b, scale, load_i8(out + 18));
       if (!hi.exact) continue;
       store_i8(out + 2, lo.code);
       store_i8(out + 18, hi.code);
@@ -61,17 +62,16 @@ TERRACE_TARGET inline void encode_q8_0(const std::byte* in, std::byte* out, std:
 }
 
 // False where a scale is no number, which no encoder writes.
-template <element_type T>
-TERRACE_TARGET inline bool decode_q8_0(const std::byte* in, std::byte* out, std::size_t groups) noexcept {
+TERRACE_TARGET inline bool decode_q8_0(element_value auto type, const std::byte* in, std::byte* out,
+                                       std::size_t groups) noexcept {
   using namespace simd::TERRACE_ISA;
   bool good = true;
-  for (std::size_t g = 0; g < groups; ++g, in += 34, out += 32 * sizeof(T)) {
+  for (std::size_t g = 0; g < groups; ++g, in += 34, out += 32 * size_of(type)) {
     fp16 scale;
     std::memcpy(&scale, in, sizeof scale);
     good &= (scale.bits & 0x7c00u) != 0x7c00u;
     const f32x16 d = splat(scale);
-    store_as<T>(out, mul(d, load_i8(in + 2)));
-    store_as<T>(out + 16 * sizeof(T), mul(d, load_i8(in + 18)));
+    store_any(type, out, {mul(d, load_i8(in + 2)), mul(d, load_i8(in + 18))});
   }
   return good;
 }

@@ -12,6 +12,9 @@
 
 #include "terrace/core/simd.hpp"
 
+// What is inlined into kernels where registers hold its result, and where they do not, only as the compiler
+// likes: the portable set is compiled everywhere, and is the slow one anyway.
+//     TERRACE_KERNEL_INLINE
 // Register blocks live in registers only if their loops are unrolled completely.
 #if defined(__clang__)
 #define TERRACE_UNROLL _Pragma("clang loop unroll(full)")
@@ -27,9 +30,13 @@
 
 #define TERRACE_ISA portable
 #define TERRACE_TARGET
+#define TERRACE_KERNEL_INLINE inline
 #include TERRACE_KERNEL
 #undef TERRACE_ISA
 #undef TERRACE_TARGET
+#undef TERRACE_KERNEL_INLINE
+
+#define TERRACE_KERNEL_INLINE TERRACE_ALWAYS_INLINE
 
 #if TERRACE_X86
 
@@ -50,6 +57,7 @@
 #if defined(__CUDACC__)
 #pragma nv_diagnostic pop
 #endif
+#undef TERRACE_KERNEL_INLINE
 #undef TERRACE_UNROLL
 #undef TERRACE_KERNEL
 #endif
