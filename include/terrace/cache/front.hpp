@@ -3,7 +3,6 @@
 #include <array>
 #include <cstddef>
 #include <memory>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -29,29 +28,33 @@ template <class Tiers, class Policy>
 struct cache_storage;
 template <class... Tiers, class Policy>
 struct cache_storage<std::tuple<Tiers...>, Policy> {
+  static constexpr std::size_t count = sizeof...(Tiers);
   using engine_type = transfer_engine<Tiers...>;
 
-  cache_storage(context& ctx, kv_layout layout, std::unique_ptr<typename Tiers::medium_type>... media,
-                const typename Policy::options& policy, staging cut, const cache_options& o)
+  /// The tiers, open or left out.
+  struct ladder {
+    std::array<std::unique_ptr<tier_control>, count> tiers;
+    typename engine_type::media media{};
+
+    std::vector<tier_control*> controls() const {
+      std::vector<tier_control*> all;
+      for (const auto& t : tiers) all.push_back(t.get());
+      return all;
+    }
+  };
+
+  cache_storage(context& ctx, kv_layout layout, ladder open, staging cut, const cache_options& o)
       : buffers(std::move(cut)),
-        tiers(std::make_unique<tier_runtime<Tiers, Policy>>(std::move(media), policy)...),
-        engine(ctx, media_of(tiers), buffers, o.transfers.loads_in_flight + o.transfers.stores_in_flight,
-               o.transfers.deadline),
-        control(ctx, std::move(layout), controls_of(tiers), engine, o.transfers) {
+        rungs(std::move(open)),
+        engine(ctx, rungs.media, buffers,
+               o.transfers.loads_in_flight + o.transfers.stores_in_flight, o.transfers.deadline),
+        control(ctx, std::move(layout), rungs.controls(), engine, o.transfers) {
     engine.report_to(control);
   }
   ~cache_storage() { control.shut_down(); }
 
-  using runtimes = std::tuple<std::unique_ptr<tier_runtime<Tiers, Policy>>...>;
-  static typename engine_type::media media_of(const runtimes& all) {
-    return std::apply([](const auto&... t) { return typename engine_type::media{t->medium()...}; }, all);
-  }
-  static std::vector<tier_control*> controls_of(const runtimes& all) {
-    return std::apply([](const auto&... t) { return std::vector<tier_control*>{t.get()...}; }, all);
-  }
-
   staging buffers;  // first: media may have registered it
-  runtimes tiers;
+  ladder rungs;
   engine_type engine;
   planner control;
 };
@@ -77,74 +80,73 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
   /// medium says; then nothing is left behind.
   static result<Cache> open(context& ctx, kv_layout layout, typename Tiers::options... options,
                             typename Policy::options policy = {}, cache_options tuning = {}) {
-    if (auto good = validate(layout); !good) return propagate(good.error());
-    for (const layer_group& g : layout.groups) {
-      result<void> good;
-      static_cast<void>(((good = Tiers::codec_type::supports(g), good.has_value()) && ...));
-      if (!good) return propagate(good.error());
-    }
-    std::tuple<typename Tiers::options...> chosen(std::move(options)...);
-    auto open_ones = std::apply(
-        [](const auto&... o) { return typename storage::engine_type::presence{o.capacity != 0 ...}; },
-        chosen);
-    open_ones[0] = true;
-    auto buffers = cut_staging(ctx, layout, std::get<0>(chosen), open_ones, tuning);
+    result<void> good = validate(layout);
+    for (const layer_group& g : layout.groups)
+      for (const route_end& tier : storage::engine_type::ends)
+        if (good) good = tier.codec.supports(g);
+    if (!good) return propagate(good.error());
+
+    std::array<bool, storage::count> present{options.capacity != 0 ...};
+    present[0] = true;
+    auto& hot = first_of(options...);
+    std::size_t slots = hot.capacity;
+    auto buffers = cut_staging(ctx, layout, slots, present, tuning);
     if (!buffers) return propagate(buffers.error());
-    return open_media<0>(ctx, std::move(layout), chosen, policy, *buffers, tuning);
+    hot.capacity = slots;
+
+    typename storage::ladder open;
+    std::size_t next = 0;
+    static_cast<void>(((good = open_tier<typename Tiers::medium_type>(ctx, open, next++, std::move(options),
+                                                                      traits_of<Tiers, Policy>(), policy),
+                        good.has_value()) &&
+                       ...));
+    if (!good) return propagate(good.error());
+    // Staging alone: its pages stay, whereas those of a tier in RAM come and go with its capacity.
+    if (buffers->bytes() != 0)
+      for (const auto& tier : open.tiers) tier->register_buffer(buffers->memory());
+    return Cache(
+        std::make_unique<storage>(ctx, std::move(layout), std::move(open), std::move(*buffers), tuning));
   }
 
  private:
+  static auto& first_of(auto& first, auto&...) noexcept { return first; }
+
   // Buffers hold what any codec below tier 0 makes of the largest block, and the block itself where it lies between
-  // two codecs.
-  static result<staging> cut_staging(context& ctx, const kv_layout& layout, auto& hot,
-                                     const typename storage::engine_type::presence& open_ones,
+  // two codecs. They are taken off the bytes for slots.
+  static result<staging> cut_staging(context& ctx, const kv_layout& layout, std::size_t& slots,
+                                     const std::array<bool, storage::count>& present,
                                      const cache_options& tuning) {
-    const std::size_t at_least = storage::engine_type::most_staging_buffers(open_ones);
-    if (at_least == 0) return staging::make(ctx, 0, 0);
-    std::size_t bytes = storage::engine_type::stages_raw_blocks(open_ones) ? layout.largest_block() : 0;
-    for (const layer_group& g : layout.groups) {
-      const std::array encoded{Tiers::codec_type::max_encoded_size(g)...};
-      for (std::size_t t = 1; t < encoded.size(); ++t)
-        if (open_ones[t]) bytes = std::max(bytes, encoded[t]);
-    }
+    const auto needs = storage::engine_type::needs(present);
+    if (needs.buffers == 0) return staging::make(ctx, 0, 0);
+    std::size_t bytes = needs.raw_blocks ? layout.largest_block() : 0;
+    for (const layer_group& g : layout.groups)
+      for (std::size_t t = 1; t < storage::count; ++t)
+        if (present[t]) bytes = std::max(bytes, storage::engine_type::ends[t].codec.max_encoded_size(g));
     bytes = align_up(bytes, ram::alignment);
     // At most an eighth of tier 0, unless even the fewest that work need more.
-    const std::size_t count = std::max(at_least, std::min(tuning.staging_buffers, hot.capacity / 8 / bytes));
-    if (hot.capacity != 0) {  // else tier 0 lies in memory of the caller's, all of which is slots
-      if (hot.capacity < count * bytes + layout.largest_block())
+    const std::size_t count = std::max(needs.buffers, std::min(tuning.staging_buffers, slots / 8 / bytes));
+    if (slots != 0) {  // else tier 0 lies in memory of the caller's, all of which is slots
+      if (slots < count * bytes + layout.largest_block())
         return fail(errc::invalid_argument,
                     "tier 0 is too small for one block and the staging buffers of its codecs");
-      hot.capacity -= count * bytes;
+      slots -= count * bytes;
     }
     return staging::make(ctx, count, bytes);
   }
 
-  // Staging alone: its pages stay, whereas those of a tier in RAM come and go with its capacity.
   template <class Medium>
-  static void register_staging(Medium* medium, const staging& buffers) {
-    if constexpr (buffer_registering_medium<Medium>)
-      if (medium != nullptr && buffers.bytes() != 0) medium->register_buffer(buffers.memory());
-  }
-
-  template <std::size_t I, class Chosen, class... Media>
-  static result<Cache> open_media(context& ctx, kv_layout layout, Chosen& chosen,
-                                  const typename Policy::options& policy, staging& buffers,
-                                  const cache_options& tuning, std::unique_ptr<Media>... open_ones) {
-    if constexpr (I == sizeof...(Tiers)) {
-      (register_staging(open_ones.get(), buffers), ...);
-      return Cache(std::make_unique<storage>(ctx, std::move(layout), std::move(open_ones)..., policy,
-                                             std::move(buffers), tuning));
-    } else {
-      using medium_type = typename std::tuple_element_t<I, std::tuple<Tiers...>>::medium_type;
-      std::unique_ptr<medium_type> next;
-      if (I == 0 || std::get<I>(chosen).capacity != 0) {
-        auto opened = medium_type::open(ctx, std::move(std::get<I>(chosen)));
-        if (!opened) return propagate(opened.error());
-        next = std::move(*opened);
-      }
-      return open_media<I + 1>(ctx, std::move(layout), chosen, policy, buffers, tuning,
-                               std::move(open_ones)..., std::move(next));
+  static result<void> open_tier(context& ctx, typename storage::ladder& open, std::size_t i,
+                                typename Medium::options options, const tier_control::traits& what,
+                                const typename Policy::options& policy) {
+    std::unique_ptr<Medium> medium;
+    if (i == 0 || options.capacity != 0) {
+      auto opened = Medium::open(ctx, std::move(options));
+      if (!opened) return propagate(opened.error());
+      medium = std::move(*opened);
     }
+    open.media[i] = medium.get();
+    open.tiers[i] = std::make_unique<tier_runtime<Medium, Policy>>(std::move(medium), what, policy);
+    return {};
   }
 
   std::unique_ptr<storage> storage_;

@@ -151,7 +151,7 @@ inline planner::room planner::start_store(std::uint32_t block, std::size_t from,
   if (stores_ == options_.stores_in_flight)
     return overdue_stores_ == stores_ ? room::impossible : room::pending;
   block_record& r = blocks_[block];
-  const claim found = claim_room(to, tiers_[to]->max_encoded_size(group_of(r)), n);
+  const claim found = claim_room(to, tiers_[to]->what.codec.max_encoded_size(group_of(r)), n);
   if (found.what != room::ready) return found.what;
   if (stores_ == options_.stores_in_flight) {  // demotions that made the room took the last job
     tiers_[to]->release(found.where);
@@ -165,7 +165,7 @@ inline planner::room planner::start_store(std::uint32_t block, std::size_t from,
   }
   r.copies[to].now = state::filling;
   r.copies[to].where = found.where;
-  r.copies[to].quality = source.quality.through(tiers_[to]->what.loss);
+  r.copies[to].quality = source.quality.through(tiers_[to]->what.codec.loss);
   if (from == 0) blocks_.mark_unsaved(block, false);
   transfer_job& job = take_job();
   job = {.block = block,

@@ -112,7 +112,7 @@ inline leased_block planner::readable_now(block_id id, lease_form form) noexcept
   if (t == tiers()) return {.id = id, .quality = {}};
   return {.id = id,
           .data = tiers_[t]->address(r.copies[t].where),
-          .format_id = tiers_[t]->what.format_id,
+          .format_id = tiers_[t]->what.codec.format_id,
           .quality = r.copies[t].quality,
           .tier = static_cast<std::uint8_t>(t)};
 }
@@ -137,7 +137,7 @@ inline bool planner::serve(acquire_request& r) {
       e.now = lease_entry::state::pinned;
       e.tier = static_cast<std::uint8_t>(readable);
       e.quality = found->copies[readable].quality;
-      e.format_id = tiers_[readable]->what.format_id;
+      e.format_id = tiers_[readable]->what.codec.format_id;
       e.data = tiers_[readable]->address(found->copies[readable].where);
     } else if (found->copies[0].now == state::filling) {
       pin(e.id.index, 0);

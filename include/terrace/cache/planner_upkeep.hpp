@@ -159,7 +159,7 @@ inline cache_stats planner::stats() const {
   for (const tier_control* tier : tiers_) {
     all.tiers.push_back(tier->stats);
     all.tiers.back().medium = tier->what.medium;
-    all.tiers.back().codec = tier->what.codec;
+    all.tiers.back().codec = tier->what.codec.name;
     all.tiers.back().capacity_bytes = tier->capacity();
     all.tiers.back().resident_bytes = tier->used();
   }

@@ -7,6 +7,8 @@
 
 #include "terrace/cache/hints.hpp"
 #include "terrace/cache/stats.hpp"
+#include "terrace/codec/any_codec.hpp"
+#include "terrace/core/bytes.hpp"
 #include "terrace/core/index_list.hpp"
 #include "terrace/core/layout.hpp"
 #include "terrace/medium/medium.hpp"
@@ -21,12 +23,10 @@ class tier_control {
  public:
   struct traits {
     std::string_view medium;
-    std::string_view codec;
+    any_codec codec;
     reach addressable = reach::nobody;  ///< who reads its encoded bytes at addresses
     bool readable = false;              ///< attention reads its blocks where they are
     bool raw = false;                   ///< and they are as the engine wrote them
-    std::uint8_t loss = 0;              ///< of its codec
-    std::uint32_t format_id = 0;        ///< of its codec
     bool weighs = false;                ///< its policy wants to know blocks' shares of the softmax mass
   };
   const traits what;
@@ -45,7 +45,8 @@ class tier_control {
   virtual result<void> copy_within(std::byte* to, const std::byte* from, std::size_t bytes) = 0;
   virtual std::size_t capacity() const noexcept = 0;
   virtual std::size_t used() const noexcept = 0;
-  virtual std::size_t max_encoded_size(const layer_group& g) const noexcept = 0;
+  /// See buffer_registering_medium; nothing where the medium is none.
+  virtual void register_buffer(mutable_bytes memory) = 0;
 
   /// From now on the tier's capacity is `bytes`, whatever lies in it. errc::unavailable where its medium cannot
   /// be resized.

@@ -1,6 +1,9 @@
 #pragma once
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -10,78 +13,85 @@
 
 namespace terrace {
 
-/// A tier at work: its open medium (none where the tier was left out, and then there is never room), and a
-/// policy of its own with the array of block states that it keeps books in.
-template <class Tier, eviction_policy Policy>
-class tier_runtime final : public tier_control {
+/// The part of a tier at work that is its policy's: an instance of its own, and the array of block states that
+/// it keeps books in.
+template <eviction_policy Policy>
+class ranked_tier : public tier_control {
  public:
-  using medium_type = typename Tier::medium_type;
-  using codec_type = typename Tier::codec_type;
+  ranked_tier(const traits& t, const typename Policy::options& o) : tier_control(t), policy_(o) {}
 
-  tier_runtime(std::unique_ptr<medium_type> m, typename Policy::options o)
-      : tier_control({.medium = medium_type::name,
-                      .codec = codec_type::name,
-                      .addressable = medium_type::addressable,
-                      .readable = Tier::attendable,
-                      .raw = Tier::raw_in_place,
-                      .loss = codec_type::loss,
-                      .format_id = codec_type::format_id,
-                      .weighs = mass_weighing_policy<Policy>}),
-        medium_(std::move(m)),
-        policy_(std::move(o)) {}
+  void touch(std::uint32_t block, const block_use& use) final { policy_.touch(block, use); }
+  void weigh([[maybe_unused]] std::uint32_t block, [[maybe_unused]] const block_use& use) final {
+    if constexpr (mass_weighing_policy<Policy>) policy_.weigh(block, use);
+  }
+  void advance_step(std::uint64_t step) final { policy_.advance_step(step); }
 
-  /// nullptr where the tier was left out.
-  medium_type* medium() noexcept { return medium_.get(); }
-  Policy& policy() noexcept { return policy_; }
+ private:
+  void grow_policy(std::size_t blocks) final {
+    states_.resize(blocks);
+    policy_.bind({states_.data(), states_.size()});
+  }
+  void policy_admit(std::uint32_t block, const block_info& info) final { policy_.admit(block, info); }
+  void policy_remove(std::uint32_t block) final { policy_.remove(block); }
+  std::uint32_t policy_victim() final { return policy_.victim(); }
+
+  Policy policy_;
+  std::vector<typename Policy::block_state> states_;
+};
+
+/// A tier at work: its open medium, and its policy. Where the tier was left out there is no medium, and never
+/// room. Tiers that differ in their codec alone are of one type.
+template <medium Medium, eviction_policy Policy>
+class tier_runtime final : public ranked_tier<Policy> {
+ public:
+  tier_runtime(std::unique_ptr<Medium> m, const tier_control::traits& t, const typename Policy::options& o)
+      : ranked_tier<Policy>(t, o), medium_(std::move(m)) {}
 
   std::optional<extent> reserve(std::size_t bytes) override {
     return medium_ == nullptr ? std::nullopt : medium_->reserve(bytes);
   }
   void release(extent e) noexcept override { medium_->release(e); }
   std::byte* address([[maybe_unused]] extent e) noexcept override {
-    if constexpr (medium_type::addressable != reach::nobody)
+    if constexpr (Medium::addressable != reach::nobody)
       return medium_->address(e);
     else
       return nullptr;
   }
   result<void> copy_within([[maybe_unused]] std::byte* to, [[maybe_unused]] const std::byte* from,
                            [[maybe_unused]] std::size_t bytes) override {
-    if constexpr (medium_type::addressable == reach::device) return medium_->copy_within(to, from, bytes);
-    if constexpr (medium_type::addressable == reach::host) std::memcpy(to, from, bytes);
+    if constexpr (Medium::addressable == reach::device) return medium_->copy_within(to, from, bytes);
+    if constexpr (Medium::addressable == reach::host) std::memcpy(to, from, bytes);
     return {};
   }
   std::size_t capacity() const noexcept override { return medium_ == nullptr ? 0 : medium_->capacity(); }
   std::size_t used() const noexcept override { return medium_ == nullptr ? 0 : medium_->used(); }
-  std::size_t max_encoded_size(const layer_group& g) const noexcept override {
-    return codec_type::max_encoded_size(g);
+
+  void register_buffer([[maybe_unused]] mutable_bytes memory) override {
+    if constexpr (buffer_registering_medium<Medium>)
+      if (medium_ != nullptr) medium_->register_buffer(memory);
   }
 
   result<void> resize([[maybe_unused]] std::size_t bytes) override {
     if (medium_ == nullptr) return fail(errc::unavailable, "a tier that was left out cannot be resized");
-    if constexpr (resizable_medium<medium_type>)
+    if constexpr (resizable_medium<Medium>)
       return medium_->resize(bytes);
     else
       return fail(errc::unavailable, "the medium of this tier cannot be resized");
   }
 
-  void touch(std::uint32_t block, const block_use& use) override { policy_.touch(block, use); }
-  void weigh([[maybe_unused]] std::uint32_t block, [[maybe_unused]] const block_use& use) override {
-    if constexpr (mass_weighing_policy<Policy>) policy_.weigh(block, use);
-  }
-  void advance_step(std::uint64_t step) override { policy_.advance_step(step); }
-
  private:
-  void grow_policy(std::size_t blocks) override {
-    states_.resize(blocks);
-    policy_.bind(states_);
-  }
-  void policy_admit(std::uint32_t block, const block_info& info) override { policy_.admit(block, info); }
-  void policy_remove(std::uint32_t block) override { policy_.remove(block); }
-  std::uint32_t policy_victim() override { return policy_.victim(); }
-
-  std::unique_ptr<medium_type> medium_;
-  Policy policy_;
-  std::vector<typename Policy::block_state> states_;
+  std::unique_ptr<Medium> medium_;
 };
+
+/// What the planner has to know of a `Tier` with that policy.
+template <class Tier, eviction_policy Policy>
+constexpr tier_control::traits traits_of() noexcept {
+  return {.medium = Tier::medium_type::name,
+          .codec = any_codec::of<typename Tier::codec_type>(),
+          .addressable = Tier::medium_type::addressable,
+          .readable = Tier::attendable,
+          .raw = Tier::raw_in_place,
+          .weighs = mass_weighing_policy<Policy>};
+}
 
 }  // namespace terrace

@@ -35,27 +35,25 @@ class transfer_engine final : public transfer_port, private event_source {
   using tier_at = std::tuple_element_t<I, std::tuple<Tiers...>>;
 
  public:
-  using media = std::tuple<typename Tiers::medium_type*...>;
+  /// The medium of each tier, as an address: a pointer to its own type. nullptr where a tier was left out.
+  using media = std::array<void*, count>;
+  static constexpr std::array<route_end, count> ends{route_end::of<Tiers>()...};
 
-  /// Which tiers are there: some may have been left out.
-  using presence = std::array<bool, count>;
-
-  /// Staging buffers that some route between these tiers needs at once; 0 where none needs any.
-  static constexpr std::size_t most_staging_buffers(const presence& open) noexcept {
-    std::size_t most = 0;
-    for (std::size_t from = 0; from < count; ++from)
-      for (std::size_t to = 0; to < count; ++to)
-        if (open[from] && open[to]) most = std::max(most, table_[from][to].how.staging_buffers());
-    return most;
-  }
-
-  /// Whether some route between these tiers decodes a block into staging on its way to another codec.
-  static constexpr bool stages_raw_blocks(const presence& open) noexcept {
-    bool any = false;
-    for (std::size_t from = 0; from < count; ++from)
-      for (std::size_t to = 0; to < count; ++to)
-        any = any || (open[from] && open[to] && table_[from][to].how.scratch);
-    return any;
+  /// What the routes between the tiers that are there need of staging.
+  struct staging_needs {
+    std::size_t buffers = 0;  ///< that some route takes at once; 0 where none needs any
+    bool raw_blocks = false;  ///< some route decodes a block into staging on its way to another codec
+  };
+  static staging_needs needs(const std::array<bool, count>& open) noexcept {
+    staging_needs all;
+    for (std::size_t from = 0; from < count; ++from) {
+      for (std::size_t to = 0; to < count; ++to) {
+        if (!open[from] || !open[to]) continue;
+        all.buffers = std::max(all.buffers, routes_[from][to].staging_buffers());
+        all.raw_blocks = all.raw_blocks || routes_[from][to].scratch;
+      }
+    }
+    return all;
   }
 
   transfer_engine(context& ctx, media m, staging& buffers, std::size_t carriers,
@@ -79,7 +77,7 @@ class transfer_engine final : public transfer_port, private event_source {
   void start(transfer_job& job) noexcept override {
     carrier& c = *std::exchange(free_, free_->next);
     c.job = &job;
-    c.step = &table()[job.from][job.to];
+    c.how = &routes_[job.from][job.to];
     c.next = nullptr;
     (waiting_ == nullptr ? waiting_ : last_waiting_->next) = &c;
     last_waiting_ = &c;
@@ -117,31 +115,7 @@ class transfer_engine final : public transfer_port, private event_source {
   static constexpr std::size_t operation_align = std::max(
       {alignof(std::max_align_t), alignof(read_operation<Tiers>)..., alignof(write_operation<Tiers>)...});
 
-  using transcoder = result<std::size_t> (*)(const layer_group&, const_bytes, mutable_bytes,
-                                             mutable_bytes) noexcept;
-  struct entry {
-    route how;
-    transcoder work = nullptr;
-  };
-  using routes = std::array<std::array<entry, count>, count>;
-
-  template <std::size_t From, std::size_t To>
-  static consteval entry entry_between() {
-    if constexpr (From < To || (To == 0 && From != 0))  // down to any farther tier; up to tier 0 only
-      return {route_between<tier_at<From>, tier_at<To>>(), &transcode<tier_at<From>, tier_at<To>>};
-    else
-      return {};
-  }
-  template <std::size_t From, std::size_t... To>
-  static consteval std::array<entry, count> row(std::index_sequence<To...>) {
-    return {entry_between<From, To>()...};
-  }
-  template <std::size_t... From>
-  static consteval routes all_routes(std::index_sequence<From...>) {
-    return {row<From>(std::index_sequence_for<Tiers...>{})...};
-  }
-  static constexpr const routes& table() noexcept { return table_; }
-  static constexpr routes table_ = all_routes(std::index_sequence_for<Tiers...>{});
+  static constexpr std::array<std::array<route, count>, count> routes_ = routes_between(ends);
 
   struct pool_work : task {
     explicit pool_work(carrier* c) noexcept : task(&run), owner(c) {}
@@ -158,7 +132,7 @@ class transfer_engine final : public transfer_port, private event_source {
   struct carrier {
     transfer_engine* engine = nullptr;
     transfer_job* job = nullptr;
-    const entry* step = nullptr;
+    const route* how = nullptr;
     carrier* next = nullptr;
     std::byte* staged_source = nullptr;
     std::byte* staged_target = nullptr;
@@ -178,12 +152,12 @@ class transfer_engine final : public transfer_port, private event_source {
 
     void begin() noexcept {
       staging& buffers = engine->staging_;
-      if (step->how.stage_source) staged_source = buffers.take();
-      if (step->how.stage_target) staged_target = buffers.take();
-      if (step->how.scratch) scratch = buffers.take();
+      if (how->stage_source) staged_source = buffers.take();
+      if (how->stage_target) staged_target = buffers.take();
+      if (how->scratch) scratch = buffers.take();
       writing = false;
       trace = engine->context_.trace();
-      if (step->how.read)
+      if (how->read)
         engine->with_tier(job->from, [this]<std::size_t I>() { this->template read<I>(); });
       else
         work_or_write();
@@ -195,16 +169,17 @@ class transfer_engine final : public transfer_port, private event_source {
       work_or_write();
     }
     void work_or_write() noexcept {
-      if (step->how.what != route::work::none) return engine->context_.pool().submit(work);
+      if (how->what != route::work::none) return engine->context_.pool().submit(work);
       place(job->source.bytes);
     }
     void transcode_now() noexcept {
       static constexpr std::array names{"none", "copy", "encode", "decode", "recode"};
       {
-        const trace_scope scope(trace, trace_track::copy, names[static_cast<std::size_t>(step->how.what)],
+        const trace_scope scope(trace, trace_track::copy, names[static_cast<std::size_t>(how->what)],
                                 job->block, job->group->block_bytes());
-        worked = step->work(*job->group, {source(), job->source.bytes}, {target(), target_bytes()},
-                            {scratch, engine->staging_.buffer_bytes()});
+        worked = transcode(how->what, ends[job->from].codec, ends[job->to].codec, *job->group,
+                           {source(), job->source.bytes}, {target(), target_bytes()},
+                           {scratch, engine->staging_.buffer_bytes()});
       }
       engine->context_.post(home);
     }
@@ -216,8 +191,8 @@ class transfer_engine final : public transfer_port, private event_source {
     // lie.
     void place(std::size_t bytes) noexcept {
       if (job->to != 0 && bytes < job->target.bytes) engine->planner_->shrink_target(*job, bytes);
-      if (!step->how.write) {
-        if (step->how.stage_target) std::memcpy(engine->address(job->to, job->target), staged_target, bytes);
+      if (!how->write) {
+        if (how->stage_target) std::memcpy(engine->address(job->to, job->target), staged_target, bytes);
         return finish({});
       }
       writing = true;
@@ -239,13 +214,13 @@ class transfer_engine final : public transfer_port, private event_source {
     // Where the encoded source lies, where the encoded target goes. A direct read lands in the target's slot,
     // a direct write leaves from the source.
     std::byte* source() noexcept {
-      return step->how.stage_source ? staged_source : engine->address(job->from, job->source);
+      return how->stage_source ? staged_source : engine->address(job->from, job->source);
     }
     std::byte* target() noexcept {
-      return step->how.stage_target ? staged_target : engine->address(job->to, job->target);
+      return how->stage_target ? staged_target : engine->address(job->to, job->target);
     }
     std::size_t target_bytes() const noexcept {
-      return step->how.stage_target ? engine->staging_.buffer_bytes() : job->target.bytes;
+      return how->stage_target ? engine->staging_.buffer_bytes() : job->target.bytes;
     }
 
     void trace_io() noexcept {
@@ -262,8 +237,8 @@ class transfer_engine final : public transfer_port, private event_source {
     template <std::size_t I>
     void read() noexcept {
       if constexpr (tier_at<I>::medium_type::addressable != reach::host) {
-        auto& medium = *std::get<I>(engine->media_);
-        std::byte* into = step->how.stage_source ? staged_source : target();
+        auto& medium = engine->template medium_of<I>();
+        std::byte* into = how->stage_source ? staged_source : target();
         const std::size_t bytes = align_up(job->source.bytes, tier_at<I>::medium_type::alignment);
         auto* io = ::new (storage)
             read_operation<tier_at<I>>(ex::connect(medium.read(job->source, {into, bytes}), receiver{this}));
@@ -275,8 +250,8 @@ class transfer_engine final : public transfer_port, private event_source {
     template <std::size_t I>
     void write() noexcept {
       if constexpr (tier_at<I>::medium_type::addressable != reach::host) {
-        auto& medium = *std::get<I>(engine->media_);
-        const std::byte* from = step->how.stage_target ? staged_target : source();
+        auto& medium = engine->template medium_of<I>();
+        const std::byte* from = how->stage_target ? staged_target : source();
         const std::size_t bytes = align_up(job->target.bytes, tier_at<I>::medium_type::alignment);
         end_operation();
         auto* io = ::new (storage) write_operation<tier_at<I>>(
@@ -297,9 +272,9 @@ class transfer_engine final : public transfer_port, private event_source {
       end_operation();
       if (!job->overdue) engine->on_time_.erase(*this);
       staging& buffers = engine->staging_;
-      if (step->how.stage_source) buffers.give_back(staged_source);
-      if (step->how.stage_target) buffers.give_back(staged_target);
-      if (step->how.scratch) buffers.give_back(scratch);
+      if (how->stage_source) buffers.give_back(staged_source);
+      if (how->stage_target) buffers.give_back(staged_target);
+      if (how->scratch) buffers.give_back(scratch);
       transfer_engine& e = *engine;
       transfer_job& done = *job;
       next = std::exchange(e.free_, this);
@@ -342,7 +317,7 @@ class transfer_engine final : public transfer_port, private event_source {
   }
 
   void begin_waiting() noexcept {
-    while (waiting_ != nullptr && waiting_->step->how.staging_buffers() <= staging_.available()) {
+    while (waiting_ != nullptr && waiting_->how->staging_buffers() <= staging_.available()) {
       carrier& c = *std::exchange(waiting_, waiting_->next);
       c.begin();
     }
@@ -350,9 +325,13 @@ class transfer_engine final : public transfer_port, private event_source {
   std::byte* address(std::size_t tier, const extent& e) noexcept {
     std::byte* at = nullptr;
     with_tier(tier, [&]<std::size_t I>() {
-      if constexpr (tier_at<I>::medium_type::addressable == reach::host) at = std::get<I>(media_)->address(e);
+      if constexpr (tier_at<I>::medium_type::addressable == reach::host) at = medium_of<I>().address(e);
     });
     return at;
+  }
+  template <std::size_t I>
+  auto& medium_of() noexcept {
+    return *static_cast<typename tier_at<I>::medium_type*>(media_[I]);
   }
   // Calls f.operator()<I>() for the I that equals `tier`.
   template <class F>

@@ -1,8 +1,9 @@
 #pragma once
-#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstring>
 
+#include "terrace/codec/any_codec.hpp"
 #include "terrace/codec/identity.hpp"
 #include "terrace/core/bytes.hpp"
 #include "terrace/core/layout.hpp"
@@ -29,58 +30,79 @@ struct route {
   }
 };
 
-template <class From, class To>
-consteval route route_between() {
-  using from_codec = typename From::codec_type;
-  using to_codec = typename To::codec_type;
-  constexpr bool from_addresses = From::medium_type::addressable == reach::host;
-  constexpr bool to_addresses = To::medium_type::addressable == reach::host;
+/// A tier as routes see it.
+struct route_end {
+  bool addressable;  ///< by the host
+  std::size_t alignment;
+  any_codec codec;
+
+  template <class Tier>
+  static constexpr route_end of() noexcept {
+    return {.addressable = Tier::medium_type::addressable == reach::host,
+            .alignment = Tier::medium_type::alignment,
+            .codec = any_codec::of<typename Tier::codec_type>()};
+  }
+};
+
+constexpr route route_between(const route_end& from, const route_end& to) noexcept {
   route r;
-  r.read = !from_addresses;
-  r.write = !to_addresses;
-  if (from_codec::format_id == to_codec::format_id) {  // the encoded bytes travel as they are
+  r.read = !from.addressable;
+  r.write = !to.addressable;
+  if (from.codec.format_id == to.codec.format_id) {  // the encoded bytes travel as they are
     // Straight between a medium and the other side's extent, where that begins and ends as the medium needs it.
-    const bool lands = to_addresses && To::medium_type::alignment % From::medium_type::alignment == 0;
-    const bool leaves = from_addresses && From::medium_type::alignment % To::medium_type::alignment == 0;
+    const bool lands = to.addressable && to.alignment % from.alignment == 0;
+    const bool leaves = from.addressable && from.alignment % to.alignment == 0;
     r.stage_source = r.read && !lands;
     r.stage_target = r.write && !leaves && !r.read;
-    if ((to_addresses && !r.read) || (r.read && to_addresses && !lands) || r.stage_target)
+    if ((to.addressable && !r.read) || (r.read && to.addressable && !lands) || r.stage_target)
       r.what = route::work::copy;
     return r;
   }
-  r.what = from_codec::format_id == identity::format_id ? route::work::encode
-           : to_codec::format_id == identity::format_id ? route::work::decode
-                                                        : route::work::recode;
-  r.stage_source = !from_addresses;
+  r.what = from.codec.format_id == identity::format_id ? route::work::encode
+           : to.codec.format_id == identity::format_id ? route::work::decode
+                                                       : route::work::recode;
+  r.stage_source = !from.addressable;
   // What is written must lie somewhere until it is; and a codec whose size varies is encoded before its room
   // is cut.
-  r.stage_target = !to_addresses || !to_codec::fixed_rate;
+  r.stage_target = !to.addressable || !to.codec.fixed_rate;
   r.scratch = r.what == route::work::recode;
   return r;
 }
 
+/// The routes of a ladder, [from][to]: down to any farther tier, up to tier 0 only. Others are empty.
+template <std::size_t N>
+constexpr std::array<std::array<route, N>, N> routes_between(const std::array<route_end, N>& tiers) noexcept {
+  std::array<std::array<route, N>, N> all{};
+  for (std::size_t from = 0; from < N; ++from)
+    for (std::size_t to = 0; to < N; ++to)
+      if (from < to || (to == 0 && from != 0)) all[from][to] = route_between(tiers[from], tiers[to]);
+  return all;
+}
+
 /// The work of a route, on a thread of the pool: from the encoded bytes of one tier to those of another.
 /// Returns how many bytes of `target` it filled.
-template <class From, class To>
-result<std::size_t> transcode(const layer_group& group, const_bytes source, mutable_bytes target,
-                              mutable_bytes scratch) noexcept {
-  constexpr route r = route_between<From, To>();
-  using from_codec = typename From::codec_type;
-  using to_codec = typename To::codec_type;
-  if constexpr (r.what == route::work::decode) {
-    const mutable_bytes raw = target.first(group.block_bytes());
-    if (auto decoded = from_codec::decode(group, source, raw); !decoded) return propagate(decoded.error());
-    return raw.size();
-  } else if constexpr (r.what == route::work::encode) {
-    return to_codec::encode(group, source.first(group.block_bytes()), target);
-  } else if constexpr (r.what == route::work::recode) {
-    const mutable_bytes raw = scratch.first(group.block_bytes());
-    if (auto decoded = from_codec::decode(group, source, raw); !decoded) return propagate(decoded.error());
-    return to_codec::encode(group, raw, target);
-  } else {
-    if (r.what == route::work::copy) std::memcpy(target.data(), source.data(), source.size());
-    return source.size();
+inline result<std::size_t> transcode(route::work what, const any_codec& from, const any_codec& to,
+                                     const layer_group& group, const_bytes source, mutable_bytes target,
+                                     mutable_bytes scratch) noexcept {
+  const std::size_t raw_bytes = group.block_bytes();
+  switch (what) {
+    case route::work::decode:
+      if (auto decoded = from.decode(group, source, target.first(raw_bytes)); !decoded)
+        return propagate(decoded.error());
+      return raw_bytes;
+    case route::work::encode:
+      return to.encode(group, source.first(raw_bytes), target);
+    case route::work::recode:
+      if (auto decoded = from.decode(group, source, scratch.first(raw_bytes)); !decoded)
+        return propagate(decoded.error());
+      return to.encode(group, scratch.first(raw_bytes), target);
+    case route::work::copy:
+      std::memcpy(target.data(), source.data(), source.size());
+      break;
+    case route::work::none:
+      break;
   }
+  return source.size();
 }
 
 }  // namespace terrace
