@@ -15,6 +15,7 @@
 #include "prompt.hpp"
 #include "report.hpp"
 #include "shape_job.hpp"
+#include "terrace/observe/chrome_trace.hpp"
 
 namespace {
 

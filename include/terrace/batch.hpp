@@ -230,9 +230,9 @@ inline result<void> batch::assign(std::span<sequence* const> sequences) {
   for (std::size_t i = 0; i < sequences.size(); ++i) {
     if (sequences[i] == nullptr || sequences[i]->pages().owner != owner_)
       return fail(errc::invalid_argument, "all sequences of a batch must be of the batch's cache");
-    if (std::ranges::find(sequences.first(i), sequences[i]) !=
-        sequences.begin() + static_cast<std::ptrdiff_t>(i))
-      return fail(errc::invalid_argument, "a sequence can be in a batch only once");
+    for (std::size_t before = 0; before < i; ++before)
+      if (sequences[before] == sequences[i])
+        return fail(errc::invalid_argument, "a sequence can be in a batch only once");
   }
   sequences_.assign(sequences.begin(), sequences.end());
   reservations_.clear();

@@ -27,9 +27,9 @@ struct page_table {
   std::uint64_t length = 0;                 ///< committed tokens
   std::vector<std::vector<block_id>> rows;  ///< ids of forgotten blocks are not valid
   bool reserved = false;                    ///< a reservation is being written
-  /// Open tails that this sequence shared and that the reservation has replaced by copies: row and block. They
-  /// come back where nothing is kept.
-  std::vector<std::pair<std::size_t, std::uint32_t>> replaced;
+  /// For each row the open tail that this sequence shared and that the reservation has replaced by a copy; not
+  /// valid where there is none. They come back where nothing is kept.
+  std::vector<block_id> replaced;
 
   const layer_group& group(std::size_t row) const noexcept {
     return owner->layout().groups[group_index(row)];
@@ -138,6 +138,7 @@ class sequence {
     std::size_t rows = 0;
     for (const layer_group& g : owner.layout().groups) rows += g.block_rows();
     pages_->rows.resize(rows);
+    pages_->replaced.resize(rows);
   }
   sequence(sequence&&) noexcept = default;
   sequence& operator=(sequence&& other) noexcept {
@@ -209,12 +210,12 @@ inline result<void> sequence::make_tail_own(std::size_t row) {
   page_table& p = *pages_;
   auto& blocks = p.rows[row];
   if (blocks.size() <= p.sealed(row)) return {};
-  const std::uint32_t shared = blocks.back().index;
-  if (p.owner->record(shared).refs == 1) return {};
-  auto own = open_like(row, p.owner->open_data(shared));
+  const block_id shared = blocks.back();
+  if (p.owner->record(shared.index).refs == 1) return {};
+  auto own = open_like(row, p.owner->open_data(shared.index));
   if (!own) return propagate(own.error());
   blocks.back() = *own;
-  p.replaced.emplace_back(row, shared);
+  p.replaced[row] = shared;
   return {};
 }
 
@@ -248,14 +249,12 @@ inline void reservation::end(std::uint32_t keep) {
     for (std::uint64_t i = p.length / tokens; i < (p.length + keep) / tokens; ++i)
       p.owner->seal(blocks[i].index);
   }
-  for (const auto& [row, shared] : p.replaced) {
-    if (keep == 0) {
-      p.owner->drop_ref(std::exchange(p.rows[row].back(), p.owner->id_of(shared)).index);
-    } else {
-      p.owner->drop_ref(shared);
-    }
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    block_id shared = std::exchange(p.replaced[row], block_id{});
+    if (!shared.valid()) continue;
+    if (keep == 0) std::swap(shared, p.rows[row].back());
+    p.owner->drop_ref(shared.index);
   }
-  p.replaced.clear();
   p.length += keep;
 }
 

@@ -1,4 +1,4 @@
-#include "terrace/observe/trace_log.hpp"
+#include "terrace/observe/chrome_trace.hpp"
 
 #include <algorithm>
 #include <map>

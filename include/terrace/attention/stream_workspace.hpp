@@ -1,5 +1,6 @@
 #pragma once
-#include <memory>
+#include <cstdint>
+#include <forward_list>
 #include <utility>
 #include <vector>
 
@@ -25,16 +26,13 @@ struct stream_workspace {
 class stream_workspace_pool {
  public:
   stream_workspace* take() {
-    if (free_ == nullptr) {
-      all_.push_back(std::make_unique<stream_workspace>());
-      return all_.back().get();
-    }
+    if (free_ == nullptr) return &all_.emplace_front();
     return std::exchange(free_, free_->next);
   }
   void give_back(stream_workspace* w) noexcept { w->next = std::exchange(free_, w); }
 
  private:
-  std::vector<std::unique_ptr<stream_workspace>> all_;
+  std::forward_list<stream_workspace> all_;
   stream_workspace* free_ = nullptr;
 };
 

@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <memory>
 #include <utility>
-#include <vector>
 
+#include "terrace/attention/stream_workspace.hpp"
 #include "terrace/cache/planner.hpp"
 #include "terrace/cache/store.hpp"
 #include "terrace/cache/tier_runtime.hpp"
@@ -34,13 +34,8 @@ struct cache_storage<std::tuple<Tiers...>, Policy> {
   /// The tiers, open or left out.
   struct ladder {
     std::array<std::unique_ptr<tier_control>, count> tiers;
+    std::array<tier_control*, count> controls{};  // the same
     typename engine_type::media media{};
-
-    std::vector<tier_control*> controls() const {
-      std::vector<tier_control*> all;
-      for (const auto& t : tiers) all.push_back(t.get());
-      return all;
-    }
   };
 
   cache_storage(context& ctx, kv_layout layout, ladder open, staging cut, const cache_options& o)
@@ -48,7 +43,7 @@ struct cache_storage<std::tuple<Tiers...>, Policy> {
         rungs(std::move(open)),
         engine(ctx, rungs.media, buffers,
                o.transfers.loads_in_flight + o.transfers.stores_in_flight, o.transfers.deadline),
-        control(ctx, std::move(layout), rungs.controls(), engine, o.transfers) {
+        control(ctx, std::move(layout), rungs.controls, engine, o.transfers) {
     engine.report_to(control);
   }
   ~cache_storage() { control.shut_down(); }
@@ -57,6 +52,7 @@ struct cache_storage<std::tuple<Tiers...>, Policy> {
   ladder rungs;
   engine_type engine;
   planner control;
+  stream_workspace_pool workspaces;
 };
 
 /// Gives `tiered_cache` its `open`, whose parameters are the options of each tier.
@@ -66,7 +62,8 @@ template <class Cache, class... Tiers, class Policy>
 class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
  protected:
   using storage = cache_storage<std::tuple<Tiers...>, Policy>;
-  explicit cache_front(std::unique_ptr<storage> s) : kv_store(s->control), storage_(std::move(s)) {}
+  explicit cache_front(std::unique_ptr<storage> s)
+      : kv_store(s->control, s->workspaces), storage_(std::move(s)) {}
 
  public:
   /// Opens the media, nearest first, with the options of each:
@@ -103,7 +100,7 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
     if (!good) return propagate(good.error());
     // Staging alone: its pages stay, whereas those of a tier in RAM come and go with its capacity.
     if (buffers->bytes() != 0)
-      for (const auto& tier : open.tiers) tier->register_buffer(buffers->memory());
+      for (tier_control* tier : open.controls) tier->register_buffer(buffers->memory());
     return Cache(
         std::make_unique<storage>(ctx, std::move(layout), std::move(open), std::move(*buffers), tuning));
   }
@@ -146,6 +143,7 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
     }
     open.media[i] = medium.get();
     open.tiers[i] = std::make_unique<tier_runtime<Medium, Policy>>(std::move(medium), what, policy);
+    open.controls[i] = open.tiers[i].get();
     return {};
   }
 

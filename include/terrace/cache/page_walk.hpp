@@ -135,7 +135,7 @@ inline bool page_walk::find_column() {
   }
   if (lowest == none) return false;
   at_.position = lowest;
-  std::ranges::sort(column_);
+  std::sort(column_.begin(), column_.end());
   return true;
 }
 

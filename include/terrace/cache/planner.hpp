@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <forward_list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -81,7 +82,8 @@ class planner {
     std::array<inclusion, max_tiers> inclusions{};
   };
 
-  planner(context& ctx, kv_layout layout, std::vector<tier_control*> tiers, transfer_port& transfers,
+  /// `tiers`, nearest first, must stay until the planner ends, and what they point at too.
+  planner(context& ctx, kv_layout layout, std::span<tier_control* const> tiers, transfer_port& transfers,
           options o);
   planner(const planner&) = delete;
   ~planner();
@@ -247,7 +249,7 @@ class planner {
 
   context& context_;
   kv_layout layout_;
-  std::vector<tier_control*> tiers_;
+  std::span<tier_control* const> tiers_;
   transfer_port& transfers_;
   options options_;
   residency blocks_;
@@ -274,7 +276,7 @@ class planner {
   std::unique_ptr<transfer_job[]> jobs_;
   transfer_job* free_jobs_ = nullptr;
   lease_record* free_records_ = nullptr;
-  std::vector<std::unique_ptr<lease_record>> records_;
+  std::forward_list<lease_record> records_;
   std::vector<extent> slots_;  // scratch of serve()
 
   // Hints that wait for their step, soonest first (a heap).

@@ -8,11 +8,11 @@
 
 namespace terrace {
 
-inline planner::planner(context& ctx, kv_layout layout, std::vector<tier_control*> tiers,
+inline planner::planner(context& ctx, kv_layout layout, std::span<tier_control* const> tiers,
                         transfer_port& transfers, options o)
     : context_(ctx),
       layout_(std::move(layout)),
-      tiers_(std::move(tiers)),
+      tiers_(tiers),
       transfers_(transfers),
       options_(o),
       blocks_(tiers_.size()) {
@@ -291,9 +291,8 @@ inline void lease::release() noexcept {
 
 inline lease_record* planner::take_record(std::size_t entries) {
   if (free_records_ == nullptr) {
-    records_.push_back(std::make_unique<lease_record>());
-    records_.back()->owner = this;
-    free_records_ = records_.back().get();
+    free_records_ = &records_.emplace_front();
+    free_records_->owner = this;
   }
   lease_record* record = std::exchange(free_records_, free_records_->next);
   record->entries.assign(entries, {});

@@ -4,13 +4,15 @@
 #include <utility>
 #include <vector>
 
-#include "terrace/attention/stream_workspace.hpp"
 #include "terrace/cache/acquire.hpp"
 #include "terrace/cache/planner.hpp"
 #include "terrace/prefetch/layer_ahead.hpp"
 #include "terrace/sequence.hpp"
 
 namespace terrace {
+
+class stream_workspace_pool;
+
 inline namespace TERRACE_EX {
 
 /// The verbs of a cache, whatever its tiers: what `tiered_cache` inherits, and what code takes that does not
@@ -61,11 +63,11 @@ class kv_store {
   stream_workspace_pool& workspaces() noexcept { return *workspaces_; }
 
  protected:
-  explicit kv_store(planner& p) : planner_(&p), workspaces_(std::make_unique<stream_workspace_pool>()) {}
+  kv_store(planner& p, stream_workspace_pool& w) noexcept : planner_(&p), workspaces_(&w) {}
 
  private:
   planner* planner_;
-  std::unique_ptr<stream_workspace_pool> workspaces_;
+  stream_workspace_pool* workspaces_;
   any_prefetcher prefetcher_ = layer_ahead{};
   std::uint32_t sequences_ = 0;
 };

@@ -127,6 +127,7 @@ class context {
   void block(clock::time_point deadline) noexcept;
   bool must_spin() const noexcept;
   void watch(int descriptor) const noexcept;
+  void forget_detached() noexcept;
 
   const std::thread::id owner_ = std::this_thread::get_id();
   const int event_ = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);  // -1: nobody can wake the owner, so it naps
@@ -181,7 +182,7 @@ inline std::size_t context::poll() noexcept {
   for (std::size_t i = 0; i < sources_.size(); ++i)  // completions may attach and detach
     if (sources_[i] != nullptr) ran += sources_[i]->poll();
   if (--depth_ == 0) {
-    std::erase(sources_, nullptr);
+    forget_detached();
     if (epoll_ >= 0) arm();
   }
   return ran;
@@ -269,16 +270,17 @@ inline void context::take_posted() noexcept {
 }
 
 inline bool context::must_spin() const noexcept {
-  return std::any_of(sources_.begin(), sources_.end(), [](const event_source* source) {
-    return source != nullptr && source->descriptor() < 0 && source->pending() != 0;
-  });
+  for (const event_source* source : sources_)
+    if (source != nullptr && source->descriptor() < 0 && source->pending() != 0) return true;
+  return false;
 }
 
 inline bool context::idle() const noexcept {
   const task* const top = posted_.load(std::memory_order_acquire);
-  return ready_ == nullptr && (top == nullptr || top == asleep()) &&
-         std::all_of(sources_.begin(), sources_.end(),
-                     [](const event_source* source) { return source == nullptr || source->pending() == 0; });
+  if (ready_ != nullptr || (top != nullptr && top != asleep())) return false;
+  for (const event_source* source : sources_)
+    if (source != nullptr && source->pending() != 0) return false;
+  return true;
 }
 
 inline int context::descriptor() const noexcept {
@@ -308,10 +310,16 @@ inline void context::attach(event_source& source) {
 inline void context::detach(event_source& source) noexcept {
   if (epoll_ >= 0 && source.descriptor() >= 0)
     ::epoll_ctl(epoll_, EPOLL_CTL_DEL, source.descriptor(), nullptr);
-  if (depth_ == 0)
-    std::erase(sources_, &source);
-  else
-    std::replace(sources_.begin(), sources_.end(), &source, static_cast<event_source*>(nullptr));
+  for (event_source*& attached : sources_)
+    if (attached == &source) attached = nullptr;
+  if (depth_ == 0) forget_detached();
+}
+
+inline void context::forget_detached() noexcept {
+  std::size_t kept = 0;
+  for (event_source* source : sources_)
+    if (source != nullptr) sources_[kept++] = source;
+  while (sources_.size() > kept) sources_.pop_back();
 }
 
 inline event_source& context::own(std::unique_ptr<event_source> source, const void* kind) {

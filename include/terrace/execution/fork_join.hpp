@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <forward_list>
 #include <memory>
-#include <vector>
 
 #include "terrace/execution/task.hpp"
 #include "terrace/execution/thread_pool.hpp"
@@ -90,13 +90,12 @@ class fork_join {
   };
 
   round& free_round(std::size_t helpers) {
-    for (auto& candidate : rounds_)
-      if (candidate->free(helpers)) return *candidate;
-    rounds_.push_back(std::make_unique<round>(helpers));
-    return *rounds_.back();
+    for (round& candidate : rounds_)
+      if (candidate.free(helpers)) return candidate;
+    return rounds_.emplace_front(helpers);
   }
 
-  std::vector<std::unique_ptr<round>> rounds_;
+  std::forward_list<round> rounds_;  // they stay where they are
 };
 
 }  // namespace terrace

@@ -24,7 +24,7 @@ class io_thread_backend final : public io_backend {
     threads_.reserve(threads);
     for (unsigned i = 0; i < threads; ++i) {
       TERRACE_TRY {
-        threads_.emplace_back([this]() noexcept { run(); });
+        threads_.push_back(std::thread([this]() noexcept { run(); }));
       }
       TERRACE_CATCH_ALL { break; }
     }

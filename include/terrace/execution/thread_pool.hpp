@@ -58,7 +58,7 @@ class thread_pool {
   bool start_one() noexcept {
     TERRACE_TRY {
       const std::lock_guard lock(mutex_);
-      threads_.emplace_back([this]() noexcept { run(); });
+      threads_.push_back(std::thread([this]() noexcept { run(); }));
       ++running_;
       return true;
     }
