@@ -17,34 +17,30 @@ using cool = tier<nvme, q8_0>;
 using raw_cool = tier<nvme>;
 
 template <class From, class To>
-consteval route way() {
-  return route_between(route_end::of<From>(), route_end::of<To>());
-}
-template <class From, class To>
 result<std::size_t> carry(const layer_group& g, const_bytes source, mutable_bytes target,
                           mutable_bytes scratch) {
-  return transcode(way<From, To>().what, any_codec::of<typename From::codec_type>(),
+  return transcode(route_between<From, To>().what, any_codec::of<typename From::codec_type>(),
                    any_codec::of<typename To::codec_type>(), g, source, target, scratch);
 }
 }  // namespace
 
 TEST_CASE("routes take the fewest steps") {
   // Encoded bytes that stay as they are travel straight between a slot and the disk.
-  STATIC_REQUIRE(way<raw_cool, hot>().read);
-  STATIC_REQUIRE(way<raw_cool, hot>().staging_buffers() == 0);
-  STATIC_REQUIRE(way<raw_cool, hot>().what == route::work::none);
-  STATIC_REQUIRE(way<hot, raw_cool>().write);
-  STATIC_REQUIRE(way<warm, cool>().what == route::work::none);
-  STATIC_REQUIRE(way<warm, cool>().staging_buffers() == 0);
+  STATIC_REQUIRE(route_between<raw_cool, hot>().read);
+  STATIC_REQUIRE(route_between<raw_cool, hot>().staging_buffers() == 0);
+  STATIC_REQUIRE(route_between<raw_cool, hot>().what == route::work::none);
+  STATIC_REQUIRE(route_between<hot, raw_cool>().write);
+  STATIC_REQUIRE(route_between<warm, cool>().what == route::work::none);
+  STATIC_REQUIRE(route_between<warm, cool>().staging_buffers() == 0);
   // A codec between two addresses needs no staging; between an address and a disk it needs one buffer.
-  STATIC_REQUIRE(way<hot, warm>().what == route::work::encode);
-  STATIC_REQUIRE(way<hot, warm>().staging_buffers() == 0);
-  STATIC_REQUIRE(way<warm, hot>().what == route::work::decode);
-  STATIC_REQUIRE(way<cool, hot>().staging_buffers() == 1);
-  STATIC_REQUIRE(way<hot, cool>().staging_buffers() == 1);
+  STATIC_REQUIRE(route_between<hot, warm>().what == route::work::encode);
+  STATIC_REQUIRE(route_between<hot, warm>().staging_buffers() == 0);
+  STATIC_REQUIRE(route_between<warm, hot>().what == route::work::decode);
+  STATIC_REQUIRE(route_between<cool, hot>().staging_buffers() == 1);
+  STATIC_REQUIRE(route_between<hot, cool>().staging_buffers() == 1);
   // From one codec to another by way of the raw block.
-  STATIC_REQUIRE(way<warm, raw_cool>().what == route::work::decode);
-  STATIC_REQUIRE(way<hot, hot>().what == route::work::copy);
+  STATIC_REQUIRE(route_between<warm, raw_cool>().what == route::work::decode);
+  STATIC_REQUIRE(route_between<hot, hot>().what == route::work::copy);
 }
 
 TEST_CASE("transcode is what the codecs say") {

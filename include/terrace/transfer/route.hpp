@@ -69,6 +69,11 @@ constexpr route route_between(const route_end& from, const route_end& to) noexce
   return r;
 }
 
+template <class From, class To>
+consteval route route_between() noexcept {
+  return route_between(route_end::of<From>(), route_end::of<To>());
+}
+
 /// The routes of a ladder, [from][to]: down to any farther tier, up to tier 0 only. Others are empty.
 template <std::size_t N>
 constexpr std::array<std::array<route, N>, N> routes_between(const std::array<route_end, N>& tiers) noexcept {
