@@ -29,6 +29,8 @@ struct cache_storage;
 template <class... Tiers, class Policy>
 struct cache_storage<std::tuple<Tiers...>, Policy> {
   static constexpr std::size_t count = sizeof...(Tiers);
+  static constexpr bool hot_on_host =
+      std::tuple_element_t<0, std::tuple<Tiers...>>::medium_type::addressable == reach::host;
   using engine_type = transfer_engine<Tiers...>;
 
   /// The tiers, open or left out.
@@ -122,7 +124,8 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
     bytes = align_up(bytes, ram::alignment);
     // At most an eighth of tier 0, unless even the fewest that work need more.
     const std::size_t count = std::max(needs.buffers, std::min(tuning.staging_buffers, slots / 8 / bytes));
-    if (slots != 0) {  // else tier 0 lies in memory of the caller's, all of which is slots
+    // Not where tier 0 lies in memory of the caller's, all of which is slots, or in a device's, where staging is not.
+    if (slots != 0 && storage::hot_on_host) {
       if (slots < count * bytes + layout.largest_block())
         return fail(errc::invalid_argument,
                     "tier 0 is too small for one block and the staging buffers of its codecs");

@@ -157,7 +157,7 @@ class planner {
   std::size_t most_encoded_bytes(const layer_group& g) const noexcept {
     std::size_t most = 0;
     for (const tier_control* t : tiers_)
-      if (t->what.readable && !t->what.raw) most = std::max(most, t->max_encoded_size(g));
+      if (t->what.readable && !t->what.raw) most = std::max(most, t->what.codec.max_encoded_size(g));
     return most;
   }
   /// Whose memory tier 0 lies in: the host's or a device's.
