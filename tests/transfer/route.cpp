@@ -1,8 +1,10 @@
 #include "terrace/transfer/route.hpp"
 
+#include <array>
 #include <vector>
 
 #include "catch.hpp"
+#include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
 #include "terrace/medium/nvme.hpp"
 #include "terrace/medium/ram.hpp"
@@ -60,4 +62,38 @@ TEST_CASE("transcode is what the codecs say") {
   REQUIRE(copied);
   CHECK(back == raw);
   CHECK_FALSE(carry<warm, hot>(g, std::span(encoded).first(10), back, {}));
+}
+
+TEST_CASE("between two codecs the raw block lies in the scratch buffer") {
+  using quarter = tier<ram, q4_0>;
+  STATIC_REQUIRE(route_between<warm, quarter>().what == route::work::recode);
+  STATIC_REQUIRE(route_between<warm, quarter>().scratch);
+  const layer_group g{.layers = 1, .tokens = 4, .k = {1, 64}, .v = {1, 64}};
+  std::vector<std::byte> raw(g.block_bytes()), scratch(raw.size());
+  std::vector<std::byte> eight(q8_0::max_encoded_size(g)), four(q4_0::max_encoded_size(g)), want(four.size());
+  for (std::size_t i = 0; i < raw.size(); ++i) raw[i] = static_cast<std::byte>(i % 2 == 0 ? i * 5 : 0x3c);
+  REQUIRE(q8_0::encode(g, raw, eight));
+  const auto moved = carry<warm, quarter>(g, eight, four, scratch);
+  REQUIRE(moved);
+  CHECK(*moved == four.size());
+  REQUIRE(q8_0::decode(g, eight, raw));
+  REQUIRE(q4_0::encode(g, raw, want));
+  CHECK(scratch == raw);
+  CHECK(four == want);
+  CHECK_FALSE(carry<warm, quarter>(g, const_bytes(eight).first(10), four, scratch));
+}
+
+TEST_CASE("a ladder's routes go down to any farther tier, and up to tier 0 only") {
+  constexpr auto ways = routes_between(std::array{route_end::of<hot>(), route_end::of<warm>(),
+                                                  route_end::of<cool>(), route_end::of<raw_cool>()});
+  for (std::size_t from = 0; from < ways.size(); ++from) {
+    for (std::size_t to = 0; to < ways.size(); ++to) {
+      INFO(from << " to " << to);
+      const route& r = ways[from][to];
+      const bool any = r.read || r.write || r.what != route::work::none;
+      CHECK(any == (from < to || (to == 0 && from != 0)));
+    }
+  }
+  CHECK(ways[3][0].read);
+  CHECK(ways[1][3].write);
 }
