@@ -55,8 +55,9 @@ template <terrace::eviction_policy P>
 tier_list open_tiers(const std::vector<std::size_t>& capacities) {
   tier_list out;
   for (const std::size_t blocks : capacities)
-    out.push_back(std::make_unique<terrace::tier_runtime<terrace::tier<no_storage>, P>>(
-        std::make_unique<no_storage>(no_storage::options{blocks}), typename P::options{}));
+    out.push_back(std::make_unique<terrace::tier_runtime<no_storage, P>>(
+        std::make_unique<no_storage>(no_storage::options{blocks}),
+        terrace::traits_of<terrace::tier<no_storage>, P>(), typename P::options{}));
   return out;
 }
 
