@@ -296,6 +296,71 @@ TEST_CASE("blocks that only a disk has are waited for, and those that it loses a
   CHECK(d.wrong == 0);
 }
 
+namespace {
+
+// The pages of a window as FlashInfer's paged_kv_t takes them: two pools, three strides in elements, and the arrays.
+struct flashinfer_pages {
+  flashinfer_pages(const cuda::window& w, const layer_group& g, std::uint32_t layer_in_block)
+      : k_data(reinterpret_cast<const fp16*>(static_cast<const std::byte*>(w.pages()) +
+                                             g.k_offset(layer_in_block))),
+        v_data(reinterpret_cast<const fp16*>(static_cast<const std::byte*>(w.pages()) +
+                                             g.v_offset(layer_in_block))),
+        stride_page(cuda::batch::page_stride / sizeof(fp16)),
+        stride_n(g.token_stride(g.k) / sizeof(fp16)),
+        stride_h(g.head_stride(g.k) / sizeof(fp16)),
+        indptr(w.indptr()),
+        indices(w.indices()),
+        last_page_len(w.last_page_len()) {}
+
+  std::size_t offset(std::int32_t page, std::uint32_t head, std::uint32_t entry,
+                     std::uint32_t feature) const {
+    return std::size_t(indices[page]) * stride_page + head * stride_h + entry * stride_n + feature;
+  }
+
+  const fp16 *k_data, *v_data;
+  std::size_t stride_page, stride_n, stride_h;
+  const std::int32_t *indptr, *indices, *last_page_len;
+};
+
+}  // namespace
+
+TEST_CASE("a window is what FlashInfer's paged kernels take") {
+  fake_cuda::reset({.seed = 12});
+  decoding<ladder> d(12, 200, 200);
+  d.add(40);
+  d.add(25);
+  d.assign();
+  auto slots = d.batch->reserve(std::vector<std::uint32_t>{1, 1}, d.device.stream);
+  REQUIRE(slots);
+  d.write_new(*slots, 1, 1);
+  const std::uint32_t lengths[] = {41, 26};
+  int elements = 0, wrong = 0;
+  {
+    auto w = d.batch->next(1, d.device.stream);
+    REQUIRE(w);
+    CHECK(w->last());
+    fake_cuda::launch(d.device.stream, [&, pages = flashinfer_pages(*w, d.cache().layout().groups[0], 0)] {
+      for (std::uint32_t s = 0; s < 2; ++s) {
+        const std::int32_t first = pages.indptr[s], end = pages.indptr[s + 1];
+        wrong +=
+            std::uint32_t(end - first - 1) * 16 + std::uint32_t(pages.last_page_len[s]) == lengths[s] ? 0 : 1;
+        for (std::uint32_t t = 0; t < lengths[s]; ++t)
+          for (std::uint32_t f = 0; f < 64; ++f, ++elements) {
+            const std::size_t at = pages.offset(first + std::int32_t(t / 16), 0, t % 16, f);
+            if (pages.k_data[at] != pattern::element_at(s + 1, 1, false, 0, t, f)) ++wrong;
+            if (pages.v_data[at] != pattern::element_at(s + 1, 1, true, 0, t, f)) ++wrong;
+          }
+      }
+    });
+  }
+  CHECK_FALSE(d.batch->next(1, d.device.stream));
+  CHECK_FALSE(d.batch->failure());
+  d.batch->commit(std::vector<std::uint32_t>{1, 1});
+  fake_cuda::drain();
+  CHECK(elements == 67 * 64);
+  CHECK(wrong == 0);
+}
+
 TEST_CASE("what a batch on a device refuses") {
   fake_cuda::reset();
   context ctx{{.codec_threads = 0}};

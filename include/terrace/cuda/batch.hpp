@@ -3,9 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
-#include <deque>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -15,7 +12,8 @@
 #include "terrace/batch.hpp"
 #include "terrace/cuda/host_link.hpp"
 #include "terrace/cuda/kernels.hpp"
-#include "terrace/cuda/page_tables.hpp"
+#include "terrace/cuda/reserved_slots.hpp"
+#include "terrace/cuda/window_arrays.hpp"
 #include "terrace/cuda/window_buffer.hpp"
 
 namespace terrace::cuda {
@@ -23,45 +21,19 @@ inline namespace TERRACE_EX {
 
 class batch;
 
-/// Where an engine's kernel writes the K and V of reserved tokens: for each of them, in the order of the batch, the
-/// number of its slot, in device memory at an address that does not change. Token t of page p is slot
-/// p * tokens of a page + t, and page p lies at batch::pages() + p * batch::page_stride.
-class reserved_slots {
- public:
-  /// [tokens] of `layer`.
-  const std::int64_t* mapping(std::uint32_t layer) const noexcept {
-    return mapping_ + std::size_t{layer} * tokens_;
-  }
-  /// [sequences + 1], where each sequence's tokens begin, and [sequences], the position of its first one.
-  const std::int32_t* indptr() const noexcept { return indptr_; }
-  const std::int64_t* first_position() const noexcept { return first_position_; }
-  /// Of all sequences.
-  std::uint32_t tokens() const noexcept { return tokens_; }
-
- private:
-  friend class batch;
-  const std::int32_t* indptr_ = nullptr;
-  const std::int64_t* first_position_ = nullptr;
-  const std::int64_t* mapping_ = nullptr;
-  std::uint32_t tokens_ = 0;
-};
-
 /// Pages that are in device memory for work on one stream: the arrays that paged kernels take, in device memory at
 /// addresses that do not change. Pages are raw, as the layer group lays a block out. Move-only; dropped without a release
 /// it records its event on its stream itself.
 class window {
  public:
   window(window&& other) noexcept
-      : batch_(std::exchange(other.batch_, nullptr)),
-        buffer_(other.buffer_),
-        stream_(other.stream_),
-        most_pages_(other.most_pages_) {}
+      : batch_(std::exchange(other.batch_, nullptr)), buffer_(other.buffer_), stream_(other.stream_) {}
   window& operator=(window&&) = delete;
   ~window();
 
   /// [sequences + 1]; pages indptr[i] .. indptr[i + 1] - 1 are those of sequence i of the batch, ascending.
   const std::int32_t* indptr() const noexcept;
-  /// [pages], counted in batch::page_stride from pages().
+  /// [pages], counted in page_stride from pages().
   const std::int32_t* indices() const noexcept;
   /// [sequences], the tokens of each sequence's last page here; 0 where it has none.
   const std::int32_t* last_page_len() const noexcept;
@@ -72,7 +44,7 @@ class window {
   const void* pages() const noexcept;
   /// Entries of indices(), and the most of one sequence.
   std::uint32_t page_count() const noexcept { return static_cast<std::uint32_t>(buffer_->pages.size()); }
-  std::uint32_t most_pages() const noexcept { return most_pages_; }
+  std::uint32_t most_pages() const noexcept;
   /// No other window follows in this layer; the pages that are being written are in this one.
   bool last() const noexcept { return buffer_->last; }
   /// The pages may be reused after what is enqueued on `stream` up to here, and no sooner. No host wait.
@@ -80,12 +52,11 @@ class window {
 
  private:
   friend class batch;
-  window(batch& b, window_buffer& buffer, cudaStream_t stream, std::uint32_t most_pages) noexcept
-      : batch_(&b), buffer_(&buffer), stream_(stream), most_pages_(most_pages) {}
+  window(batch& b, window_buffer& buffer, cudaStream_t stream) noexcept
+      : batch_(&b), buffer_(&buffer), stream_(stream) {}
   batch* batch_;
   window_buffer* buffer_;
   cudaStream_t stream_;
-  std::uint32_t most_pages_;
 };
 
 /// A ragged set of sequences that decode together on a device, as terrace::batch is on the host. Blocks of tier 0 are read
@@ -99,7 +70,7 @@ class window {
 /// it before its sequences and its cache. Owner thread only.
 class batch {
  public:
-  static constexpr std::size_t page_stride = 4096;
+  static constexpr std::size_t page_stride = cuda::page_stride;
   static constexpr std::size_t windows = 3;
 
   struct options {
@@ -113,8 +84,8 @@ class batch {
     int device = 0;           ///< that tier 0 lies in
   };
 
-  /// Errors: invalid_argument where tier 0 is not in device memory, or for a layout whose blocks are of tensors alone;
-  /// out_of_capacity where tier 0 has no room for the windows; those of the runtime.
+  /// Errors: invalid_argument where tier 0 is not in device memory, out_of_capacity where it has no room for the
+  /// windows; those of the runtime.
   static result<std::unique_ptr<batch>> make(kv_store& cache, options o);
   batch(const batch&) = delete;
   batch& operator=(const batch&) = delete;
@@ -148,10 +119,6 @@ class batch {
 
  private:
   friend class window;
-  // Where the arrays begin in the tables of a window.
-  struct array_offsets {
-    std::size_t indptr, indices, last_page_len, first_position, decode_from, decode_to, bytes;
-  };
   // Pins what copies read until they have ended.
   struct keeper final : device_work {
     lease held;
@@ -167,22 +134,8 @@ class batch {
         link_(&link),
         options_(o),
         sequences_(cache, {.sequences = o.sequences, .pages = o.pages}),
-        offsets_(offsets_for(o)),
-        window_tables_(offsets_.bytes),
-        slots_at_(slots_for(o, layout().layers())),
-        slot_tables_(slots_at_.bytes) {}
-  static array_offsets offsets_for(const options& o) noexcept;
-  struct slot_offsets {
-    std::size_t first_position, mapping, bytes;
-  };
-  static slot_offsets slots_for(const options& o, std::uint32_t layers) noexcept {
-    slot_offsets at{};
-    at.first_position = align_up((std::size_t{o.sequences} + 1) * sizeof(std::int32_t), 16);
-    at.mapping = at.first_position + o.sequences * sizeof(std::int64_t);
-    at.bytes = at.mapping + std::size_t{o.tokens} * layers * sizeof(std::int64_t);
-    return at;
-  }
-  void write_slots(std::span<const std::uint32_t> tokens, std::byte* to) const;
+        slots_(o.sequences, o.tokens, layout().layers()),
+        arrays_(o.sequences, o.pages) {}
   result<void> open();
   void begin_walk(std::uint32_t layer);
   void forget_windows() noexcept;
@@ -190,18 +143,14 @@ class batch {
   lease_form form() const noexcept {
     return options_.kernels.decode != nullptr || !has_encoded_ ? lease_form::attendable : lease_form::raw;
   }
-  cudaError_t hand_over(window_buffer& w, cudaStream_t stream);
   void keep(lease held) noexcept;
 
   planner* owner_;
   host_link* link_;
   options options_;
   terrace::batch sequences_;
-  array_offsets offsets_;
-  table_pool window_tables_;
-  slot_offsets slots_at_;
-  table_pool slot_tables_;
-  device_tables window_arrays_, slot_arrays_;
+  slot_arrays slots_;
+  window_arrays arrays_;
   std::vector<std::unique_ptr<window_buffer>> buffers_;
   std::size_t front_ = 0, prepared_ = 0;  // buffers front_ .. front_ + prepared_ - 1 have the next windows
   bool out_ = false;                      // a window is with the engine
@@ -210,8 +159,6 @@ class batch {
   std::optional<std::uint32_t> layer_;  // that the engine is at
   std::uint32_t walk_layer_ = 0;        // whose windows are being cut: that one, or one behind it
   page_walk walk_;
-  std::vector<std::int32_t> cursor_;
-  std::uint32_t most_pages_ = 0;  // of a sequence, in the window that was told to the device last
   reserved_slots reserved_;
   std::vector<walk_member> members_;
   std::vector<lost_block> lost_;
@@ -221,20 +168,6 @@ class batch {
 };
 
 // --- Opening.
-
-inline batch::array_offsets batch::offsets_for(const options& o) noexcept {
-  array_offsets at{};
-  const auto put = [&at](std::size_t bytes) {
-    return std::exchange(at.bytes, align_up(at.bytes + bytes, 16));
-  };
-  at.indptr = put((std::size_t{o.sequences} + 1) * sizeof(std::int32_t));
-  at.last_page_len = put(o.sequences * sizeof(std::int32_t));
-  at.first_position = put(o.sequences * sizeof(std::int64_t));
-  at.indices = put(o.pages * sizeof(std::int32_t));
-  at.decode_from = put(o.pages * sizeof(void*));
-  at.decode_to = put(o.pages * sizeof(void*));
-  return at;
-}
 
 inline result<std::unique_ptr<batch>> batch::make(kv_store& cache, options o) {
   if (cache.control().hot_reach() != reach::device)
@@ -249,12 +182,8 @@ inline result<std::unique_ptr<batch>> batch::make(kv_store& cache, options o) {
 
 inline result<void> batch::open() {
   const device_scope scope(link_->device());
-  for (auto [arrays, bytes] :
-       {std::pair{&window_arrays_, offsets_.bytes}, std::pair{&slot_arrays_, slots_at_.bytes}}) {
-    auto made = device_tables::make(bytes);
-    if (!made) return propagate(made.error());
-    *arrays = std::move(*made);
-  }
+  if (auto made = slots_.open(); !made) return made;
+  if (auto made = arrays_.open(); !made) return made;
   std::size_t raw = 0, encoded = 0;
   for (const layer_group& g : layout().groups) {
     raw = std::max(raw, g.block_bytes());
@@ -290,48 +219,13 @@ inline result<reserved_slots> batch::reserve(std::span<const std::uint32_t> toke
   lost_.clear();
   link_->follow(stream);
   if (auto reserved = sequences_.reserve(tokens); !reserved) return propagate(reserved.error());
-  auto tables = slot_tables_.take();
-  cudaError_t e = cudaErrorMemoryAllocation;
-  if (tables) {
-    write_slots(tokens, (*tables)->data());
-    const device_scope scope(link_->device());
-    const std::size_t bytes = slots_at_.mapping + all * layout().layers() * sizeof(std::int64_t);
-    e = cudaMemcpyAsync(slot_arrays_.data(), (*tables)->data(), bytes, cudaMemcpyHostToDevice, stream);
-    if (e == cudaSuccess) e = (*tables)->used_by(stream);
-  }
-  if (e != cudaSuccess) {
+  const device_scope scope(link_->device());
+  auto slots = slots_.write(*owner_, sequences_, tokens, stream);
+  if (!slots) {
     sequences_.commit(std::vector<std::uint32_t>(tokens.size(), 0));
-    return cuda::fail(e, "the slots of reserved tokens cannot be told to the device");
+    return propagate(slots.error());
   }
-  std::byte* const device = slot_arrays_.data();
-  reserved_.indptr_ = reinterpret_cast<const std::int32_t*>(device);
-  reserved_.first_position_ = reinterpret_cast<const std::int64_t*>(device + slots_at_.first_position);
-  reserved_.mapping_ = reinterpret_cast<const std::int64_t*>(device + slots_at_.mapping);
-  reserved_.tokens_ = static_cast<std::uint32_t>(all);
-  return reserved_;
-}
-
-inline void batch::write_slots(std::span<const std::uint32_t> tokens, std::byte* to) const {
-  auto* const indptr = reinterpret_cast<std::int32_t*>(to);
-  auto* const first_position = reinterpret_cast<std::int64_t*>(to + slots_at_.first_position);
-  auto* slot = reinterpret_cast<std::int64_t*>(to + slots_at_.mapping);
-  indptr[0] = 0;
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    indptr[i + 1] = indptr[i] + static_cast<std::int32_t>(tokens[i]);
-    first_position[i] = static_cast<std::int64_t>(sequences_.at(i).length());
-  }
-  for (std::uint32_t layer = 0; layer < layout().layers(); ++layer)
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      if (tokens[i] == 0) continue;
-      const page_table& table = sequences_.at(i).pages();
-      const std::uint32_t row = table.row_of(layer).first;
-      const std::uint32_t size = table.group(row).tokens;
-      for (std::uint64_t at = table.length; at < table.length + tokens[i]; ++at) {
-        const std::ptrdiff_t from_base = owner_->open_data(table.rows[row][at / size].index) - pages();
-        *slot++ = from_base / static_cast<std::ptrdiff_t>(page_stride) * size +
-                  static_cast<std::int64_t>(at % size);
-      }
-    }
+  return reserved_ = *slots;
 }
 
 // --- Windows.
@@ -402,12 +296,13 @@ inline std::optional<window> batch::next(std::uint32_t layer, cudaStream_t strea
     }
     while (w.now() == window_buffer::phase::loading) owner_->owner().wait(context::clock::time_point::max());
     if (w.now() == window_buffer::phase::ready) {
-      const cudaError_t e = hand_over(w, stream);
+      const device_scope scope(link_->device());
+      const cudaError_t e = arrays_.tell(*owner_, w, size(), options_.kernels, stream);
       if (e == cudaSuccess) {
         front_ = (front_ + 1) % windows;
         --prepared_;
         out_ = true;
-        return window(*this, w, stream, most_pages_);
+        return window(*this, w, stream);
       }
       static_cast<void>(cudaGetLastError());
       failure_ = error_of(e, "a window cannot be told to the device");
@@ -428,62 +323,6 @@ inline std::optional<window> batch::next(std::uint32_t layer, cudaStream_t strea
   }
 }
 
-// The arrays of a window, and the kernel that decodes what came encoded, on the engine's stream.
-inline cudaError_t batch::hand_over(window_buffer& w, cudaStream_t stream) {
-  auto taken = window_tables_.take();
-  if (!taken) return cudaErrorMemoryAllocation;
-  std::byte* const host = (*taken)->data();
-  const auto array = [host]<class T>(std::size_t offset, T*) { return reinterpret_cast<T*>(host + offset); };
-  std::int32_t* const indptr = array(offsets_.indptr, static_cast<std::int32_t*>(nullptr));
-  std::int32_t* const indices = array(offsets_.indices, static_cast<std::int32_t*>(nullptr));
-  std::int32_t* const last_page_len = array(offsets_.last_page_len, static_cast<std::int32_t*>(nullptr));
-  std::int64_t* const first_position = array(offsets_.first_position, static_cast<std::int64_t*>(nullptr));
-  const std::size_t sequences = size();
-  const layer_group& g = layout().groups[layout().group_of(w.layer)];
-
-  std::fill_n(indptr, sequences + 1, 0);
-  std::fill_n(last_page_len, sequences, 0);
-  std::fill_n(first_position, sequences, 0);
-  for (const walked_page& p : w.pages) ++indptr[p.sequence + 1];
-  for (std::size_t i = 0; i < sequences; ++i) indptr[i + 1] += indptr[i];
-  std::vector<std::int32_t>& at = cursor_;
-  at.assign(indptr, indptr + sequences);
-  for (const walked_page& p : w.pages) {
-    const std::byte* const page = p.open ? owner_->open_data(p.block) : w.place(p.block);
-    if (at[p.sequence] == indptr[p.sequence])
-      first_position[p.sequence] = std::int64_t{p.position} * g.tokens;
-    indices[at[p.sequence]++] =
-        static_cast<std::int32_t>((page - pages()) / static_cast<std::ptrdiff_t>(page_stride));
-    last_page_len[p.sequence] = static_cast<std::int32_t>(p.tokens);
-  }
-  most_pages_ = 0;
-  for (std::size_t i = 0; i < sequences; ++i)
-    most_pages_ = std::max(most_pages_, static_cast<std::uint32_t>(indptr[i + 1] - indptr[i]));
-
-  const device_scope scope(link_->device());
-  cudaError_t e = w.wait_on(stream);
-  const std::size_t bytes = offsets_.indices + w.pages.size() * sizeof(std::int32_t);
-  if (e == cudaSuccess)
-    e = cudaMemcpyAsync(window_arrays_.data(), host, bytes, cudaMemcpyHostToDevice, stream);
-  const auto encoded = w.encoded();
-  if (e == cudaSuccess && !encoded.empty()) {
-    const auto** const from = array(offsets_.decode_from, static_cast<const std::byte**>(nullptr));
-    std::byte** const to = array(offsets_.decode_to, static_cast<std::byte**>(nullptr));
-    for (std::size_t i = 0; i < encoded.size(); ++i) {
-      from[i] = encoded[i].from;
-      to[i] = w.place(encoded[i].block);
-    }
-    // Blocks of one format lie next to one another as long as one tier has them: a launch for each run.
-    for (std::size_t first = 0, end = 0; first < encoded.size() && e == cudaSuccess; first = end) {
-      while (end < encoded.size() && encoded[end].format_id == encoded[first].format_id) ++end;
-      e = options_.kernels.decode(g, encoded[first].format_id, from + first, to + first,
-                                  static_cast<std::uint32_t>(end - first), stream);
-    }
-  }
-  const cudaError_t noted = (*taken)->used_by(stream);
-  return e == cudaSuccess ? noted : e;
-}
-
 inline void batch::keep(lease held) noexcept {
   if (held.empty()) return;
   if (idle_keepers_.empty()) {
@@ -497,25 +336,19 @@ inline void batch::keep(lease held) noexcept {
   link_->when_done(k, link_->stream(copy_direction::up));
 }
 
-inline const std::int32_t* window::indptr() const noexcept {
-  return reinterpret_cast<const std::int32_t*>(batch_->window_arrays_.data() + batch_->offsets_.indptr);
-}
-inline const std::int32_t* window::indices() const noexcept {
-  return reinterpret_cast<const std::int32_t*>(batch_->window_arrays_.data() + batch_->offsets_.indices);
-}
-inline const std::int32_t* window::last_page_len() const noexcept {
-  return reinterpret_cast<const std::int32_t*>(batch_->window_arrays_.data() +
-                                               batch_->offsets_.last_page_len);
-}
+inline const std::int32_t* window::indptr() const noexcept { return batch_->arrays_.indptr(); }
+inline const std::int32_t* window::indices() const noexcept { return batch_->arrays_.indices(); }
+inline const std::int32_t* window::last_page_len() const noexcept { return batch_->arrays_.last_page_len(); }
 inline const std::int64_t* window::first_position() const noexcept {
-  return reinterpret_cast<const std::int64_t*>(batch_->window_arrays_.data() +
-                                               batch_->offsets_.first_position);
+  return batch_->arrays_.first_position();
 }
+inline std::uint32_t window::most_pages() const noexcept { return batch_->arrays_.most_pages(); }
 inline const void* window::pages() const noexcept { return batch_->pages(); }
 
 inline void window::release(cudaStream_t stream) && noexcept {
   batch& b = *std::exchange(batch_, nullptr);
   b.out_ = false;
+  b.link_->follow(stream);
   b.keep(buffer_->release(stream));
 }
 inline window::~window() {

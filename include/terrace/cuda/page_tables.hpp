@@ -94,9 +94,10 @@ class device_tables {
   }
   ~device_tables() { static_cast<void>(cudaFree(memory_)); }
   std::byte* data() const noexcept { return static_cast<std::byte*>(memory_); }
+  /// An array that begins so many bytes in.
   template <class T>
-  T* as() const noexcept {
-    return static_cast<T*>(memory_);
+  T* as(std::size_t offset = 0) const noexcept {
+    return reinterpret_cast<T*>(data() + offset);
   }
 
  private:

@@ -146,6 +146,12 @@ int pinnedness(const void* p, std::size_t bytes) {
   return 0;
 }
 
+cudaError_t run_out(cudaStream_t stream) {
+  while (!of(stream).queue.empty())
+    if (!pump(1)) std::abort();  // two streams that wait for each other
+  return remember(m().sticky);
+}
+
 cudaError_t copy(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
   const bool up = on_device(to), down = on_device(from);
   if (!up && !down) return remember(cudaErrorInvalidValue);
@@ -162,7 +168,7 @@ cudaError_t copy(void* to, const void* from, std::size_t bytes, cudaStream_t str
     return cudaSuccess;
   }
   put(stream, {.run = [=] { std::memcpy(to, from, bytes); }});
-  return down && pinned == 0 ? cudaStreamSynchronize(stream) : cudaSuccess;
+  return down && pinned == 0 ? run_out(stream) : cudaSuccess;
 }
 
 }  // namespace
@@ -321,9 +327,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   const std::scoped_lock lock(guard);
   ++m().counts.host_waits;
-  while (!of(stream).queue.empty())
-    if (!pump(1)) std::abort();  // two streams that wait for each other
-  return remember(m().sticky);
+  return run_out(stream);
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   const std::scoped_lock lock(guard);

@@ -47,7 +47,9 @@ class device_access {
 };
 
 struct counts {
-  std::size_t copies = 0, batched_calls = 0, batched_copies = 0, host_waits = 0, kernels = 0;
+  std::size_t copies = 0, batched_calls = 0, batched_copies = 0, kernels = 0;
+  std::size_t host_waits =
+      0;  ///< that were asked for; copies down into memory that is not pinned wait unasked
   std::size_t live_events = 0, live_streams = 0, device_bytes = 0, pinned_bytes = 0;
 };
 counts now();

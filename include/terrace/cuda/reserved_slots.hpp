@@ -1,0 +1,107 @@
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+
+#include "terrace/batch.hpp"
+#include "terrace/cuda/page_tables.hpp"
+
+namespace terrace::cuda {
+inline namespace TERRACE_EX {
+
+/// What page indices count on a device, in bytes: slots of tier 0 begin at multiples of it.
+inline constexpr std::size_t page_stride = 4096;
+
+/// Where an engine's kernel writes the K and V of reserved tokens: for each of them, in the order of the batch, the
+/// number of its slot, in device memory at an address that does not change. Token t of page p is slot
+/// p * tokens of a page + t, and page p lies at batch::pages() + p * page_stride.
+class reserved_slots {
+ public:
+  /// [tokens] of `layer`.
+  const std::int64_t* mapping(std::uint32_t layer) const noexcept {
+    return mapping_ + std::size_t{layer} * tokens_;
+  }
+  /// [sequences + 1], where each sequence's tokens begin, and [sequences], the position of its first one.
+  const std::int32_t* indptr() const noexcept { return indptr_; }
+  const std::int64_t* first_position() const noexcept { return first_position_; }
+  /// Of all sequences.
+  std::uint32_t tokens() const noexcept { return tokens_; }
+
+ private:
+  friend class slot_arrays;
+  const std::int32_t* indptr_ = nullptr;
+  const std::int64_t* first_position_ = nullptr;
+  const std::int64_t* mapping_ = nullptr;
+  std::uint32_t tokens_ = 0;
+};
+
+/// The arrays behind reserved_slots, on the host and on the device. For cuda::batch.
+class slot_arrays {
+ public:
+  slot_arrays(std::size_t sequences, std::size_t tokens, std::size_t layers)
+      : first_position_(align_up((sequences + 1) * sizeof(std::int32_t), 16)),
+        mapping_(first_position_ + sequences * sizeof(std::int64_t)),
+        bytes_(mapping_ + tokens * layers * sizeof(std::int64_t)),
+        host_(bytes_) {}
+  result<void> open() {
+    auto made = device_tables::make(bytes_);
+    if (!made) return propagate(made.error());
+    device_ = std::move(*made);
+    return {};
+  }
+
+  /// Tells `stream` the slots of the tokens that `reserved` has just reserved. Precondition: there is room for them.
+  result<reserved_slots> write(planner& owner, const terrace::batch& reserved,
+                               std::span<const std::uint32_t> tokens, cudaStream_t stream) {
+    auto tables = host_.take();
+    if (!tables) return propagate(tables.error());
+    reserved_slots slots;
+    slots.tokens_ = fill(owner, reserved, tokens, (*tables)->data());
+    const std::size_t bytes =
+        mapping_ + std::size_t{slots.tokens_} * owner.layout().layers() * sizeof(std::int64_t);
+    cudaError_t e = cudaMemcpyAsync(device_.data(), (*tables)->data(), bytes, cudaMemcpyHostToDevice, stream);
+    if (e == cudaSuccess) e = (*tables)->used_by(stream);
+    if (e != cudaSuccess) return cuda::fail(e, "the slots of reserved tokens cannot be told to the device");
+    slots.indptr_ = device_.as<const std::int32_t>();
+    slots.first_position_ = device_.as<const std::int64_t>(first_position_);
+    slots.mapping_ = device_.as<const std::int64_t>(mapping_);
+    return slots;
+  }
+
+ private:
+  std::uint32_t fill(planner& owner, const terrace::batch& reserved, std::span<const std::uint32_t> tokens,
+                     std::byte* to) const {
+    auto* const indptr = reinterpret_cast<std::int32_t*>(to);
+    auto* const first_position = reinterpret_cast<std::int64_t*>(to + first_position_);
+    auto* slot = reinterpret_cast<std::int64_t*>(to + mapping_);
+    indptr[0] = 0;
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      indptr[i + 1] = indptr[i] + static_cast<std::int32_t>(tokens[i]);
+      first_position[i] = static_cast<std::int64_t>(reserved.at(i).length());
+    }
+    for (std::uint32_t layer = 0; layer < owner.layout().layers(); ++layer)
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        if (tokens[i] == 0) continue;
+        const page_table& table = reserved.at(i).pages();
+        const std::uint32_t row = table.row_of(layer).first;
+        const std::uint32_t size = table.group(row).tokens;
+        for (std::uint64_t at = table.length; at < table.length + tokens[i]; ++at) {
+          const std::ptrdiff_t from_base =
+              owner.open_data(table.rows[row][at / size].index) - owner.hot_data();
+          *slot++ = from_base / static_cast<std::ptrdiff_t>(page_stride) * size +
+                    static_cast<std::int64_t>(at % size);
+        }
+      }
+    return static_cast<std::uint32_t>(indptr[tokens.size()]);
+  }
+
+  std::size_t first_position_, mapping_, bytes_;  // where the arrays begin, and their end
+  table_pool host_;
+  device_tables device_;
+};
+
+}  // namespace TERRACE_EX
+}  // namespace terrace::cuda
