@@ -88,6 +88,12 @@ TEST_CASE("a copy begins after what the engine's streams were given before") {
       REQUIRE(ctx.sync_wait(cuda::copy_up(link, device, host)));
       REQUIRE(ctx.sync_wait(cuda::done(link, engine)));
       CHECK(seen == std::vector<std::byte>(n, std::byte{1}));
+      // What it was given before it is followed no longer still comes first.
+      fake_cuda::launch(engine, [=, &seen] { std::memcpy(seen.data(), device, n); });
+      link.unfollow(engine);
+      std::fill(host.begin(), host.end(), std::byte{3});
+      REQUIRE(ctx.sync_wait(cuda::copy_up(link, device, host)));
+      CHECK(seen == std::vector<std::byte>(n, std::byte{2}));
     }
     REQUIRE(cudaStreamDestroy(engine) == cudaSuccess);
     REQUIRE(cudaFree(device) == cudaSuccess);

@@ -65,7 +65,7 @@ class window {
 ///
 /// No member waits for the device. `next` waits for a disk, where a block is nowhere nearer: prefetch what is.
 ///
-/// One engine stream at a time: its arrays are written in that stream's order. While that stream is being captured into
+/// One engine stream at a time: its arrays are written in that stream's order. Streams stay until the batch has ended. While that stream is being captured into
 /// a graph, capture what lies between `next` and `release`, not these. It stays in place, its windows end before it, and
 /// it before its sequences and its cache. Owner thread only.
 class batch {
@@ -144,6 +144,11 @@ class batch {
     return options_.kernels.decode != nullptr || !has_encoded_ ? lease_form::attendable : lease_form::raw;
   }
   void keep(lease held) noexcept;
+  void follow(cudaStream_t stream) {
+    if (std::ranges::find(streams_, stream) != streams_.end()) return;
+    streams_.push_back(stream);
+    link_->follow(stream);
+  }
 
   planner* owner_;
   host_link* link_;
@@ -151,6 +156,7 @@ class batch {
   terrace::batch sequences_;
   slot_arrays slots_;
   window_arrays arrays_;
+  std::vector<cudaStream_t> streams_;  // that windows were given to: they stay until the batch ends
   std::vector<std::unique_ptr<window_buffer>> buffers_;
   std::size_t front_ = 0, prepared_ = 0;  // buffers front_ .. front_ + prepared_ - 1 have the next windows
   bool out_ = false;                      // a window is with the engine
@@ -204,6 +210,7 @@ inline result<void> batch::open() {
 inline batch::~batch() {
   TERRACE_ASSERT(!out_, "a batch ended before its window");
   forget_windows();
+  for (const cudaStream_t stream : streams_) link_->unfollow(stream);
   while (idle_keepers_.size() != keepers_.size()) owner_->owner().wait(context::clock::time_point::max());
 }
 
@@ -217,7 +224,7 @@ inline result<reserved_slots> batch::reserve(std::span<const std::uint32_t> toke
                          "a batch was asked for more tokens at a time than it has room for");
   forget_windows();
   lost_.clear();
-  link_->follow(stream);
+  follow(stream);
   if (auto reserved = sequences_.reserve(tokens); !reserved) return propagate(reserved.error());
   const device_scope scope(link_->device());
   auto slots = slots_.write(*owner_, sequences_, tokens, stream);
@@ -277,7 +284,7 @@ inline void batch::prepare() {
 inline std::optional<window> batch::next(std::uint32_t layer, cudaStream_t stream) {
   TERRACE_ASSERT(!out_, "a batch gives one window at a time");
   failure_.reset();
-  link_->follow(stream);
+  follow(stream);
   if (layer >= layout().layers()) {
     failure_ = error{errc::invalid_argument, "a batch was asked for a layer that the model does not have"};
     return std::nullopt;
@@ -348,7 +355,7 @@ inline const void* window::pages() const noexcept { return batch_->pages(); }
 inline void window::release(cudaStream_t stream) && noexcept {
   batch& b = *std::exchange(batch_, nullptr);
   b.out_ = false;
-  b.link_->follow(stream);
+  b.follow(stream);
   b.keep(buffer_->release(stream));
 }
 inline window::~window() {

@@ -73,10 +73,17 @@ class host_link final : public event_source {
   int device() const noexcept { return device_; }
   cudaStream_t stream(copy_direction way) const noexcept { return lanes_[index(way)].stream; }
 
-  /// A stream on which the engine writes or reads blocks; nullptr is the legacy default stream. O(streams).
+  /// A stream on which the engine writes or reads blocks; nullptr is the legacy default stream. Followed as often as
+  /// it is not unfollowed; it must not be destroyed while it is. O(streams).
   void follow(cudaStream_t engine) {
-    if (std::find(followed_.begin(), followed_.end(), engine) == followed_.end()) followed_.push_back(engine);
+    const auto known = find(engine);
+    if (known == followed_.end())
+      followed_.push_back({engine, 1});
+    else
+      ++known->times;
   }
+  /// Copies that come after still begin after what the stream had been given until now.
+  void unfollow(cudaStream_t engine) noexcept;
   /// How pieces travel from now on, and the kernel that may carry them (cuda/gather.cuh has one).
   void use(const transfer_choice& choice) noexcept { choice_ = choice; }
   void use(copy_kernel kernel) noexcept { kernel_ = kernel; }
@@ -137,6 +144,7 @@ class host_link final : public event_source {
   static constexpr std::size_t index(copy_direction way) noexcept { return static_cast<std::size_t>(way); }
   cudaError_t open() noexcept;
   std::size_t submit(lane& l, copy_direction way) noexcept;
+  cudaError_t put_in_order(cudaStream_t first, cudaStream_t then) noexcept;
   cudaError_t wait_for_engine(cudaStream_t stream) noexcept;
   std::size_t land(std::vector<flight>& flights, bool in_order) noexcept;
   std::size_t complete(work_list works, cudaError_t how) noexcept;
@@ -151,7 +159,15 @@ class host_link final : public event_source {
   event_pool events_;
   std::array<lane, 2> lanes_;
   std::vector<flight> watched_;
-  std::vector<cudaStream_t> followed_;
+  struct followed_stream {
+    cudaStream_t stream;
+    int times;
+  };
+  std::vector<followed_stream> followed_;
+  std::vector<followed_stream>::iterator find(cudaStream_t engine) noexcept {
+    return std::find_if(followed_.begin(), followed_.end(),
+                        [&](const auto& f) { return f.stream == engine; });
+  }
   std::vector<const pinning*> pinned_;
   transfer_choice choice_;
   copy_kernel kernel_ = nullptr;
@@ -238,17 +254,34 @@ inline std::size_t host_link::poll() noexcept {
   return ended + submit_all();  // what the completions have started
 }
 
-// Everything that the engine has been given so far comes before what is put on `stream` from here on.
+// What `first` has been given so far comes before what is put on `then` from here on.
+inline cudaError_t host_link::put_in_order(cudaStream_t first, cudaStream_t then) noexcept {
+  const auto event = events_.take();
+  if (!event) return static_cast<cudaError_t>(event.error().system);
+  cudaError_t e = cudaEventRecord(*event, first);
+  if (e == cudaSuccess) e = cudaStreamWaitEvent(then, *event, 0);
+  events_.give_back(*event);  // a wait refers to what was recorded when it was enqueued
+  return e;
+}
+
 inline cudaError_t host_link::wait_for_engine(cudaStream_t stream) noexcept {
-  for (const cudaStream_t engine : followed_) {
-    const auto event = events_.take();
-    if (!event) return static_cast<cudaError_t>(event.error().system);
-    cudaError_t e = cudaEventRecord(*event, engine);
-    if (e == cudaSuccess) e = cudaStreamWaitEvent(stream, *event, 0);
-    events_.give_back(*event);  // a wait refers to what was recorded when it was enqueued
-    if (e != cudaSuccess) return e;
-  }
-  return cudaSuccess;
+  cudaError_t e = cudaSuccess;
+  for (std::size_t i = 0; i < followed_.size() && e == cudaSuccess; ++i)
+    e = put_in_order(followed_[i].stream, stream);
+  return e;
+}
+
+inline void host_link::unfollow(cudaStream_t engine) noexcept {
+  const auto known = find(engine);
+  if (known == followed_.end() || --known->times != 0) return;
+  followed_.erase(known);
+  const device_scope scope(device_);
+  for (const lane& l : lanes_)
+    if (put_in_order(engine, l.stream) !=
+        cudaSuccess) {  // no event could be had: waiting here is all that is left
+      static_cast<void>(cudaGetLastError());
+      static_cast<void>(cudaStreamSynchronize(engine));
+    }
 }
 
 // Returns how many completed at once, because they could not be enqueued.

@@ -57,13 +57,14 @@ class vram {
         return cuda::fail(e, "a CUDA device has no memory for a vram tier");
       own = static_cast<std::byte*>(memory);
     }
-    (*link)->follow(o.stream);
+    (*link)->follow(o.stream);  // until it ends
     return std::unique_ptr<vram>(
         new vram(**link, o.stream, own != nullptr ? own : o.memory.data(), own, bytes));
   }
 
   vram(vram&&) = delete;
   ~vram() {
+    link_.unfollow(stream_);
     if (own_ == nullptr) return;
     const device_scope scope(link_.device());
     static_cast<void>(cudaFree(own_));
