@@ -18,6 +18,8 @@
 // What the runtime's opaque handles point at.
 struct CUevent_st {
   std::uint64_t recorded = 0, reached = 0;  // versions: each record makes a new one
+  bool timing = true;
+  double at = 0;  // when it was reached, on the virtual clock
 };
 struct CUstream_st {
   struct work {
@@ -26,8 +28,10 @@ struct CUstream_st {
     CUevent_st* awaits = nullptr;   // an event that this waits for
     std::uint64_t version = 0;      // of either
     std::uint64_t barrier = 0;      // on the legacy stream: blocking streams must have passed this
+    double microseconds = 0;
   };
   std::deque<work> queue;
+  double clock = 0;  // virtual microseconds
   bool blocking = false;
 };
 
@@ -85,6 +89,8 @@ bool runnable(const CUstream_st& s) {
 void run_front(CUstream_st& s) {
   CUstream_st::work w = std::move(s.queue.front());
   s.queue.pop_front();
+  s.clock += w.microseconds;
+  if (w.awaits != nullptr) s.clock = std::max(s.clock, w.awaits->at);
   if (w.run && m().sticky == cudaSuccess) {
     if (m().work_until_failure != 0 && --m().work_until_failure == 0) {
       m().sticky = m().work_failure;
@@ -94,7 +100,10 @@ void run_front(CUstream_st& s) {
       close_device();
     }
   }
-  if (w.reaches != nullptr) w.reaches->reached = std::max(w.reaches->reached, w.version);
+  if (w.reaches != nullptr) {
+    w.reaches->reached = std::max(w.reaches->reached, w.version);
+    w.reaches->at = s.clock;
+  }
 }
 std::vector<CUstream_st*> all_streams() {
   std::vector<CUstream_st*> all{&m().legacy};
@@ -152,11 +161,12 @@ cudaError_t run_out(cudaStream_t stream) {
   return remember(m().sticky);
 }
 
-cudaError_t copy(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
+cudaError_t copy(void* to, const void* from, std::size_t bytes, cudaStream_t stream, double call) {
+  const double microseconds = call + m().how.costs.copied_kib * static_cast<double>(bytes) / 1024;
   const bool up = on_device(to), down = on_device(from);
   if (!up && !down) return remember(cudaErrorInvalidValue);
   if (up && down) {
-    put(stream, {.run = [=] { std::memcpy(to, from, bytes); }});
+    put(stream, {.run = [=] { std::memcpy(to, from, bytes); }, .microseconds = microseconds});
     return cudaSuccess;
   }
   const int pinned = pinnedness(up ? from : to, bytes);
@@ -164,10 +174,10 @@ cudaError_t copy(void* to, const void* from, std::size_t bytes, cudaStream_t str
   if (up && pinned == 0) {
     auto taken = std::make_shared<std::vector<std::byte>>(static_cast<const std::byte*>(from),
                                                           static_cast<const std::byte*>(from) + bytes);
-    put(stream, {.run = [=] { std::memcpy(to, taken->data(), bytes); }});
+    put(stream, {.run = [=] { std::memcpy(to, taken->data(), bytes); }, .microseconds = microseconds});
     return cudaSuccess;
   }
-  put(stream, {.run = [=] { std::memcpy(to, from, bytes); }});
+  put(stream, {.run = [=] { std::memcpy(to, from, bytes); }, .microseconds = microseconds});
   return down && pinned == 0 ? run_out(stream) : cudaSuccess;
 }
 
@@ -194,10 +204,10 @@ void drain() {
   while (pump(1)) {
   }
 }
-void launch(cudaStream_t stream, std::function<void()> kernel) {
+void launch(cudaStream_t stream, std::function<void()> kernel, double microseconds) {
   const std::scoped_lock lock(guard);
   ++m().counts.kernels;
-  put(stream, {.run = std::move(kernel)});
+  put(stream, {.run = std::move(kernel), .microseconds = microseconds});
 }
 device_access::device_access() { open_device(); }
 device_access::~device_access() { close_device(); }
@@ -336,10 +346,11 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   return cudaSuccess;
 }
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   const std::scoped_lock lock(guard);
   if (const cudaError_t e = enter("cudaEventCreateWithFlags"); e != cudaSuccess) return e;
   *event = new CUevent_st;
+  (*event)->timing = (flags & cudaEventDisableTiming) == 0;
   ++m().counts.live_events;
   return cudaSuccess;
 }
@@ -370,11 +381,22 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   return event->reached == event->recorded ? cudaSuccess : cudaErrorNotReady;
 }
 
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaEventElapsedTime"); e != cudaSuccess) return e;
+  if (!begin->timing || !end->timing || begin->recorded == 0 || end->recorded == 0)
+    return remember(cudaErrorInvalidResourceHandle);
+  if (begin->reached != begin->recorded || end->reached != end->recorded)
+    return remember(cudaErrorNotReady);
+  *milliseconds = static_cast<float>((end->at - begin->at) / 1e3);
+  return cudaSuccess;
+}
+
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
   const std::scoped_lock lock(guard);
   if (const cudaError_t e = enter("cudaMemcpyAsync"); e != cudaSuccess) return e;
   ++m().counts.copies;
-  return copy(to, from, bytes, stream);
+  return copy(to, from, bytes, stream, m().how.costs.copy_call);
 }
 cudaError_t cudaMemcpyBatchAsync(void* const* to, const void* const* from, const size_t* bytes, size_t count,
                                  cudaMemcpyAttributes*, size_t*, size_t, cudaStream_t stream) {
@@ -385,7 +407,8 @@ cudaError_t cudaMemcpyBatchAsync(void* const* to, const void* const* from, const
   ++m().counts.batched_calls;
   for (std::size_t i = 0; i < count; ++i) {
     ++m().counts.batched_copies;
-    if (const cudaError_t e = copy(to[i], from[i], bytes[i], stream); e != cudaSuccess) return e;
+    const double call = m().how.costs.batched_piece + (i == 0 ? m().how.costs.batched_call : 0);
+    if (const cudaError_t e = copy(to[i], from[i], bytes[i], stream, call); e != cudaSuccess) return e;
   }
   return cudaSuccess;
 }

@@ -20,6 +20,10 @@ struct options {
   std::size_t memory = std::size_t{256} << 20;  ///< of each device
   bool batched_copies = true;                   ///< the driver knows cudaMemcpyBatchAsync
   std::size_t most_pinned = ~std::size_t{0};    ///< RLIMIT_MEMLOCK, as it were
+  /// What work takes on the virtual clock of its stream, in microseconds; without any of it no time passes there.
+  struct {
+    double copy_call = 0, batched_call = 0, batched_piece = 0, copied_kib = 0;
+  } costs{};
 };
 /// A new machine. Precondition: nothing of the last one is in use.
 void reset(const options& o = {});
@@ -35,8 +39,8 @@ void stall(bool stalled);
 /// Runs everything that can run.
 void drain();
 
-/// Puts host code on a stream, as a kernel would be. It may touch device memory.
-void launch(cudaStream_t stream, std::function<void()> kernel);
+/// Puts host code on a stream, as a kernel would be. It may touch device memory, and takes so long on the virtual clock.
+void launch(cudaStream_t stream, std::function<void()> kernel, double microseconds = 0);
 /// Lets the host touch device memory while it lives.
 class device_access {
  public:
