@@ -45,7 +45,8 @@ function(terrace_missing_packages result)
   foreach(package IN ITEMS "TERRACE_CLI11_INCLUDE_DIR CLI/ CLI11" "TERRACE_JSON_INCLUDE_DIR nlohmann/ nlohmann-json"
                            "benchmark_FOUND benchmark/ Google-Benchmark"
                            "TERRACE_ZSTD_LIBRARY terrace/codec/zstd.hpp libzstd"
-                           "TERRACE_LZ4_LIBRARY terrace/codec/lz4.hpp liblz4")
+                           "TERRACE_LZ4_LIBRARY terrace/codec/lz4.hpp liblz4"
+                           "terrace_has_cuda cuda_runtime_api.h CUDA")
     separate_arguments(package)
     list(GET package 0 found)
     list(GET package 1 folder)

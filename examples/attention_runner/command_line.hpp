@@ -50,10 +50,12 @@ inline void declare(CLI::App& app, command_line& c) {
     policies += (policies.empty() ? "" : ", ") + std::string(name);
   app.add_option("--policy", c.policy, "who leaves a tier first: " + policies);
   app.add_option("--prefetch", c.prefetch, "layer_ahead or none");
-  app.add_option("--device", c.device, "host");
+  app.add_option("--device", c.device,
+                 "host, or cuda: the hot tier in device memory and the warm one in pinned RAM; with --shape");
   app.add_option("--attend", c.attend, "dense");
   app.add_option("--inject", c.inject, "share of stored copies to make unreadable; not yet");
-  app.add_flag("--baseline", c.baseline, "also run with everything in tier 0, and compare");
+  app.add_flag("--baseline", c.baseline,
+               "also run with everything in tier 0, and compare: a model, or a shape with --device cuda");
   app.add_flag("--control", c.control, "also score with all but the nearest tokens hidden, and compare");
   app.add_option("--json", c.json, "write the results there as JSON; - is standard output");
   app.add_option("--trace", c.trace,
@@ -72,7 +74,10 @@ inline outcome<std::optional<std::size_t>> size_option(const char* name, const s
 // What is declared and this version cannot do is refused, never ignored; and so is what contradicts itself.
 inline outcome<bool> refuse_what_cannot_be(const command_line& c) {
   if (c.inject != 0) return refuse("--inject is not available yet");
-  if (c.device != "host") return refuse("--device knows host, not " + in_quotes(c.device));
+  if (c.device != "host" && c.device != "cuda")
+    return refuse("--device knows host and cuda, not " + in_quotes(c.device));
+  if (c.device == "cuda" && c.shape.empty())
+    return refuse("--device cuda needs --shape: a model's layers are computed on the host alone so far");
   if (c.attend != "dense") return refuse("--attend knows dense, not " + in_quotes(c.attend));
   if (!c.codec.empty() && find_ladder(c.codec) == nullptr)
     return refuse("--codec knows lossless, q8 and q4, not " + in_quotes(c.codec));
@@ -83,8 +88,10 @@ inline outcome<bool> refuse_what_cannot_be(const command_line& c) {
   if (!c.prompt.empty() && !c.prompt_ids.empty()) return refuse("give --prompt or --prompt-ids, not both");
   if (c.shape.empty() && c.batch != 1)
     return refuse("--batch needs --shape: a model decodes one sequence at a time");
-  if (!c.shape.empty() && (!c.prompt.empty() || !c.prompt_ids.empty() || c.baseline || c.control))
-    return refuse("--shape has no text and no model: it goes without --prompt, --baseline and --control");
+  if (!c.shape.empty() && (!c.prompt.empty() || !c.prompt_ids.empty() || c.control))
+    return refuse("--shape has no text and no model: it goes without --prompt and --control");
+  if (!c.shape.empty() && c.baseline && c.device != "cuda")
+    return refuse("--shape has no text to compare: it goes with --baseline on --device cuda alone");
   return true;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "command_line.hpp"
+#include "cuda/device_job.hpp"
 #include "model_job.hpp"
 #include "prompt.hpp"
 #include "report.hpp"
@@ -74,11 +75,30 @@ outcome<bool> run_shape(const command_line& c, run_request request) {
   request.block_bytes = std::size_t{512} << 10;
   auto made = plan(request, {shape->layers, shape->kv_heads, shape->head_dim});
   if (!made) return refuse(made.error());
-  terrace::context ctx{threads()};
-  auto ran = shape_job(*shape, request).run(*made, ctx);
+  const bool on_device = c.device == "cuda";
+  const auto run = [&](const run_request& asked, const run_plan& plan) {
+    if (on_device) return run_on_device(*shape, asked, plan, threads());
+    terrace::context ctx{threads()};
+    return shape_job(*shape, asked).run(plan, ctx);
+  };
+  std::optional<run_result> baseline;
+  if (c.baseline) {
+    run_request everything = request;
+    everything.codec = "resident";
+    everything.hot.reset();
+    everything.block_tokens = made->layout.groups[0].tokens;  // what is compared is cut alike
+    everything.trace = nullptr;
+    auto resident = plan(everything, {shape->layers, shape->kv_heads, shape->head_dim});
+    if (!resident) return refuse(resident.error());
+    auto ran = run(everything, *resident);
+    if (!ran) return refuse(ran.error());
+    baseline.emplace(std::move(*ran));
+  }
+  auto ran = run(request, *made);
   if (!ran) return refuse(ran.error());
-  print(c.json == "-" ? stderr : stdout, *ran, nullptr, false);
-  return c.json.empty() ? true : write_json(c.json, to_json(*ran, nullptr, false));
+  const run_result* const beside = baseline ? &*baseline : nullptr;
+  print(c.json == "-" ? stderr : stdout, *ran, beside, false);
+  return c.json.empty() ? true : write_json(c.json, to_json(*ran, beside, false));
 }
 
 outcome<bool> run_model(const command_line& c, run_request request) {

@@ -99,7 +99,6 @@ inline nlohmann::json to_json(const run_result& r, const run_result* baseline, b
       {"overlap_ratio", r.step.overlap_ratio},
       {"copy_hidden", r.step.copy > 0 ? std::clamp(1 - stall / r.step.copy, 0.0, 1.0) : 1.0},
       {"compute_bytes_per_s", r.compute_bytes_per_s()},
-      {"read_bytes_per_s", r.step.read_bytes_per_s},
       {"tiers", tiers_to_json(r.stats)},
       {"misses", r.stats.misses},
       {"dropped", r.stats.dropped},
@@ -109,6 +108,12 @@ inline nlohmann::json to_json(const run_result& r, const run_result* baseline, b
         {"wasted", r.stats.prefetch.wasted},
         {"late", r.stats.prefetch.late}}},
       {"recomputed_blocks", 0}};
+  if (r.step.read_bytes_per_s > 0) out["read_bytes_per_s"] = r.step.read_bytes_per_s;
+  if (r.device) {
+    out["device"] = r.device->name;
+    out["link_bytes_per_s"] = r.device->link_bytes_per_s;
+    out["vram_bytes_peak"] = r.device->vram_bytes_peak;
+  }
   if (r.error) out["error"] = to_json(*r.error);
   if (r.scored_tokens != 0) {
     out["scoring_s"] = r.scoring_s;
@@ -116,7 +121,10 @@ inline nlohmann::json to_json(const run_result& r, const run_result* baseline, b
     out["generated"] = text_of(r.generated, bytes);
     if (r.control) out["control"] = to_json(*r.control, r.bits_per_byte);
   }
-  if (baseline != nullptr) {
+  if (baseline != nullptr && r.scored_tokens == 0) {  // attention alone
+    out["baseline"] = {{"tokens_per_s", baseline->tokens_per_s()}};
+    if (baseline->error) out["baseline"]["error"] = to_json(*baseline->error);
+  } else if (baseline != nullptr) {
     out["error"] = to_json(compare(r.logits, baseline->logits));
     out["baseline"] = {{"tokens_per_s", baseline->tokens_per_s()},
                        {"bits_per_byte", baseline->bits_per_byte},
@@ -160,8 +168,14 @@ inline void print_step(std::FILE* to, const run_result& r) {
                "  attention of a step %.1f ms: compute alone %.1f ms, transfers alone %.1f ms, overlap ratio "
                "%.2f\n",
                r.step.wall * 1e3, r.step.compute * 1e3, r.step.copy * 1e3, r.step.overlap_ratio);
-  std::fprintf(to, "  compute alone reads %.1f GB/s; plain reading of memory, the same threads: %.1f GB/s\n",
-               r.compute_bytes_per_s() / 1e9, r.step.read_bytes_per_s / 1e9);
+  if (r.device)
+    std::fprintf(to, "  %s: compute alone reads %.1f GB/s; plain copies over the link %.1f GB/s; peak %s\n",
+                 r.device->name.c_str(), r.compute_bytes_per_s() / 1e9, r.device->link_bytes_per_s / 1e9,
+                 human(r.device->vram_bytes_peak).c_str());
+  else
+    std::fprintf(to,
+                 "  compute alone reads %.1f GB/s; plain reading of memory, the same threads: %.1f GB/s\n",
+                 r.compute_bytes_per_s() / 1e9, r.step.read_bytes_per_s / 1e9);
 }
 
 inline void print_text(std::FILE* to, const run_result& r, const run_result* baseline, bool bytes) {
@@ -203,6 +217,8 @@ inline void print(std::FILE* to, const run_result& r, const run_result* baseline
     std::fprintf(to, "  against attention in float64: relative error %.2e, largest %.2e; process peak %s\n",
                  r.error->rel_l2, r.error->max_abs, human(r.process_bytes_peak).c_str());
   if (r.scored_tokens != 0) print_text(to, r, baseline, bytes);
+  if (r.scored_tokens == 0 && baseline != nullptr)
+    std::fprintf(to, "  all in tier 0: %.1f tokens/s\n", baseline->tokens_per_s());
 }
 
 }  // namespace runner

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "measure.hpp"
@@ -21,6 +22,13 @@ struct control_result {
   double bits_per_byte = 0;
 };
 
+/// What a run on a CUDA device says of it.
+struct device_figures {
+  std::string name;
+  double link_bytes_per_s = 0;      ///< plain copies of pinned memory to the device, in this run
+  std::size_t vram_bytes_peak = 0;  ///< taken of the device's memory by this run, tables and all
+};
+
 /// What one run found.
 struct run_result {
   run_plan plan;
@@ -31,7 +39,8 @@ struct run_result {
   std::optional<control_result> control;
   std::vector<std::uint32_t> generated;
   std::vector<float> logits;        ///< of the scored tokens, to compare runs by
-  std::optional<difference> error;  ///< where the run knows what its results should be
+  std::optional<device_figures> device;  ///< of a run on one
+  std::optional<difference> error;       ///< where the run knows what its results should be
   step_times step;
   terrace::cache_stats stats;  ///< at the end of the decode, before steps were repeated for measuring
   std::size_t process_bytes_peak = 0;

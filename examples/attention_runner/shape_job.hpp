@@ -1,7 +1,6 @@
 #pragma once
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <span>
@@ -9,9 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "accuracy.hpp"
 #include "open_ladder.hpp"
 #include "progress.hpp"
-#include "reference_attention.hpp"
 #include "run_result.hpp"
 #include "synthetic_kv.hpp"
 
@@ -22,7 +21,7 @@ namespace runner {
 class shape_job {
  public:
   shape_job(const model_shape& shape, const run_request& request)
-      : request_(request), kv_(shape), outputs_(shape.layers) {}
+      : request_(request), kv_(shape), outputs_(shape.layers), accuracy_(kv_, request) {}
 
   outcome<run_result> run(const run_plan& plan, terrace::context& ctx) {
     run_result r;
@@ -49,14 +48,14 @@ class shape_job {
         auto attended = decode(*sequences[s], step, s);
         if (!attended) return failed(attended.error(), "decode failed");
         took += *attended;
-        compare(ctx, step, s);
+        accuracy_.compare(ctx, step, s, queries_, outputs_);
       }
       sequences.front()->end_step();
       r.decode_s.push_back(took);
       bar.at(request_.context_tokens + step + 1, request_.context_tokens + request_.decode_tokens);
     }
     ctx.trace(nullptr);
-    r.error = {.max_abs = max_abs_, .rel_l2 = norm_ > 0 ? std::sqrt(error_ / norm_) : 0};
+    r.error = accuracy_.found();
     r.stats = sequences.front()->stats();
     if (plan.codec != "resident") {
       auto measured = measure_steps(sequences);
@@ -118,48 +117,11 @@ class shape_job {
     return seconds_since(start);
   }
 
-  // Compares some heads of some layers of the step that was just decoded with the reference: as many over the
-  // whole run as take a second or two.
-  void compare(terrace::context& ctx, std::uint32_t step, std::uint32_t sequence) {
-    const model_shape& shape = kv_.shape();
-    const std::uint64_t tokens = std::uint64_t{request_.context_tokens} + step + 1;
-    const std::uint64_t affordable = (std::uint64_t{1} << 28) / (tokens * shape.head_dim);
-    const std::uint64_t steps = std::uint64_t{request_.decode_tokens} * request_.batch;
-    const std::uint64_t pairs = std::max<std::uint64_t>(1, affordable / steps);
-    const std::size_t width = std::size_t{shape.q_heads} * shape.head_dim;
-    struct found {
-      double error = 0, norm = 0, most = 0;
-    };
-    std::vector<found> all(std::min<std::uint64_t>(pairs, std::uint64_t{shape.layers} * shape.q_heads));
-    ctx.parallel_for(all.size(), [&](std::size_t i) noexcept {
-      // Layers in turn, going on from step to step; the heads of one layer in turn as well.
-      const std::uint64_t turn = (std::uint64_t{step} * request_.batch + sequence) * all.size() + i;
-      const auto layer = static_cast<std::uint32_t>(turn % shape.layers);
-      const auto head = static_cast<std::uint32_t>(turn / shape.layers * 7 % shape.q_heads);
-      const auto query = std::span<const float>(queries_).subspan(
-          layer * width + std::size_t{head} * shape.head_dim, shape.head_dim);
-      const std::vector<double> right =
-          reference_attention(kv_, layer, head, tokens, request_.context_tokens, sequence, query);
-      for (std::uint32_t d = 0; d < shape.head_dim; ++d) {
-        const double e =
-            static_cast<double>(outputs_[layer][std::size_t{head} * shape.head_dim + d]) - right[d];
-        all[i].error += e * e;
-        all[i].norm += right[d] * right[d];
-        all[i].most = std::max(all[i].most, std::abs(e));
-      }
-    });
-    for (const found& f : all) {
-      error_ += f.error;
-      norm_ += f.norm;
-      max_abs_ = std::max(max_abs_, f.most);
-    }
-  }
-
   run_request request_;
   synthetic_kv kv_;
-  std::vector<float> queries_;                 // [layer][q_head][dim]
-  std::vector<std::vector<float>> outputs_;    // likewise
-  double error_ = 0, norm_ = 0, max_abs_ = 0;  // over all comparisons
+  std::vector<float> queries_;               // [layer][q_head][dim]
+  std::vector<std::vector<float>> outputs_;  // likewise
+  accuracy accuracy_;
 };
 
 }  // namespace runner

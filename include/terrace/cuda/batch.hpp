@@ -110,6 +110,13 @@ class batch {
   /// Why the last `next` gave no window though there was one; empty otherwise.
   const std::optional<error>& failure() const noexcept { return failure_; }
 
+  /// For measuring what compute takes alone: while it is on, nothing moves and nothing is decoded. Windows are cut as
+  /// ever, and their sealed pages are bytes of tier 0, block after block, whatever these hold.
+  void stand_in(bool on) noexcept {
+    forget_windows();
+    stand_in_ = on;
+  }
+
   /// What `reserve` gave last.
   const reserved_slots& reserved() const noexcept { return reserved_; }
   const options& limits() const noexcept { return options_; }
@@ -161,6 +168,8 @@ class batch {
   std::size_t front_ = 0, prepared_ = 0;  // buffers front_ .. front_ + prepared_ - 1 have the next windows
   bool out_ = false;                      // a window is with the engine
 
+  bool stand_in_ = false;
+  std::size_t stand_in_turn_ = 0;  // the block of tier 0 that is next
   bool has_encoded_ = false;            // some tier that attention reads has a codec
   std::optional<std::uint32_t> layer_;  // that the engine is at
   std::uint32_t walk_layer_ = 0;        // whose windows are being cut: that one, or one behind it
@@ -277,7 +286,10 @@ inline void batch::prepare() {
       continue;
     }
     ++prepared_;
-    w.fill(form());
+    if (stand_in_)
+      w.stand_in(stand_in_turn_);
+    else
+      w.fill(form());
   }
 }
 

@@ -41,28 +41,28 @@ result<void> decode_blocks_of(const layer_group& group, std::uint32_t format_id,
   }
 }
 
-/// Blocks of fp16, bf16 and fp32 in any codec that attention can read.
-inline kernel_set device_kernels() noexcept {
-  return {.copy =
-              [](const std::byte* const* from, std::byte* const* to, std::uint32_t count, std::size_t bytes,
-                 cudaStream_t stream) noexcept {
-                return status_of(gather(addresses(from), addresses(to), count, bytes, stream));
-              },
-          .decode =
-              [](const layer_group& group, std::uint32_t format_id, const std::byte* const* encoded,
-                 std::byte* const* raw, std::uint32_t count, cudaStream_t stream) noexcept {
-                const block_addresses from = addresses(encoded), to = addresses(raw);
-                switch (group.k.type) {
-                  case element::fp16:
-                    return status_of(decode_blocks_of<fp16>(group, format_id, from, to, count, stream));
-                  case element::bf16:
-                    return status_of(decode_blocks_of<bf16>(group, format_id, from, to, count, stream));
-                  case element::fp32:
-                    return status_of(decode_blocks_of<float>(group, format_id, from, to, count, stream));
-                  default:
-                    return cudaErrorInvalidValue;
-                }
-              }};
+/// The functions of a kernel_set. Functions with names: nvcc does not take lambdas in an aggregate's initialiser.
+inline cudaError_t copy_by_kernel(const std::byte* const* from, std::byte* const* to, std::uint32_t count,
+                                  std::size_t bytes, cudaStream_t stream) noexcept {
+  return status_of(gather(addresses(from), addresses(to), count, bytes, stream));
 }
+inline cudaError_t decode_by_kernel(const layer_group& group, std::uint32_t format_id,
+                                    const std::byte* const* encoded, std::byte* const* raw,
+                                    std::uint32_t count, cudaStream_t stream) noexcept {
+  const block_addresses from = addresses(encoded), to = addresses(raw);
+  switch (group.k.type) {
+    case element::fp16:
+      return status_of(decode_blocks_of<fp16>(group, format_id, from, to, count, stream));
+    case element::bf16:
+      return status_of(decode_blocks_of<bf16>(group, format_id, from, to, count, stream));
+    case element::fp32:
+      return status_of(decode_blocks_of<float>(group, format_id, from, to, count, stream));
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+/// Blocks of fp16, bf16 and fp32 in any codec that attention can read.
+inline kernel_set device_kernels() noexcept { return {.copy = &copy_by_kernel, .decode = &decode_by_kernel}; }
 
 }  // namespace terrace::cuda

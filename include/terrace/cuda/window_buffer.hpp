@@ -78,6 +78,16 @@ class window_buffer {
     ask(form);
   }
   std::optional<block_error> failure;
+  /// Ready at once: block after block of tier 0 stands for those that the window has, whatever they hold.
+  void stand_in(std::size_t& turn) noexcept {
+    failure.reset();
+    decodes_.clear();
+    places_.clear();
+    const std::size_t stride = align_up(raw_.front().bytes, vram_page);
+    for (std::size_t i = 0; i < blocks.size(); ++i, ++turn)
+      places_.push_back(owner_->hot_address({}) + turn % (owner_->hot_capacity() / stride) * stride);
+    now_ = phase::ready;
+  }
 
   /// Where block i lies on the device, for work that comes after `copied`. Precondition: ready or out.
   std::byte* place(std::size_t i) const noexcept { return places_[i]; }
@@ -112,6 +122,7 @@ class window_buffer {
   }
 
  private:
+  static constexpr std::size_t vram_page = 4096;  // tier 0 begins blocks at multiples of it
   struct receiver {
     using receiver_concept = ex::receiver_t;
     window_buffer* self;
