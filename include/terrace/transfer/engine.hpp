@@ -42,7 +42,7 @@ class transfer_engine final : public transfer_port, private event_source {
   /// What the routes between the tiers that are there need of staging.
   struct staging_needs {
     std::size_t buffers = 0;  ///< that some route takes at once; 0 where none needs any
-    bool raw_blocks = false;  ///< some route decodes a block into staging on its way to another codec
+    bool raw_blocks = false;  ///< some route has a block in staging as it is
   };
   static staging_needs needs(const std::array<bool, count>& open) noexcept {
     staging_needs all;
@@ -50,7 +50,9 @@ class transfer_engine final : public transfer_port, private event_source {
       for (std::size_t to = 0; to < count; ++to) {
         if (!open[from] || !open[to]) continue;
         all.buffers = std::max(all.buffers, routes_[from][to].staging_buffers());
-        all.raw_blocks = all.raw_blocks || routes_[from][to].scratch;
+        // A first tier that the host cannot address is staged as well: its blocks are raw.
+        const route& r = routes_[from][to];
+        all.raw_blocks = all.raw_blocks || r.scratch || (from == 0 && r.stage_source) || (to == 0 && r.stage_target);
       }
     }
     return all;
