@@ -96,7 +96,7 @@ class filled {
     return ns_each(bench::seconds([&] {
                      for (std::size_t n = 0; n < times; ++n) {
                        const std::uint32_t i = policy_.victim();
-                       policy_.remove(i);
+                       evict_from(policy_, i);
                        policy_.admit(i, info(next_key_));
                      }
                    }),

@@ -109,7 +109,7 @@ class replayer {
   }
   void make_room(std::size_t tier) {
     const std::uint32_t victim = tiers_[tier]->victim();
-    tiers_[tier]->remove(victim);
+    tiers_[tier]->evict(victim);
     tiers_[tier]->release({.bytes = 1});
     if (tier + 1 < tiers_.size()) return enter(victim, tier + 1);
     slot_of_[slots_[victim].info.key - 1] = none;

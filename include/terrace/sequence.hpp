@@ -25,6 +25,7 @@ struct page_table {
   planner* owner = nullptr;
   std::uint32_t number = 0;                 ///< names the sequence to prefetchers
   std::uint64_t length = 0;                 ///< committed tokens
+  std::uint32_t turn = 0;                   ///< how often the sequence has been continued
   std::vector<std::vector<block_id>> rows;  ///< ids of forgotten blocks are not valid
   bool reserved = false;                    ///< a reservation is being written
   /// For each row the open tail that this sequence shared and that the reservation has replaced by a copy; not
@@ -162,6 +163,9 @@ class sequence {
     TERRACE_ASSERT(keep <= r.tokens_, "more tokens were committed than reserved");
     r.end(std::min(keep, r.tokens_));
   }
+  /// The conversation goes on: what is written from here belongs to its next turn, which policies are told. A
+  /// sequence that begins with what another one has written (prefix_index) is in the turn after that one's.
+  void begin_turn() noexcept { ++pages_->turn; }
   /// A sequence with the same tokens, sharing every block; the open tail is copied by whichever of the two
   /// writes next. O(blocks), no copy. Precondition: no reservation is open.
   sequence fork(std::uint32_t number) const;
@@ -193,7 +197,7 @@ inline result<block_id> sequence::open_like(std::size_t row, const std::byte* co
   const std::uint32_t parent = blocks.empty() ? block_id::no_index : blocks.back().index;
   auto block =
       p.owner->open_block(static_cast<std::uint16_t>(p.group_index(row)), static_cast<std::uint16_t>(row),
-                          parent, static_cast<std::uint32_t>(blocks.size()));
+                          parent, static_cast<std::uint32_t>(blocks.size()), p.turn);
   if (!block) return propagate(block.error());
   if (contents != nullptr)
     if (auto copied = p.owner->copy_hot(p.owner->open_data(*block), contents, p.group(row).block_bytes());
@@ -344,6 +348,7 @@ inline void sequence::release() noexcept {
     row.clear();
   }
   pages_->length = 0;
+  pages_->turn = 0;
 }
 
 }  // namespace TERRACE_EX

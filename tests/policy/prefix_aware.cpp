@@ -37,7 +37,7 @@ struct small_tier {
   explicit small_tier(prefix_aware::options o = {}) : policy(o) { policy.bind(states); }
   std::uint32_t evict() {
     const std::uint32_t i = policy.victim();
-    policy.remove(i);
+    policy.evict(i);
     return i;
   }
 };

@@ -75,7 +75,7 @@ struct small_tier {
   }
   std::uint32_t evict() {
     const std::uint32_t i = policy.victim();
-    policy.remove(i);
+    policy.evict(i);
     return i;
   }
 };
@@ -118,12 +118,13 @@ TEST_CASE("s3_fifo: what comes back enters the main queue, a private block never
   }
 }
 
-TEST_CASE("s3_fifo: a demotion that pins the victim first leaves a ghost") {
+TEST_CASE(
+    "s3_fifo: a victim that is pinned and comes back keeps its place, and leaves a ghost when it leaves") {
   small_tier tier(4);
-  REQUIRE(tier.evict() == 0);
-  tier.policy.admit(0, {.why = block_info::admission::returned});
-  CHECK(tier.policy.victim() == 0);
+  REQUIRE(tier.policy.victim() == 0);
   tier.policy.remove(0);
+  tier.policy.admit(0, {.why = block_info::admission::returned});
+  CHECK(tier.evict() == 0);
   tier.policy.admit(4, {.key = 1});
   tier.policy.admit(5, {.key = 50});
   for (const std::uint32_t expected : {1u, 2u, 3u, 5u, 4u}) CHECK(tier.evict() == expected);

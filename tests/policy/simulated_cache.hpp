@@ -73,7 +73,7 @@ class simulated_cache {
  private:
   void evict() {
     const std::uint32_t i = policy_.victim();
-    policy_.remove(i);
+    evict_from(policy_, i);
     index_of_.erase(key_of_[i]);
     free_.push_back(i);
   }

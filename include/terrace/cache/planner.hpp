@@ -98,7 +98,7 @@ class planner {
   /// A new open block with a slot in tier 0, referred to once. Drives the context while a transfer that is on
   /// its way may still free a slot; out_of_capacity as soon as none is.
   result<std::uint32_t> open_block(std::uint16_t group, std::uint16_t row, std::uint32_t parent,
-                                   std::uint32_t depth);
+                                   std::uint32_t depth, std::uint32_t turn = 0);
   /// Room in tier 0 for something that is no block, until it is given back. Errors and waits as for open_block.
   result<extent> borrow(std::size_t bytes);
   void give_back(extent borrowed) noexcept {
@@ -200,7 +200,8 @@ class planner {
   void pin(std::uint32_t block, std::size_t tier);
   void unpin(std::uint32_t block, std::size_t tier);
   void settle(std::uint32_t block, std::size_t tier);
-  void drop_copy(std::uint32_t block, std::size_t tier);
+  enum class departure : std::uint8_t { evicted, dropped };
+  void drop_copy(std::uint32_t block, std::size_t tier, departure why = departure::dropped);
   void collect(std::uint32_t block);
 
   claim claim_slot(std::size_t bytes, need n);

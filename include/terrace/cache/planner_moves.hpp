@@ -44,9 +44,11 @@ inline void planner::settle(std::uint32_t block, std::size_t tier) {
   if (chargeable == copy.in_policy) return;
   copy.in_policy = chargeable;
   if (!chargeable) return tiers_[tier]->remove(block);
-  const block_info info{.parent = r.parent,
+  const block_info info{.key = r.key,
+                        .parent = r.parent,
                         .depth = r.depth,
                         .row = r.row,
+                        .turn = r.turn,
                         .bytes = copy.where.bytes,
                         .recompute_cost = static_cast<float>(r.depth + 1),
                         .reload_cost = static_cast<float>(blocks_.best_copy(r, tier + 1)),
@@ -57,11 +59,17 @@ inline void planner::settle(std::uint32_t block, std::size_t tier) {
   tiers_[tier]->admit(block, info, r.rank);
 }
 
-inline void planner::drop_copy(std::uint32_t block, std::size_t tier) {
+// Evicted: its room was needed, and it may be asked for again.
+inline void planner::drop_copy(std::uint32_t block, std::size_t tier, departure why) {
   block_record& r = blocks_[block];
   block_copy& copy = r.copies[tier];
   TERRACE_ASSERT(copy.pins == 0, "a pinned copy was dropped");
-  if (copy.in_policy) tiers_[tier]->remove(block);
+  if (copy.in_policy) {
+    if (why == departure::evicted)
+      tiers_[tier]->evict(block);
+    else
+      tiers_[tier]->remove(block);
+  }
   if (copy.prefetched) ++prefetch_.wasted;
   if (tier == 0) blocks_.mark_unsaved(block, false);
   tiers_[tier]->release(copy.where);
@@ -118,7 +126,7 @@ inline planner::room planner::vacate(std::size_t tier, need n) {
   block_record& r = blocks_[victim];
   if (r.refs != 0 && !blocks_.saved_below(r, tier)) return start_store(victim, tier, true, n);
   if (r.refs == 0) ++dropped_;
-  drop_copy(victim, tier);
+  drop_copy(victim, tier, departure::evicted);
   collect(victim);
   return room::ready;
 }
@@ -231,7 +239,7 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
   settle(job.block, job.to);
   unpin(job.block, job.from);
   if (job.evict && outcome && source.now == state::resident && source.pins == 0)
-    drop_copy(job.block, job.from);
+    drop_copy(job.block, job.from, departure::evicted);
   collect(job.block);
 }
 

@@ -342,7 +342,7 @@ inline result<extent> planner::borrow(std::size_t bytes) {
 }
 
 inline result<std::uint32_t> planner::open_block(std::uint16_t group, std::uint16_t row, std::uint32_t parent,
-                                                 std::uint32_t depth) {
+                                                 std::uint32_t depth, std::uint32_t turn) {
   const auto slot = borrow(layout_.groups[group].block_bytes());
   if (!slot) return propagate(slot.error());
   const std::uint32_t block = blocks_.create();
@@ -352,6 +352,7 @@ inline result<std::uint32_t> planner::open_block(std::uint16_t group, std::uint1
   r.row = row;
   r.parent = parent;
   r.depth = depth;
+  r.turn = turn;
   r.refs = 1;
   r.copies[0].now = state::resident;
   r.copies[0].where = *slot;

@@ -45,10 +45,12 @@ struct block_record {
     sealed,  ///< complete and immutable
   };
   std::array<block_copy, max_tiers> copies;
+  std::uint64_t key = 0;  ///< names its content to policies: its own until a prefix index knows it
   std::uint32_t generation = 0;
   std::uint32_t refs = 0;    ///< sequences that refer to it; at 0 it is let go
   std::uint32_t parent = 0;  ///< the block before it in the sequence that made it, or index_link::none
   std::uint32_t depth = 0;   ///< blocks before it
+  std::uint32_t turn = 0;    ///< how often its sequence had been continued when it was written
   std::uint16_t group = 0;   ///< layer group of the layout
   std::uint16_t row = 0;     ///< row of layers, over all groups
   phase now = phase::free;
@@ -97,6 +99,7 @@ class residency {
     const std::uint32_t generation = records_[i].generation;
     records_[i] = block_record{};
     records_[i].generation = generation;
+    records_[i].key = private_key(id_of(i));
     records_[i].now = block_record::phase::open;
     ++alive_;
     return i;
@@ -139,6 +142,14 @@ class residency {
   void mark_to_load(std::uint32_t i, bool yes) noexcept { enqueue(to_load_, i, records_[i].loading, yes); }
 
  private:
+  // Unlike that of every other block, now and before, and not 0: a bijection (the finaliser of splitmix64) of what
+  // is not 0.
+  static std::uint64_t private_key(block_id id) noexcept {
+    std::uint64_t x = (std::uint64_t{id.generation} << 32 | id.index) + 1;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+  }
   void enqueue(index_list& queue, std::uint32_t i, bool& in, bool yes) noexcept {
     if (in == yes) return;
     in = yes;

@@ -75,6 +75,11 @@ class tier_control {
     else
       (s == standing::kept ? kept_ : evictable_).erase(links_, block);
   }
+  /// The same, where the block leaves the tier because its room is needed.
+  void evict(std::uint32_t block) {
+    if (charges_[block] != standing::ordinary) return remove(block);
+    policy_evict(block);
+  }
   /// Who should leave first, or index_link::none. It stays in charge until removed.
   std::uint32_t victim() {
     if (!evictable_.empty()) return evictable_.front();
@@ -89,6 +94,7 @@ class tier_control {
   virtual void grow_policy(std::size_t blocks) = 0;
   virtual void policy_admit(std::uint32_t block, const block_info& info) = 0;
   virtual void policy_remove(std::uint32_t block) = 0;
+  virtual void policy_evict(std::uint32_t block) = 0;
   virtual std::uint32_t policy_victim() = 0;
 
  private:

@@ -33,6 +33,7 @@ class ranked_tier : public tier_control {
   }
   void policy_admit(std::uint32_t block, const block_info& info) final { policy_.admit(block, info); }
   void policy_remove(std::uint32_t block) final { policy_.remove(block); }
+  void policy_evict(std::uint32_t block) final { evict_from(policy_, block); }
   std::uint32_t policy_victim() final { return policy_.victim(); }
 
   Policy policy_;

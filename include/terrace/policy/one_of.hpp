@@ -63,6 +63,9 @@ class one_of {
   void remove(std::uint32_t i) {
     visit([&](auto& c) { c.policy.remove(i); });
   }
+  void evict(std::uint32_t i) {
+    visit([&](auto& c) { evict_from(c.policy, i); });
+  }
   void touch(std::uint32_t i, const block_use& use) {
     visit([&](auto& c) { c.policy.touch(i, use); });
   }

@@ -16,11 +16,12 @@ struct block_info {
     ahead,     ///< its first copy in this tier, brought by a prefetch: it has not been used yet
     returned,  ///< it was pinned meanwhile, or did not leave after all: the policy may restore its place
   };
-  std::uint64_t key = 0;  ///< content key, equal for equal prefixes; 0 where the block is private
+  std::uint64_t key =
+      0;  ///< names the content: equal in all tiers, and for equal prefixes; 0 where nobody knows it
   std::uint32_t parent = 0xffffffffu;  ///< index of the block before it, where it has one
   std::uint32_t depth = 0;             ///< blocks before it in its sequence
   std::uint32_t row = 0;               ///< which row of layers it belongs to
-  std::uint32_t turn = 0;              ///< turn of the conversation
+  std::uint32_t turn = 0;              ///< how often its sequence had been continued when it was written
   std::uint32_t bytes = 0;             ///< size in this tier
   float recompute_cost = 0;            ///< relative cost of computing it anew
   float reload_cost = 0;               ///< relative cost of bringing it back from the tier that also has it
@@ -65,6 +66,23 @@ concept eviction_policy = std::is_trivially_copyable_v<typename P::block_state> 
   { p.victim() } -> std::same_as<std::uint32_t>;
   p.advance_step(step);
 };
+
+/// A policy that wants to know which removals are evictions: one with ghosts, which remember the keys of blocks that
+/// the tier has let go of for room, and may be asked for again. `evict(i)`: i leaves the tier as the victim that it
+/// was. It is called in place of `remove`, with the same precondition; what comes back after it is `admission::first`.
+template <class P>
+concept ghost_keeping_policy = eviction_policy<P> && requires(P p, std::uint32_t i) {
+  p.evict(i);
+};
+
+/// Block `i` leaves the tier: tells the policy so in the words that it knows.
+template <eviction_policy P>
+constexpr void evict_from(P& policy, std::uint32_t i) {
+  if constexpr (ghost_keeping_policy<P>)
+    policy.evict(i);
+  else
+    policy.remove(i);
+}
 
 /// A policy that wants to know what share of the softmax mass a block drew. Attention knows it only after the use
 /// was reported, when all blocks of the row have been merged; `weigh(i, use)` then brings it in `use.mass`, to the

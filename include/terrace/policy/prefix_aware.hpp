@@ -53,8 +53,6 @@ class prefix_aware {
     bool inner = false;        ///< a block after it is known
     bool in_charge : 1 = false;
     bool known : 1 = false;
-    bool named : 1 = false;    ///< was the victim, and has not been used since
-    bool ghostly : 1 = false;  ///< has left, as far as is known: its key is among the ghosts
   };
   static_assert(sizeof(block_state) <= 32);
 
@@ -76,10 +74,7 @@ class prefix_aware {
 
   void admit(std::uint32_t i, const block_info& info) noexcept {
     block_state& s = states_[i];
-    if (info.why == block_info::admission::returned && s.known) {
-      if (s.ghostly) discount(ghosts_.take(s.key));
-      s.ghostly = false;
-    } else {
+    if (info.why != block_info::admission::returned || !s.known) {
       pass_time();
       s = {.key = info.key, .used_at = newest().number, .history = 1};
       recall(s);
@@ -92,12 +87,12 @@ class prefix_aware {
     if (info.parent < states_.size()) note_child(info.parent, info.depth);
   }
 
-  // A removal does not say whether the block is pinned or leaves: one that was the victim is taken to leave.
-  void remove(std::uint32_t i) noexcept {
+  void remove(std::uint32_t i) noexcept { leave(i); }
+  void evict(std::uint32_t i) noexcept {
     leave(i);
     block_state& s = states_[i];
-    s.ghostly = s.named && s.key != 0;
-    if (!s.ghostly) return;
+    s.known = false;
+    if (s.key == 0) return;
     discount(ghosts_.take(s.key));  // of another block with the same key
     const auto most = static_cast<std::size_t>(options_.ghosts * most_);
     while (ghosts_.size() != 0 && ghosts_.size() >= most) discount(ghosts_.take_oldest());
@@ -109,7 +104,6 @@ class prefix_aware {
   void touch(std::uint32_t i, const block_use&) noexcept {
     block_state& s = states_[i];
     pass_time();
-    s.named = false;
     if (!s.known) return;
     const bool in_charge = s.in_charge;
     if (in_charge) leave(i);
@@ -124,9 +118,7 @@ class prefix_aware {
     if (size_ == 0) return index_link::none;
     if (chosen_ == kinds)
       chosen_ = static_cast<std::size_t>(std::min_element(worst_.begin(), worst_.end()) - worst_.begin());
-    const std::uint32_t i = slices_[worst_slice_[chosen_]].last[chosen_];
-    states_[i].named = true;
-    return i;
+    return slices_[worst_slice_[chosen_]].last[chosen_];
   }
 
   void advance_step(std::uint64_t) noexcept {}
@@ -326,6 +318,6 @@ class prefix_aware {
   std::uint64_t now_ = 0, next_tick_ = 0, last_tick_ = 0, last_fit_ = 0, ticks_ = 0;
   std::uint32_t next_number_ = 0, size_ = 0, most_ = 0;
 };
-static_assert(eviction_policy<prefix_aware>);
+static_assert(ghost_keeping_policy<prefix_aware>);
 
 }  // namespace terrace

@@ -32,8 +32,6 @@ class s3_fifo {
     std::uint64_t key : block_place::key_bits = 0;
     std::uint64_t linked : 1 = false;
     std::uint64_t in_charge : 1 = false;
-    std::uint64_t named : 1 = false;    ///< was the victim, and has not been used since
-    std::uint64_t ghostly : 1 = false;  ///< has left, as far as is known: its key is among the ghosts
     std::uint64_t uses : 2 = 0;
     queue where : 2 = queue::none;
   };
@@ -50,8 +48,6 @@ class s3_fifo {
   void admit(std::uint32_t i, const block_info& info) noexcept {
     block_state& s = states_[i];
     if (info.why == block_info::admission::returned && s.where != queue::none) {
-      if (s.ghostly) ghosts_.erase(s.key);
-      s.ghostly = false;
       queue_of(s).resume(states_, i);
     } else {
       enter(i, block_place::short_key(info.key));
@@ -59,17 +55,16 @@ class s3_fifo {
     most_ = std::max(most_, small_.size() + main_.size());
   }
 
-  // A removal does not say whether the block is pinned or leaves: one that was the victim is taken to leave.
-  void remove(std::uint32_t i) noexcept {
+  void remove(std::uint32_t i) noexcept { queue_of(states_[i]).suspend(states_, i); }
+  void evict(std::uint32_t i) noexcept {
     block_state& s = states_[i];
-    queue_of(s).suspend(states_, i);
-    s.ghostly = s.named && s.where == queue::small && s.key != 0;
-    if (s.ghostly) ghosts_.push(s.key);
+    queue_of(s).erase(states_, i);
+    if (s.where == queue::small && s.key != 0) ghosts_.push(s.key);
+    s.where = queue::none;
   }
 
   void touch(std::uint32_t i, const block_use&) noexcept {
     block_state& s = states_[i];
-    s.named = false;
     if (s.uses != most_uses) ++s.uses;
   }
 
@@ -90,7 +85,6 @@ class s3_fifo {
         --s.uses;
         main_.refresh(states_, i);
       } else {
-        s.named = true;
         return i;
       }
     }
@@ -121,6 +115,6 @@ class s3_fifo {
   ghost_list ghosts_;
   std::uint32_t most_ = 0;
 };
-static_assert(eviction_policy<s3_fifo>);
+static_assert(ghost_keeping_policy<s3_fifo>);
 
 }  // namespace terrace

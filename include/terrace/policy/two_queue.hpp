@@ -31,8 +31,6 @@ class two_queue {
     std::uint64_t key : block_place::key_bits = 0;
     std::uint64_t linked : 1 = false;
     std::uint64_t in_charge : 1 = false;
-    std::uint64_t named : 1 = false;    ///< was the victim, and has not been used since
-    std::uint64_t ghostly : 1 = false;  ///< has left, as far as is known: its key is among the ghosts
     queue where : 2 = queue::none;
   };
   static_assert(sizeof(block_state) == 16);
@@ -48,8 +46,6 @@ class two_queue {
   void admit(std::uint32_t i, const block_info& info) noexcept {
     block_state& s = states_[i];
     if (info.why == block_info::admission::returned && s.where != queue::none) {
-      if (s.ghostly) ghosts_.erase(s.key);
-      s.ghostly = false;
       queue_of(s).resume(states_, i);
     } else {
       enter(i, block_place::short_key(info.key));
@@ -57,26 +53,22 @@ class two_queue {
     most_ = std::max(most_, in_.size() + main_.size());
   }
 
-  // A removal does not say whether the block is pinned or leaves: one that was the victim is taken to leave.
-  void remove(std::uint32_t i) noexcept {
+  void remove(std::uint32_t i) noexcept { queue_of(states_[i]).suspend(states_, i); }
+  void evict(std::uint32_t i) noexcept {
     block_state& s = states_[i];
-    queue_of(s).suspend(states_, i);
-    s.ghostly = s.named && s.where == queue::in && s.key != 0;
-    if (s.ghostly) ghosts_.push(s.key);
+    queue_of(s).erase(states_, i);
+    if (s.where == queue::in && s.key != 0) ghosts_.push(s.key);
+    s.where = queue::none;
   }
 
   void touch(std::uint32_t i, const block_use&) noexcept {
-    block_state& s = states_[i];
-    s.named = false;
-    if (s.where == queue::main) main_.refresh(states_, i);
+    if (states_[i].where == queue::main) main_.refresh(states_, i);
   }
 
   std::uint32_t victim() noexcept {
     const double blocks = in_.size() + main_.size();
     const bool from_in = in_.size() > blocks * options_.in || main_.size() == 0;
-    const std::uint32_t i = (from_in ? in_ : main_).front(states_);
-    if (i != index_link::none) states_[i].named = true;
-    return i;
+    return (from_in ? in_ : main_).front(states_);
   }
 
   void advance_step(std::uint64_t) noexcept {}
@@ -102,6 +94,6 @@ class two_queue {
   ghost_list ghosts_;
   std::uint32_t most_ = 0;
 };
-static_assert(eviction_policy<two_queue>);
+static_assert(ghost_keeping_policy<two_queue>);
 
 }  // namespace terrace

@@ -79,10 +79,12 @@ class policy_examination {
       case 3:
         if (in_charge_[i]) remove(i);
         break;
-      case 4:  // who is evicted dies or goes elsewhere
+      case 4:  // the victim leaves, or is pinned by the transfer that takes it elsewhere
         if (const std::uint32_t victim = policy_.victim(); victim < blocks() && in_charge_[victim]) {
-          remove(victim);
-          known_[victim] = random_() % 2 == 0;
+          if (random_() % 2 == 0)
+            evict(victim);
+          else
+            remove(victim);
         }
         break;
       case 5:
@@ -104,8 +106,7 @@ class policy_examination {
       if (size_ > blocks() / 2) {
         const std::uint32_t victim = policy_.victim();
         if (verdict violated = victim_is_in_charge()) return violated;
-        remove(victim);
-        known_[victim] = false;
+        evict(victim);
       }
       policy_.touch(i, {.step = step_, .mass = 0.5f});
       admit(i);
@@ -118,7 +119,7 @@ class policy_examination {
   verdict drain() {
     for (std::size_t left = size_; left != 0; --left) {
       if (verdict violated = victim_is_in_charge()) return violated;
-      remove(policy_.victim());
+      evict(policy_.victim());
     }
     return victim_is_in_charge();
   }
@@ -156,6 +157,11 @@ class policy_examination {
   void remove(std::uint32_t i) {
     policy_.remove(i);
     in_charge_[i] = false;
+    --size_;
+  }
+  void evict(std::uint32_t i) {
+    evict_from(policy_, i);
+    in_charge_[i] = known_[i] = false;
     --size_;
   }
 
