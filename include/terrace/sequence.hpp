@@ -169,6 +169,10 @@ class sequence {
   /// A sequence with the same tokens, sharing every block; the open tail is copied by whichever of the two
   /// writes next. O(blocks), no copy. Precondition: no reservation is open.
   sequence fork(std::uint32_t number) const;
+  /// Appends tokens that sealed blocks of this cache hold already, by reference: no copy. `blocks` has, row after
+  /// row, the blocks of `tokens` tokens. O(blocks). Preconditions: no reservation is open, the length and `tokens`
+  /// are multiples of every group's tokens a block, and the blocks hold what would be computed here.
+  void append_shared(std::uint64_t tokens, std::span<const block_id> blocks);
   /// Cuts the sequence to its first `tokens` tokens. Where that cuts a sealed block, the part that stays is
   /// copied into a new open one, for which the block is brought to a tier that can be read: this drives the
   /// context. Errors: those of acquire and reserve; then nothing has changed.
@@ -271,6 +275,23 @@ inline sequence sequence::fork(std::uint32_t number) const {
     for (const block_id id : row)
       if (id.valid()) copy.pages_->owner->add_ref(id.index);
   return copy;
+}
+
+inline void sequence::append_shared(std::uint64_t tokens, std::span<const block_id> blocks) {
+  page_table& p = *pages_;
+  TERRACE_ASSERT(!p.reserved, "blocks cannot be appended while a reservation is open");
+  std::size_t next = 0;
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    const std::uint64_t size = p.group(row).tokens;
+    TERRACE_ASSERT(tokens % size == 0 && p.length % size == 0, "shared tokens must fill whole blocks");
+    for (std::uint64_t n = 0; n < tokens / size; ++n) {
+      const block_id id = blocks[next++];
+      p.owner->add_ref(id.index);
+      p.rows[row].push_back(id);
+      p.turn = std::max(p.turn, p.owner->record(id.index).turn + 1);
+    }
+  }
+  p.length += tokens;
 }
 
 inline result<void> sequence::truncate(std::uint64_t tokens) {

@@ -109,11 +109,24 @@ class planner {
   std::byte* open_data(std::uint32_t block) noexcept;
   /// From here the block is immutable and may leave tier 0.
   void seal(std::uint32_t block);
-  void add_ref(std::uint32_t block) noexcept { ++blocks_[block].refs; }
-  /// The last reference lets the block go from every tier.
+  void add_ref(std::uint32_t block);
+  /// The last reference lets the block go from every tier, unless it is cached.
   void drop_ref(std::uint32_t block);
   block_id id_of(std::uint32_t block) const noexcept { return blocks_.id_of(block); }
   const block_record& record(std::uint32_t block) const noexcept { return blocks_[block]; }
+
+  // --- Blocks that stay when nobody refers to them (planner_cached.hpp): what a prefix_index calls.
+
+  /// From now on the block stays when its last reference is dropped, until its room is needed; policies know it
+  /// by `key`. `entry` is what the index knows it by. Precondition: it is sealed, and not cached.
+  void cache_block(std::uint32_t block, std::uint32_t entry, std::uint64_t key);
+  /// The end of that. Precondition: it is cached.
+  void uncache_block(std::uint32_t block);
+  /// Whether this block is alive and some tier has it, or soon will. O(tiers).
+  bool resident(block_id id) const noexcept;
+  /// The entries of cached blocks that have been let go since this was last emptied, one for each block. They
+  /// are at most as many as there were cached blocks.
+  std::vector<std::uint32_t>& expired_entries() noexcept { return expired_; }
 
   // --- Reading.
 
@@ -190,6 +203,8 @@ class planner {
   struct need {
     std::size_t ahead = 1;  // how many such blocks are in line: so many moves may run at once
     bool fresh = false;     // new tokens, which may not take the room that swaps of old blocks need
+    bool speculative =
+        false;  // a prefetch, which may not take the room of another one that is still to be used
   };
   using state = block_copy::state;
 
@@ -207,6 +222,10 @@ class planner {
   claim claim_slot(std::size_t bytes, need n);
   claim claim_room(std::size_t tier, std::size_t bytes, need n);
   room vacate(std::size_t tier, need n);
+  room vacate_idle(std::size_t tier);
+  void let_go(std::uint32_t block, std::size_t tier);
+  void settle_all(std::uint32_t block);
+  void expire(std::uint32_t block);
   std::size_t headroom(std::size_t tier, std::size_t bytes) const noexcept;
   bool set_aside(std::size_t tier) const noexcept;
   room start_store(std::uint32_t block, std::size_t from, bool evict, need n);
@@ -279,6 +298,7 @@ class planner {
   lease_record* free_records_ = nullptr;
   std::forward_list<lease_record> records_;
   std::vector<extent> slots_;  // scratch of serve()
+  std::vector<std::uint32_t> expired_;
 
   // Hints that wait for their step, soonest first (a heap).
   struct timed_hint {
@@ -309,6 +329,7 @@ class planner {
 
 }  // namespace terrace
 
+#include "terrace/cache/planner_cached.hpp"  // IWYU pragma: export
 #include "terrace/cache/planner_loads.hpp"   // IWYU pragma: export
 #include "terrace/cache/planner_moves.hpp"   // IWYU pragma: export
 #include "terrace/cache/planner_reads.hpp"   // IWYU pragma: export

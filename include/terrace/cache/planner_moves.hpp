@@ -32,14 +32,14 @@ inline void planner::settle(std::uint32_t block, std::size_t tier) {
   block_copy& copy = r.copies[tier];
   const bool at_rest = r.now == block_record::phase::sealed && copy.now == state::resident;
   bool chargeable = at_rest && copy.pins == 0;
-  if (tier == last()) {
+  if (tier != 0 && tier == last_open_) {
     chargeable = chargeable && r.refs == 0;
   } else if (tier == 0) {
     const bool saved = blocks_.saved_below(r, 0);
-    chargeable = chargeable && (saved || !write_behind_);
+    chargeable = chargeable && (saved || !write_behind_ || r.refs == 0);
     const bool on_its_way = std::any_of(r.copies.begin() + 1, r.copies.end(),
                                         [](const block_copy& c) { return c.now == state::filling; });
-    blocks_.mark_unsaved(block, at_rest && r.refs != 0 && !saved && !on_its_way);
+    blocks_.mark_unsaved(block, at_rest && r.wanted() && !saved && !on_its_way);
   }
   if (chargeable == copy.in_policy) return;
   copy.in_policy = chargeable;
@@ -82,6 +82,11 @@ inline void planner::collect(std::uint32_t block) {
   block_record& r = blocks_[block];
   if (r.refs != 0 || r.now == block_record::phase::free) return;
   if (r.loading && r.waiting == nullptr) return drop_queued_load(block);  // which comes back here
+  if (r.cached != index_link::none) {
+    for (const block_copy& copy : r.copies)
+      if (copy.now != state::absent) return;
+    expire(block);  // it is nowhere any more
+  }
   bool gone = true;
   for (std::size_t t = 0; t < tiers(); ++t) {
     if (r.copies[t].now == state::absent) continue;
@@ -124,10 +129,13 @@ inline planner::room planner::vacate(std::size_t tier, need n) {
   const std::uint32_t victim = tiers_[tier]->victim();
   if (victim == index_link::none) return room::impossible;
   block_record& r = blocks_[victim];
-  if (r.refs != 0 && !blocks_.saved_below(r, tier)) return start_store(victim, tier, true, n);
-  if (r.refs == 0) ++dropped_;
-  drop_copy(victim, tier, departure::evicted);
-  collect(victim);
+  if (n.speculative && r.copies[tier].prefetched) return room::impossible;
+  if (r.wanted() && !blocks_.saved_below(r, tier)) {
+    const room moved = start_store(victim, tier, true, n);
+    if (moved != room::impossible) return moved;
+    if (r.refs != 0) return vacate_idle(tier);
+  }
+  let_go(victim, tier);
   return room::ready;
 }
 
@@ -190,8 +198,14 @@ inline planner::room planner::start_store(std::uint32_t block, std::size_t from,
 
 inline void planner::start_stores() {
   if (!write_behind_ && flushes_ == nullptr) return make_room_ahead();
-  while (blocks_.any_unsaved())
-    if (start_store(blocks_.first_unsaved(), 0, false, {.ahead = blocks_.unsaved()}) != room::ready) return;
+  while (blocks_.any_unsaved()) {
+    const std::uint32_t block = blocks_.first_unsaved();
+    const room found = start_store(block, 0, false, {.ahead = blocks_.unsaved()});
+    if (found == room::impossible && blocks_[block].refs == 0)
+      blocks_.mark_unsaved(block, false);  // it leaves from tier 0 when it must
+    else if (found != room::ready)
+      return;
+  }
 }
 
 // Above an exclusive tier, and once tier 0 has been full: a few blocks leave it before their slots are asked for, so

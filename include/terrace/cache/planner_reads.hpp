@@ -131,6 +131,12 @@ inline bool planner::serve(acquire_request& r) {
       e.cause = error{errc::lost, "this block is gone, or was never sealed"};
       continue;
     }
+    if (found->refs == 0 &&
+        found->cached != index_link::none) {  // nothing keeps it from being let go meanwhile
+      e.now = lease_entry::state::lost;
+      e.cause = error{errc::lost, "a cached block is read through a sequence that has adopted it"};
+      continue;
+    }
     const std::size_t readable = readable_copy(*found, r.form);
     if (readable != tiers()) {
       pin(e.id.index, readable);
@@ -306,12 +312,13 @@ inline void planner::give_back(lease_record* record) noexcept {
 
 inline planner::prefetch_outcome planner::begin_prefetch(block_id id, lease_form form) {
   const block_record* b = blocks_.find(id);
-  if (b == nullptr || b->now != block_record::phase::sealed || b->copies[0].now != state::absent)
+  if (b == nullptr || b->now != block_record::phase::sealed || b->copies[0].now != state::absent ||
+      b->refs == 0)
     return prefetch_outcome::needless;
   if (blocks_.best_copy(*b, 1) == tiers() || readable_copy(*b, form) != tiers())
     return prefetch_outcome::needless;
   if (stopping_ || prefetches_ == options_.prefetches_in_flight) return prefetch_outcome::no_room;
-  const claim slot = claim_slot(slot_bytes(*b), {});
+  const claim slot = claim_slot(slot_bytes(*b), {.speculative = true});
   if (slot.what != room::ready) return prefetch_outcome::no_room;
   begin_load(id.index, slot.where, true);
   return prefetch_outcome::begun;
@@ -375,10 +382,9 @@ inline void planner::drop_ref(std::uint32_t block) {
   block_record& r = blocks_[block];
   TERRACE_ASSERT(r.refs > 0, "a reference to a block was dropped twice");
   if (--r.refs != 0) return;
-  if (r.now == block_record::phase::open)
-    unpin(block, 0);
-  else
-    collect(block);
+  if (r.now == block_record::phase::open) return unpin(block, 0);
+  if (r.cached != index_link::none) settle_all(block);
+  collect(block);
 }
 
 }  // namespace terrace

@@ -2,6 +2,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "terrace/cache/hints.hpp"
@@ -47,20 +48,25 @@ struct block_record {
   std::array<block_copy, max_tiers> copies;
   std::uint64_t key = 0;  ///< names its content to policies: its own until a prefix index knows it
   std::uint32_t generation = 0;
-  std::uint32_t refs = 0;    ///< sequences that refer to it; at 0 it is let go
+  std::uint32_t refs = 0;    ///< sequences that refer to it; at 0 it is let go, unless a prefix index knows it
   std::uint32_t parent = 0;  ///< the block before it in the sequence that made it, or index_link::none
   std::uint32_t depth = 0;   ///< blocks before it
   std::uint32_t turn = 0;    ///< how often its sequence had been continued when it was written
   std::uint16_t group = 0;   ///< layer group of the layout
   std::uint16_t row = 0;     ///< row of layers, over all groups
+  std::uint32_t cached = index_link::none;  ///< what a prefix index knows it by; none: no index does
   phase now = phase::free;
   standing rank = standing::ordinary;  ///< what hints have said
   float mass = 0;                      ///< what it drew of the softmax mass when it was last weighed
+  bool idle = false;                   ///< a prefix index knows it, and no sequence refers to it
   bool unsaved = false;                ///< in the write-behind queue: tier 0 has the only copy
   bool loading = false;                ///< in the load queue: a slot is reserved, the transfer has not begun
   bool speculative = false;            ///< the load that is queued or on its way was begun by a prefetch
   std::uint8_t load_from = 0;          ///< the tier that this load reads
   lease_entry* waiting = nullptr;      ///< acquires that wait for the copy that is filling tier 0
+
+  /// A sequence refers to it, or a prefix index knows it.
+  bool wanted() const noexcept { return refs != 0 || cached != index_link::none; }
 };
 
 /// Which blocks there are, and which tiers have them: dense records, recycled indices told apart by
@@ -95,6 +101,7 @@ class residency {
       i = static_cast<std::uint32_t>(records_.size());
       records_.emplace_back();
       links_.emplace_back();
+      idle_links_.emplace_back();
     }
     const std::uint32_t generation = records_[i].generation;
     records_[i] = block_record{};
@@ -128,6 +135,17 @@ class residency {
   /// Whether a tier farther than `t` has the block as well.
   bool saved_below(const block_record& r, std::size_t t) const noexcept {
     return best_copy(r, t + 1) != tiers_;
+  }
+
+  /// Blocks that a prefix index knows and no sequence refers to: the first of them, and the one after `i`.
+  std::uint32_t first_idle() const noexcept { return idle_.front(); }
+  std::uint32_t next_idle(std::uint32_t i) const noexcept { return idle_links_[i].next; }
+  void mark_idle(std::uint32_t i, bool yes) noexcept {
+    if (std::exchange(records_[i].idle, yes) == yes) return;
+    if (yes)
+      idle_.push_back(idle_links_, i);
+    else
+      idle_.erase(idle_links_, i);
   }
 
   /// Blocks that only tier 0 has, oldest first: what write-behind has to do.
@@ -166,6 +184,8 @@ class residency {
   // tier 0, a block that is to be loaded has none, a free one is neither.
   std::vector<index_link> links_;
   index_list free_, unsaved_, to_load_;
+  std::vector<index_link> idle_links_;
+  index_list idle_;  // in the order in which they were left
 };
 
 }  // namespace terrace
