@@ -2,9 +2,13 @@
 
 #include <array>
 #include <memory>
+#include <vector>
 
 #include "catch.hpp"
+#include "terrace/prefetch/adaptive.hpp"
+#include "terrace/prefetch/attention_pattern.hpp"
 #include "terrace/prefetch/layer_ahead.hpp"
+#include "terrace/prefetch/sliding_window.hpp"
 #include "terrace/testing/archetypes.hpp"
 
 using namespace terrace;
@@ -30,6 +34,9 @@ struct suggests_without_a_count : prefetcher_archetype {
 struct suggests_one_at_a_time : prefetcher_archetype {
   prefetch_wish suggest();
 };
+struct attends_to_nothing : prefetcher_archetype {
+  void attended(const row_use&);
+};
 struct suggests_into_a_row : prefetcher_archetype {
   std::size_t suggest(std::span<row_use>);
 };
@@ -39,6 +46,10 @@ static_assert(!prefetcher<name_is_no_text> && !prefetcher<name_is_a_function>);
 static_assert(!prefetcher<observes_nothing> && !prefetcher<observes_what_it_changes>);
 static_assert(!prefetcher<suggests_without_a_count> && !prefetcher<suggests_one_at_a_time>);
 static_assert(!prefetcher<suggests_into_a_row>);
+static_assert(prefetcher<attends_to_nothing> && !attention_watching_prefetcher<attends_to_nothing>);
+static_assert(!attention_watching_prefetcher<prefetcher_archetype>);
+using every_prefetcher = adaptive<layer_ahead, sliding_window, attention_pattern>;
+static_assert(attention_watching_prefetcher<every_prefetcher>);
 static_assert(std::is_constructible_v<any_prefetcher, prefetcher_archetype>);
 static_assert(!std::is_constructible_v<any_prefetcher, suggests_one_at_a_time>);
 // What holds any prefetcher does not hold itself in another wrapping.
@@ -52,7 +63,8 @@ void keeps_to_what_exists(P p) {
     for (std::uint32_t blocks = 0; blocks <= 40; blocks += 8)
       for (std::uint64_t step = 0; step < 3; ++step)
         for (std::uint32_t row = 0; row < rows; ++row) {
-          p.observe({.sequence = 1, .row = row, .rows = rows, .blocks = blocks, .step = step});
+          const row_use use{.sequence = 1, .row = row, .rows = rows, .blocks = blocks, .step = step};
+          p.observe(use);
           CHECK(p.suggest({}) == 0);
           std::array<prefetch_wish, 8> out;
           const std::size_t count = p.suggest(out);
@@ -63,13 +75,15 @@ void keeps_to_what_exists(P p) {
             CHECK(out[i].first + out[i].blocks <= blocks);
             CHECK(out[i].at_step >= step);
           }
+          if constexpr (requires { p.attended(use, {}); })
+            p.attended(use, std::vector<float>(blocks, blocks == 0 ? 0 : 1.0f / static_cast<float>(blocks)));
         }
 }
 
 }  // namespace
 
 TEMPLATE_TEST_CASE("a prefetcher asks for what exists, and for no more than there is room for", "",
-                   layer_ahead, prefetcher_archetype) {
+                   layer_ahead, sliding_window, attention_pattern, every_prefetcher, prefetcher_archetype) {
   keeps_to_what_exists(TestType());
   keeps_to_what_exists(any_prefetcher(TestType()));
 }

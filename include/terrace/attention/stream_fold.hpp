@@ -59,11 +59,15 @@ inline void stream_run::fold_window(const window& w, std::size_t first, std::siz
   fold(blocks, view_of, w.first + first);
 }
 
-// Tells the policies what each block drew, now that the whole is known.
+// Tells the policies and the prefetcher what each block drew, now that the whole is known.
 inline void stream_run::report_mass() {
   if (work_->mass.empty()) return;
-  for (std::size_t b = 0; b < work_->blocks.size(); ++b)
-    cache_.control().weigh(work_->blocks[b].index, work_->mass.share(b, work_->state));
+  work_->shares.resize(work_->blocks.size());
+  for (std::size_t b = 0; b < work_->blocks.size(); ++b) {
+    work_->shares[b] = work_->mass.share(b, work_->state);
+    cache_.control().weigh(work_->blocks[b].index, work_->shares[b]);
+  }
+  cache_.prefetcher().attended(use(), work_->shares);
 }
 
 // For measuring compute alone: nothing is brought, other memory of the same size stands in for what is not

@@ -106,6 +106,7 @@ class stream_run {
   template <class F>
   void for_each_seen(std::uint32_t row, F&& f) const;
   void choose_blocks();
+  row_use use() const noexcept;
   std::size_t window_blocks() const noexcept;
   void pump() noexcept;
   void ask(window& w) noexcept;
@@ -181,15 +182,20 @@ inline std::size_t stream_run::window_blocks() const noexcept {
   return std::max<std::size_t>(1, bytes / block);
 }
 
+inline row_use stream_run::use() const noexcept {
+  return {.sequence = pages_.number,
+          .row = row_,
+          .rows = static_cast<std::uint32_t>(pages_.rows.size()),
+          .blocks = static_cast<std::uint32_t>(work_->blocks.size()),
+          .step = cache_.control().step()};
+}
+
 inline void stream_run::start() {
   choose_blocks();
-  cache_.prefetcher().observe({.sequence = pages_.number,
-                               .row = row_,
-                               .rows = static_cast<std::uint32_t>(pages_.rows.size()),
-                               .blocks = static_cast<std::uint32_t>(work_->blocks.size()),
-                               .step = cache_.control().step()});
+  cache_.prefetcher().observe(use());
   // Worked out where a step decodes: over a prefill's many queries it would cost memory, and say little.
-  const bool weighs = options_.attend && few_queries() && cache_.control().weighs();
+  const bool asked_for = cache_.control().weighs() || cache_.prefetcher().watches();
+  const bool weighs = options_.attend && few_queries() && asked_for;
   work_->mass.reset(weighs ? work_->blocks.size() : 0, work_->queries.rows());
   for (window& w : windows_) w.run = this;
   if (!options_.stand_in.empty()) {
@@ -347,15 +353,17 @@ inline void stream_run::look_ahead() {
 
 inline void stream_run::gather_wishes() {
   work_->wanted.clear();
-  std::array<prefetch_wish, 4> wishes;
+  std::array<prefetch_wish, 16> wishes;
+  std::uint32_t gathered = static_cast<std::uint32_t>(-1);  // the row that work_->seen holds
   const std::size_t count = cache_.prefetcher().suggest(wishes);
   for (const prefetch_wish& wish : std::span(wishes).first(count)) {
     if (wish.row >= pages_.rows.size()) continue;
-    std::uint32_t n = 0;
-    for_each_seen(wish.row, [&](block_id id, std::uint32_t) {
-      if (n >= wish.first && n < wish.first + wish.blocks) work_->wanted.push_back(id);
-      ++n;
-    });
+    if (std::exchange(gathered, wish.row) != wish.row) {
+      work_->seen.clear();
+      for_each_seen(wish.row, [&](block_id id, std::uint32_t) { work_->seen.push_back(id); });
+    }
+    const std::size_t end = std::min<std::size_t>(work_->seen.size(), std::size_t{wish.first} + wish.blocks);
+    for (std::size_t n = wish.first; n < end; ++n) work_->wanted.push_back(work_->seen[n]);
   }
 }
 

@@ -19,6 +19,8 @@ struct stream_workspace {
   std::vector<std::uint32_t> positions;  ///< which block of its row each of them is
   mass_tally mass;                       ///< what each of them draws, where a policy wants to know
   std::vector<block_id> wanted;          ///< scratch for prefetches
+  std::vector<block_id> seen;            ///< likewise: the blocks of one row
+  std::vector<float> shares;             ///< what a prefetcher is told of `mass`
   stream_workspace* next = nullptr;
 };
 

@@ -16,6 +16,7 @@ struct row_use {
   std::uint32_t rows = 1;    ///< rows that the model has in all
   std::uint32_t blocks = 0;  ///< blocks of the row that attention sees
   std::uint64_t step = 0;
+  bool selected = false;  ///< attention reads only some of these blocks: `attended` says which
 };
 
 /// Blocks that will be wanted: `blocks` consecutive ones of a row, beginning with `first`. Only those that attention
@@ -35,8 +36,9 @@ struct prefetch_wish {
 /// - `suggest(out) -> std::size_t`: writes at most out.size() wishes, most urgent first, and returns how
 ///   many. The cache loads as many of their blocks as bandwidth, staging and free-to-leave slots allow, in
 ///   that order, and skips those that attention can read already. It drops wishes that it could not begin:
-///   the next row brings new ones. A prefetch never waits, and never evicts a block that was brought for the
-///   same row or one that is pinned.
+///   the next row brings new ones. A prefetch never waits; it takes what the policy of tier 0 would
+///   let go first, never a block that is pinned or that another prefetch brought and nobody has used yet. What was
+///   begun for a sequence that has gone is dropped.
 /// Neither allocates. Whether wishes were used, wasted or late is counted by the cache.
 template <class P>
 concept prefetcher = std::move_constructible<P> &&
@@ -44,6 +46,16 @@ concept prefetcher = std::move_constructible<P> &&
   { P::name } -> std::convertible_to<std::string_view>;
   p.observe(use);
   { p.suggest(out) } -> std::convertible_to<std::size_t>;
+};
+
+/// A prefetcher that wants to know what attention looked at. `attended(use, shares)`: this row has been attended;
+/// shares[i] is the share of the softmax mass that the i-th block that attention sees drew, the mean over query
+/// heads, and 0 where it was not read. Between it and the row's `observe` other rows may come. It allocates nothing.
+/// Not called where many queries attend at once: nobody works it out there.
+template <class P>
+concept attention_watching_prefetcher = prefetcher<P> &&
+    requires(P p, const row_use& use, std::span<const float> shares) {
+  p.attended(use, shares);
 };
 
 /// Holds any prefetcher: it is chosen at run time, and called once a row, not once a block.
@@ -60,6 +72,11 @@ class any_prefetcher {
     if (self_) self_->observe(use);
   }
   std::size_t suggest(std::span<prefetch_wish> out) { return self_ ? self_->suggest(out) : 0; }
+  /// Whether it wants to be told what attention looked at.
+  bool watches() const noexcept { return self_ != nullptr && self_->watches(); }
+  void attended(const row_use& use, std::span<const float> shares) {
+    if (self_) self_->attended(use, shares);
+  }
 
  private:
   struct face {
@@ -67,6 +84,8 @@ class any_prefetcher {
     virtual std::string_view name() const noexcept = 0;
     virtual void observe(const row_use&) = 0;
     virtual std::size_t suggest(std::span<prefetch_wish>) = 0;
+    virtual bool watches() const noexcept = 0;
+    virtual void attended(const row_use&, std::span<const float>) = 0;
   };
   template <class P>
   struct model final : face {
@@ -74,6 +93,11 @@ class any_prefetcher {
     std::string_view name() const noexcept override { return P::name; }
     void observe(const row_use& use) override { p_.observe(use); }
     std::size_t suggest(std::span<prefetch_wish> out) override { return p_.suggest(out); }
+    bool watches() const noexcept override { return attention_watching_prefetcher<P>; }
+    void attended([[maybe_unused]] const row_use& use,
+                  [[maybe_unused]] std::span<const float> shares) override {
+      if constexpr (attention_watching_prefetcher<P>) p_.attended(use, shares);
+    }
     P p_;
   };
   std::unique_ptr<face> self_;

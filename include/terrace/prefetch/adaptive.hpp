@@ -1,0 +1,152 @@
+#pragma once
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "terrace/prefetch/prefetcher.hpp"
+
+namespace terrace {
+
+/// Runs several prefetchers in shadow and follows the one whose predictions are used most: each says at each row what
+/// it would ask for, and the next row that the same sequence attends shows what of it was used. Predictions of the
+/// followed one alone are loaded, and none as long as less than `least` of the best one's are used. Of equals the first
+/// one listed is followed.
+///
+///     cache.use(adaptive(layer_ahead{}, attention_pattern{}));
+///
+/// A use counts where attention read the block: any that it saw, or, where it reads a selection, those that drew a share
+/// of the mass (prefetcher.hpp). Usefulness is used blocks over predicted ones, in which the last hundred or so rows
+/// count; it begins at 1. Memory is taken at the start: for each prefetcher about 420 bytes for each of 64 sequences;
+/// of two that share a place, one is not measured. `observe` costs what the prefetchers cost, and O(wishes).
+template <prefetcher... Ps>
+class adaptive {
+  static_assert(sizeof...(Ps) != 0, "adaptive needs at least one prefetcher to follow");
+
+ public:
+  static constexpr std::string_view name = "adaptive";
+  /// The least usefulness that is followed.
+  static constexpr float least = 0.5f;
+
+  adaptive() : adaptive(Ps{}...) {}
+  explicit adaptive(Ps... each) : each_(std::move(each)...) {
+    for (shadow& s : shadows_) s.pending.resize(places);
+  }
+
+  void observe(const row_use& use) {
+    for (shadow& s : shadows_) judge(s, use);
+    std::size_t i = 0;
+    std::apply([&](auto&... p) { (predict(p, shadows_[i++], use), ...); }, each_);
+    choose();
+  }
+  void attended(const row_use& use, std::span<const float> shares) {
+    std::apply(
+        [&](auto&... p) {
+          const auto tell = [&](auto& one) {
+            if constexpr (attention_watching_prefetcher<std::remove_reference_t<decltype(one)>>)
+              one.attended(use, shares);
+          };
+          (tell(p), ...);
+        },
+        each_);
+    for (shadow& s : shadows_)
+      if (s.asked.about(use) && s.asked.step == use.step)
+        score(s, std::exchange(s.asked, {}), use.row, [&](const prefetch_wish& wish) {
+          std::uint32_t used = 0;
+          for (std::size_t b = wish.first; b < std::min<std::size_t>(shares.size(), wish.first + wish.blocks);
+               ++b)
+            used += shares[b] > 0 ? 1 : 0;
+          return used;
+        });
+  }
+  std::size_t suggest(std::span<prefetch_wish> out) noexcept {
+    if (chosen_ == sizeof...(Ps)) return 0;
+    const prediction& p = shadows_[chosen_].latest;
+    const std::size_t count = std::min<std::size_t>(p.count, out.size());
+    std::copy_n(p.wishes.begin(), count, out.begin());
+    return count;
+  }
+
+  /// Whom it follows now; "none" where nobody is of use.
+  std::string_view following() const noexcept {
+    constexpr std::array<std::string_view, sizeof...(Ps) + 1> names{Ps::name..., "none"};
+    return names[chosen_];
+  }
+  /// The share of the predictions of the i-th prefetcher that were used, of late.
+  float usefulness(std::size_t i) const noexcept { return shadows_[i].usefulness(); }
+
+ private:
+  static constexpr std::size_t places = 64, most_wishes = 16;
+  static constexpr float memory = 0.98f;
+
+  // What was said at one row of a sequence.
+  struct prediction {
+    std::uint32_t sequence = 0;
+    std::uint64_t step = 0;  // of `asked`: of the row that it is about
+    std::uint32_t count = 0;
+    bool open = false;
+    std::array<prefetch_wish, most_wishes> wishes{};
+    bool about(const row_use& use) const noexcept { return open && sequence == use.sequence; }
+  };
+  struct shadow {
+    std::vector<prediction> pending;  // by sequence
+    prediction asked;                 // about a row of which it is not known yet what attention reads
+    prediction latest;
+    float predicted = 0, used = 0;
+    float usefulness() const noexcept { return (used + 1) / (predicted + 1); }
+  };
+
+  // What was predicted for this row, and may be judged now or when it has been attended.
+  static void judge(shadow& s, const row_use& use) {
+    prediction& p = s.pending[use.sequence % places];
+    if (!p.about(use)) return;
+    p.open = false;
+    if (use.selected) {
+      s.asked = p;
+      s.asked.open = true;
+      s.asked.step = use.step;
+      return;
+    }
+    score(s, p, use.row, [&](const prefetch_wish& wish) {
+      return wish.first >= use.blocks ? 0 : std::min(wish.blocks, use.blocks - wish.first);
+    });
+  }
+  template <class Used>
+  static void score(shadow& s, const prediction& p, std::uint32_t row, Used used_of) {
+    std::uint32_t predicted = 0, used = 0;
+    for (const prefetch_wish& wish : std::span(p.wishes).first(p.count)) {
+      predicted += wish.blocks;
+      if (wish.row == row) used += used_of(wish);
+    }
+    s.predicted = s.predicted * memory + static_cast<float>(predicted);
+    s.used = s.used * memory + static_cast<float>(used);
+  }
+  template <class P>
+  static void predict(P& p, shadow& s, const row_use& use) {
+    p.observe(use);
+    s.latest.sequence = use.sequence;
+    s.latest.count = static_cast<std::uint32_t>(p.suggest(std::span(s.latest.wishes)));
+    s.latest.open = s.latest.count != 0;
+    s.pending[use.sequence % places] = s.latest;
+  }
+  void choose() noexcept {
+    chosen_ = sizeof...(Ps);
+    for (std::size_t i = 0; i < sizeof...(Ps); ++i) {
+      const float useful = shadows_[i].usefulness();
+      if (shadows_[i].latest.count == 0 || useful < least) continue;
+      if (chosen_ == sizeof...(Ps) || useful > shadows_[chosen_].usefulness()) chosen_ = i;
+    }
+  }
+
+  std::tuple<Ps...> each_;
+  std::array<shadow, sizeof...(Ps)> shadows_;
+  std::size_t chosen_ = sizeof...(Ps);
+};
+
+}  // namespace terrace

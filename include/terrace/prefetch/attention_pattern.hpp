@@ -1,0 +1,131 @@
+#pragma once
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "terrace/prefetch/prefetcher.hpp"
+
+namespace terrace {
+
+/// Asks for those blocks of the next row of layers that drew most of the softmax mass in the last steps of the same
+/// sequence; after the last row, for those of the first one at the next step. Right where attention reads a selection
+/// of blocks that changes little from step to step.
+///
+/// A block's score is the mean of its shares, each step counting `decay` of the step after it. For each row of each
+/// sequence the best 4 * `blocks` are remembered, in a table that begins with its full size and in which a newer row may
+/// take an older one's place: 48 bytes * blocks * rows. `attended` is O(blocks of the row * log blocks), `suggest`
+/// O(blocks log blocks); neighbours are asked for together.
+class attention_pattern {
+ public:
+  static constexpr std::string_view name = "attention_pattern";
+  struct options {
+    std::uint32_t blocks = 16;  ///< how many of the next row
+    std::uint32_t rows = 256;   ///< rows of sequences that are remembered
+    float decay = 0.5f;
+  };
+
+  attention_pattern() : attention_pattern(options{}) {}
+  explicit attention_pattern(options o)
+      : options_(o),
+        keep_(std::size_t{4} * std::max(o.blocks, 1u)),
+        patterns_(std::bit_ceil(std::max(o.rows, 1u))) {
+    scores_.resize(patterns_.size() * keep_);
+    scratch_.reserve(keep_);
+    runs_.reserve(keep_);
+  }
+
+  void observe(const row_use& use) noexcept { use_ = use; }
+
+  void attended(const row_use& use, std::span<const float> shares) noexcept {
+    const std::size_t at = place(use.sequence, use.row);
+    pattern& p = patterns_[at];
+    if (!p.is(use.sequence, use.row)) p = {.sequence = use.sequence, .row = use.row, .known = true};
+    const auto before = scores(at).first(p.count);
+    std::size_t next = 0;
+    scratch_.clear();  // the best so far, as a heap with the worst of them in front
+    for (std::uint32_t i = 0; i < shares.size(); ++i) {
+      float score = (1 - options_.decay) * shares[i];
+      if (next < before.size() && before[next].block == i) score += options_.decay * before[next++].score;
+      if (!(score > 0)) continue;
+      if (scratch_.size() == keep_) {
+        if (score <= scratch_.front().score) continue;
+        std::pop_heap(scratch_.begin(), scratch_.end(), better);
+        scratch_.pop_back();
+      }
+      scratch_.push_back({i, 1, score});
+      std::push_heap(scratch_.begin(), scratch_.end(), better);
+    }
+    std::sort(scratch_.begin(), scratch_.end(), nearer);
+    std::copy(scratch_.begin(), scratch_.end(), scores(at).begin());
+    p.count = static_cast<std::uint32_t>(scratch_.size());
+  }
+
+  std::size_t suggest(std::span<prefetch_wish> out) noexcept {
+    const bool last = use_.row + 1 >= use_.rows;
+    const std::uint32_t row = last ? 0 : use_.row + 1;
+    const std::size_t at = place(use_.sequence, row);
+    if (!patterns_[at].is(use_.sequence, row)) return 0;
+    scratch_.clear();
+    for (const run& s : scores(at).first(patterns_[at].count))
+      if (s.block < use_.blocks) scratch_.push_back(s);
+    std::sort(scratch_.begin(), scratch_.end(), better);
+    if (scratch_.size() > options_.blocks) scratch_.resize(options_.blocks);
+    std::sort(scratch_.begin(), scratch_.end(), nearer);
+    runs_.clear();
+    for (const run& s : scratch_) {
+      if (!runs_.empty() && runs_.back().block + runs_.back().length == s.block) {
+        ++runs_.back().length;
+        runs_.back().score = std::max(runs_.back().score, s.score);
+      } else {
+        runs_.push_back(s);
+      }
+    }
+    std::sort(runs_.begin(), runs_.end(), better);
+    const std::size_t count = std::min(out.size(), runs_.size());
+    for (std::size_t i = 0; i < count; ++i)
+      out[i] = {.row = row,
+                .first = runs_[i].block,
+                .blocks = runs_[i].length,
+                .at_step = last ? use_.step + 1 : use_.step};
+    return count;
+  }
+
+ private:
+  // Neighbouring blocks, and the best score of them.
+  struct run {
+    std::uint32_t block = 0;
+    std::uint32_t length = 1;
+    float score = 0;
+  };
+  struct pattern {
+    std::uint32_t sequence = 0;
+    std::uint32_t row = 0;
+    std::uint32_t count = 0;  // of its scores, which stand in ascending order of blocks
+    bool known = false;
+    bool is(std::uint32_t s, std::uint32_t r) const noexcept { return known && sequence == s && row == r; }
+  };
+  static bool better(const run& a, const run& b) noexcept {
+    return a.score != b.score ? a.score > b.score : a.block < b.block;
+  }
+  static bool nearer(const run& a, const run& b) noexcept { return a.block < b.block; }
+
+  // Rows of one sequence lie side by side, so that they do not take one another's place.
+  std::size_t place(std::uint32_t sequence, std::uint32_t row) const noexcept {
+    return (sequence * 0x9e3779b1u + row) & (patterns_.size() - 1);
+  }
+  std::span<run> scores(std::size_t at) noexcept { return std::span(scores_).subspan(at * keep_, keep_); }
+
+  options options_;
+  std::size_t keep_;
+  row_use use_{};
+  std::vector<pattern> patterns_;
+  std::vector<run> scores_;  // [pattern][keep]
+  std::vector<run> scratch_, runs_;
+};
+static_assert(attention_watching_prefetcher<attention_pattern>);
+
+}  // namespace terrace
