@@ -1,8 +1,11 @@
 #pragma once
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "ladder_types.hpp"
 #include "plan.hpp"
@@ -49,7 +52,8 @@ inline void declare(CLI::App& app, command_line& c) {
   for (const std::string_view name : any_policy::names)
     policies += (policies.empty() ? "" : ", ") + std::string(name);
   app.add_option("--policy", c.policy, "who leaves a tier first: " + policies);
-  app.add_option("--prefetch", c.prefetch, "layer_ahead or none");
+  app.add_option("--prefetch", c.prefetch,
+                 "layer_ahead, sliding_window, attention_pattern, adaptive or none");
   app.add_option("--device", c.device,
                  "host, or cuda: the hot tier in device memory and the warm one in pinned RAM; with --shape");
   app.add_option("--attend", c.attend, "dense");
@@ -83,8 +87,11 @@ inline outcome<bool> refuse_what_cannot_be(const command_line& c) {
     return refuse("--codec knows lossless, q8 and q4, not " + in_quotes(c.codec));
   if (!any_policy::index_of(c.policy))
     return refuse("--policy does not know " + in_quotes(c.policy) + ": see --help");
-  if (c.prefetch != "layer_ahead" && c.prefetch != "none")
-    return refuse("--prefetch knows layer_ahead and none, not " + in_quotes(c.prefetch));
+  constexpr std::array<std::string_view, 5> prefetchers{"layer_ahead", "sliding_window", "attention_pattern",
+                                                        "adaptive", "none"};
+  if (std::find(prefetchers.begin(), prefetchers.end(), c.prefetch) == prefetchers.end())
+    return refuse("--prefetch knows layer_ahead, sliding_window, attention_pattern, adaptive and none, not " +
+                  in_quotes(c.prefetch));
   if (!c.prompt.empty() && !c.prompt_ids.empty()) return refuse("give --prompt or --prompt-ids, not both");
   if (c.shape.empty() && c.batch != 1)
     return refuse("--batch needs --shape: a model decodes one sequence at a time");

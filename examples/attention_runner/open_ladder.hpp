@@ -7,6 +7,10 @@
 
 #include "ladder.hpp"
 #include "plan.hpp"
+#include "terrace/prefetch/adaptive.hpp"
+#include "terrace/prefetch/attention_pattern.hpp"
+#include "terrace/prefetch/layer_ahead.hpp"
+#include "terrace/prefetch/sliding_window.hpp"
 #include "terrace/tiered_cache.hpp"
 
 namespace runner {
@@ -61,11 +65,18 @@ inline terrace::result<std::unique_ptr<ladder>> open_ladder(terrace::context& ct
   return opened;
 }
 
-/// "layer_ahead", as far as an eighth of the hot tier holds, or "none".
+/// The prefetcher of this name, as far as an eighth of the hot tier holds, or "none".
 inline terrace::any_prefetcher prefetcher_named(const std::string& name, const run_plan& plan) {
   if (name == "none") return {};
-  const std::size_t blocks = plan.sizes.hot / 8 / plan.layout.largest_block();
-  return terrace::layer_ahead{{.blocks = static_cast<std::uint32_t>(std::clamp<std::size_t>(blocks, 4, 64))}};
+  const std::size_t room = plan.sizes.hot / 8 / plan.layout.largest_block();
+  const auto blocks = static_cast<std::uint32_t>(std::clamp<std::size_t>(room, 4, 64));
+  const terrace::layer_ahead next({.blocks = blocks});
+  const terrace::sliding_window near({.blocks = blocks});
+  if (name == "sliding_window") return near;
+  if (name == "attention_pattern") return terrace::attention_pattern({.blocks = blocks});
+  if (name == "adaptive")
+    return terrace::adaptive(next, near, terrace::attention_pattern({.blocks = blocks}));
+  return next;
 }
 
 /// A run that could not go on, in the words of what failed.
