@@ -16,6 +16,16 @@ struct block_id {
   friend constexpr auto operator<=>(block_id, block_id) noexcept = default;
 };
 
+/// What a block is, whoever has computed it and whenever: 128 bits of a hash of the tokens up to its end, of its row
+/// of layers, and of the model. Two blocks with the same key have the same contents. All zeros is no key.
+struct block_key {
+  std::uint64_t low = 0, high = 0;
+
+  constexpr bool valid() const noexcept { return (low | high) != 0; }
+  friend constexpr bool operator==(block_key, block_key) noexcept = default;
+  friend constexpr auto operator<=>(block_key, block_key) noexcept = default;
+};
+
 /// How far a copy is from what the engine wrote: 0 is exact, larger is worse. A block that has passed through
 /// several lossy codecs is as good as the worst of them.
 struct fidelity {
