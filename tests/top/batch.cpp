@@ -195,7 +195,7 @@ TEST_CASE("the bits do not depend on how a batch is cut into windows") {
 }
 
 TEST_CASE("a block that sequences share is loaded once for a layer") {
-  context ctx;
+  context ctx{{.codec_threads = 0}};  // so idle() sees all that is under way
   const bool ahead = GENERATE(false, true);
   auto cache =
       to_disk::open(ctx, pattern::layout(layers), {.capacity = 40 * block}, {.capacity = 600 * block});
@@ -456,7 +456,7 @@ TEST_CASE("forks with a common open tail share it again where a batch has no roo
 }
 
 TEST_CASE("a window that is dropped midway returns its pins, and the layer can be begun anew") {
-  context ctx;
+  context ctx{{.codec_threads = 0}};  // so idle() sees all that is under way
   auto cache =
       to_disk::open(ctx, pattern::layout(layers), {.capacity = 24 * block}, {.capacity = 600 * block});
   REQUIRE(cache);
@@ -615,7 +615,7 @@ TEST_CASE("blocks of several layers, and groups of different shapes") {
 }
 
 TEST_CASE("encoded blocks are attended in place where they are asked for so") {
-  context ctx;
+  context ctx{{.codec_threads = 0}};  // so idle() sees all that is under way
   auto cache = lossy::open(ctx, pattern::layout(layers), {.capacity = 30 * block}, {.capacity = 200 * block});
   REQUIRE(cache);
   requests r;

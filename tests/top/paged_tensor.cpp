@@ -215,7 +215,7 @@ TEST_CASE("whole tensors are visited page by page, and refused where a page is m
 }
 
 TEST_CASE("where the tiers are full a tensor says so at once, and is as it was") {
-  context ctx;
+  context ctx{{.codec_threads = 0}};  // so idle() sees all that is under way
   auto cache = to_disk::open(ctx, tensors_only(), {.capacity = 4 * page}, {.capacity = 10 * page});
   REQUIRE(cache);
   auto t = paged_tensor<fp16>::make(*cache, 8 * page_values);
@@ -248,7 +248,7 @@ TEST_CASE("where the tiers are full a tensor says so at once, and is as it was")
 }
 
 TEST_CASE("a tensor that ends or is assigned to returns every block") {
-  context ctx;
+  context ctx{{.codec_threads = 0}};  // so idle() sees all that is under way
   auto cache = to_disk::open(ctx, tensors_only(), {.capacity = 8 * page}, {.capacity = 64 * page});
   REQUIRE(cache);
   const auto want = values(6 * page_values, 7);
@@ -336,7 +336,7 @@ TEST_CASE("a page that is being waited for can be given up") {
 }
 
 TEST_CASE("tensors and KV live in one cache") {
-  context ctx;
+  context ctx{{.codec_threads = 0}};  // so idle() sees all that is under way
   auto cache = tiered_cache<tier<ram>, tier<ram>, tier<nvme>, step_aware>::open(
       ctx, kv_and_tensors(), {.capacity = 16 * page}, {.capacity = 20 * page}, {.capacity = 400 * page});
   REQUIRE(cache);

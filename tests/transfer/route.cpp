@@ -43,6 +43,13 @@ TEST_CASE("routes take the fewest steps") {
   // From one codec to another by way of the raw block.
   STATIC_REQUIRE(route_between<warm, raw_cool>().what == route::work::decode);
   STATIC_REQUIRE(route_between<hot, hot>().what == route::work::copy);
+  // What has no address has checksums; memory has none.
+  STATIC_REQUIRE(route_between<hot, cool>().sum);
+  STATIC_REQUIRE(route_between<cool, hot>().verify);
+  STATIC_REQUIRE_FALSE(route_between<hot, cool>().verify);
+  STATIC_REQUIRE_FALSE(route_between<cool, hot>().sum);
+  STATIC_REQUIRE_FALSE(route_between<hot, warm>().sum);
+  STATIC_REQUIRE_FALSE(route_between<warm, hot>().verify);
 }
 
 TEST_CASE("transcode is what the codecs say") {

@@ -36,7 +36,8 @@ inline void planner::start_loads() {
            .to = 0,
            .group = &group_of(r),
            .source = r.copies[r.load_from].where,
-           .target = r.copies[0].where};
+           .target = r.copies[0].where,
+           .source_checksum = r.copies[r.load_from].checksum};
     ++loads_;
     transfers_.start(job);
   }

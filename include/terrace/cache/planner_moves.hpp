@@ -190,6 +190,7 @@ inline planner::room planner::start_store(std::uint32_t block, std::size_t from,
          .group = &group_of(r),
          .source = source.where,
          .target = found.where,
+         .source_checksum = source.checksum,
          .evict = evict};
   ++stores_;
   transfers_.start(job);
@@ -235,14 +236,18 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
   block_copy& source = r.copies[job.from];
   block_copy& target = r.copies[job.to];
   tier_control& to = *tiers_[job.to];
+  // Nothing but its source can be at fault where it was read and not yet written.
+  const bool unreadable = !outcome && !job.write_failed && !tiers_[job.from]->address(job.source) &&
+                          outcome.error().code != errc::stopped;
   if (outcome) {
     to.health.healthy = true;
     target.now = state::resident;
+    target.checksum = job.target_checksum;
     ++to.stats.stores;
     to.stats.bytes_written += job.target.bytes;
     tiers_[job.from]->stats.bytes_read += job.source.bytes;
   } else {
-    note_failure(job.to, outcome.error());
+    if (!unreadable) note_failure(job.to, outcome.error());
     to.release(job.target);
     target = {};
   }
@@ -252,6 +257,13 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
   }
   settle(job.block, job.to);
   unpin(job.block, job.from);
+  if (unreadable) {  // as for a load: of no use to anybody
+    tier_control& from = *tiers_[job.from];
+    ++from.stats.lost;
+    ++from.health.failures;
+    from.health.last = outcome.error();
+    if (source.now == state::resident && source.pins == 0) drop_copy(job.block, job.from);
+  }
   if (job.evict && outcome && source.now == state::resident && source.pins == 0)
     drop_copy(job.block, job.from, departure::evicted);
   collect(job.block);

@@ -28,9 +28,10 @@ struct block_copy {
   std::uint32_t pins = 0;  ///< leases, reservations and transfers that read or write it: it stays where it is
   state now = state::absent;
   fidelity quality;
-  bool in_policy = false;   ///< the tier's policy has charge of it
-  bool known = false;       ///< the tier's policy has had charge of it before
-  bool prefetched = false;  ///< was brought before anybody asked, and has not been asked for yet
+  std::uint32_t checksum = 0;  ///< CRC32C of its encoded bytes, where the tier's medium has no addresses
+  bool in_policy = false;      ///< the tier's policy has charge of it
+  bool known = false;          ///< the tier's policy has had charge of it before
+  bool prefetched = false;     ///< was brought before anybody asked, and has not been asked for yet
 
   bool readable() const noexcept { return now == state::resident || now == state::leaving; }
 };

@@ -18,6 +18,7 @@ struct medium_script {
   bool hold = false;         ///< keep transfers in flight until `release_all`
   unsigned fail_reads = 0;   ///< so many of the next reads fail with EIO
   unsigned fail_writes = 0;  ///< so many of the next writes fail with ENOSPC
+  unsigned flip_reads = 0;   ///< so many of the next reads succeed with one bit flipped
   unsigned reads = 0, writes = 0;
   unsigned in_flight = 0, most_in_flight = 0;
 
@@ -114,6 +115,10 @@ class scripted {
         return ex::set_error(std::move(self.receiver),
                              error{errc::io_error, "a scripted write failed", ENOSPC});
       std::memcpy(self.what.to, self.what.from, self.what.bytes);
+      if (unsigned& flips = self.what.medium->script_->flip_reads; self.what.reading && flips != 0) {
+        --flips;
+        self.what.to[self.what.bytes / 3] ^= std::byte{4};
+      }
       ex::set_value(std::move(self.receiver));
     }
     plan what;

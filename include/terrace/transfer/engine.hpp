@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "terrace/cache/planner.hpp"
+#include "terrace/core/crc32c.hpp"
 #include "terrace/execution/context.hpp"
 #include "terrace/execution/event_source.hpp"
 #include "terrace/execution/ex.hpp"
@@ -171,19 +172,32 @@ class transfer_engine final : public transfer_port, private event_source {
       work_or_write();
     }
     void work_or_write() noexcept {
-      if (how->what != route::work::none) return engine->context_.pool().submit(work);
+      if (how->what != route::work::none || how->verify || how->sum)
+        return engine->context_.pool().submit(work);
       place(job->source.bytes);
     }
     void transcode_now() noexcept {
-      static constexpr std::array names{"none", "copy", "encode", "decode", "recode"};
+      static constexpr std::array names{"check", "copy", "encode", "decode", "recode"};
       {
         const trace_scope scope(trace, trace_track::copy, names[static_cast<std::size_t>(how->what)],
                                 job->block, job->group->block_bytes());
-        worked = transcode(how->what, ends[job->from].codec, ends[job->to].codec, *job->group,
-                           {source(), job->source.bytes}, {target(), target_bytes()},
-                           {scratch, engine->staging_.buffer_bytes()});
+        worked = check_and_transcode();
       }
       engine->context_.post(home);
+    }
+    // Checksums are of the encoded bytes as they lie in the medium. What was read is checked before a codec sees it.
+    result<std::size_t> check_and_transcode() noexcept {
+      const const_bytes from{how->read && !how->stage_source ? target() : source(), job->source.bytes};
+      if (how->verify && crc32c(from) != job->source_checksum)
+        return fail(errc::corrupt, "a block that was read is not what was written: its checksum differs");
+      auto done = transcode(how->what, ends[job->from].codec, ends[job->to].codec, *job->group, from,
+                            {target(), target_bytes()}, {scratch, engine->staging_.buffer_bytes()});
+      if (done && how->sum) {
+        const bool unchanged = how->what == route::work::none || how->what == route::work::copy;
+        job->target_checksum = how->verify && unchanged ? job->source_checksum
+                                                        : crc32c({unchanged ? from.data() : target(), *done});
+      }
+      return done;
     }
     void work_done() noexcept {
       if (!worked) return finish(propagate(worked.error()));

@@ -14,10 +14,12 @@ struct transfer_job {
   std::uint32_t block = 0;
   std::uint8_t from = 0, to = 0;
   const layer_group* group = nullptr;
-  extent source;              ///< its `bytes` are the encoded length
-  extent target;              ///< as large as the codec may need; `bytes` becomes the encoded length
-  bool evict = false;         ///< the source goes when the target is in place
-  bool overdue = false;       ///< has passed its deadline: nobody waits for it any more
+  extent source;                      ///< its `bytes` are the encoded length
+  extent target;                      ///< as large as the codec may need; `bytes` becomes the encoded length
+  std::uint32_t source_checksum = 0;  ///< CRC32C of the encoded source, where its tier is checked
+  std::uint32_t target_checksum = 0;  ///< likewise of the target; the transfer fills it in
+  bool evict = false;                 ///< the source goes when the target is in place
+  bool overdue = false;               ///< has passed its deadline: nobody waits for it any more
   bool write_failed = false;  ///< it was the target's medium that failed, so the source is as good as it was
   transfer_job* next = nullptr;  ///< belongs to whoever queues it
 };

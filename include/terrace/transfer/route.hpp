@@ -14,7 +14,7 @@ namespace terrace {
 /// How a block gets from one tier to another: a constant for each pair of tiers.
 ///
 ///     read     from a medium that has no addresses, into staging or straight into the target's slot
-///     work     on the pool: copy, encode, decode, or decode and encode again
+///     work     on the pool: copy, encode, decode, or decode and encode again; and checksums
 ///     write    to a medium that has no addresses, from staging or straight from the source
 struct route {
   enum class work : unsigned char { none, copy, encode, decode, recode };
@@ -24,6 +24,8 @@ struct route {
   bool stage_source = false;  ///< encoded source bytes need a staging buffer
   bool stage_target = false;  ///< encoded target bytes need a staging buffer
   bool scratch = false;       ///< the raw block between two codecs needs a staging buffer
+  bool verify = false;        ///< the encoded source is checked against its checksum, before the work
+  bool sum = false;           ///< the encoded target gets a checksum, after the work
 
   constexpr std::size_t staging_buffers() const noexcept {
     return std::size_t{stage_source} + std::size_t{stage_target} + std::size_t{scratch};
@@ -33,12 +35,14 @@ struct route {
 /// A tier as routes see it.
 struct route_end {
   bool addressable;  ///< by the host
+  bool checked;      ///< its copies carry a checksum: memory does not, as it fails in ways of its own
   std::size_t alignment;
   any_codec codec;
 
   template <class Tier>
   static constexpr route_end of() noexcept {
     return {.addressable = Tier::medium_type::addressable == reach::host,
+            .checked = Tier::medium_type::addressable == reach::nobody,
             .alignment = Tier::medium_type::alignment,
             .codec = any_codec::of<typename Tier::codec_type>()};
   }
@@ -48,6 +52,8 @@ constexpr route route_between(const route_end& from, const route_end& to) noexce
   route r;
   r.read = !from.addressable;
   r.write = !to.addressable;
+  r.verify = from.checked;
+  r.sum = to.checked;
   if (from.codec.format_id == to.codec.format_id) {  // the encoded bytes travel as they are
     // Straight between a medium and the other side's extent, where that begins and ends as the medium needs it.
     const bool lands = to.addressable && to.alignment % from.alignment == 0;
