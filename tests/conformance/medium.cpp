@@ -88,12 +88,15 @@ struct address_may_throw : host_medium_archetype {
 struct without_sync : medium_archetype {
   static constexpr bool persistent = true;
 };
-struct with_sync : without_sync {
+template <class Base>
+struct syncing : Base {
   decltype(ex::just()) sync();
+  bool keeps() const;
+  bool label(extent, const extent_header&);
+  void scan(bool (*)(extent, const extent_header&));
 };
-struct forgetful_with_sync : medium_archetype {
-  decltype(ex::just()) sync();
-};
+using with_sync = syncing<without_sync>;
+using forgetful_with_sync = syncing<medium_archetype>;
 
 static_assert(makes_a_tier<medium_archetype> && makes_a_tier<host_medium_archetype>);
 static_assert(!medium<int>);

@@ -93,21 +93,44 @@ TEST_CASE("directory: a foreign file is never touched") {
   CHECK(std::filesystem::file_size(f / "cold/00000000") == 4);
 }
 
-TEST_CASE("directory: what is kept stays, with nothing unfinished beside it") {
+TEST_CASE("directory: of a store the labelled extents stay, with nothing else beside them") {
   const folder f;
   std::string kept;
+  const auto open = [&](context& ctx) {
+    return directory::open(ctx, {.capacity = 1_MiB, .path = f.path, .keep = true});
+  };
   {
     context ctx;
-    auto m = directory::open(ctx, {.capacity = 1_MiB, .path = f.path, .keep = true});
+    auto m = open(ctx);
     REQUIRE(m);
     kept = (*m)->folder();
-    const auto e = (*m)->reserve(9000), gone = (*m)->reserve(100);
+    CHECK(sandbox::mode_of(kept + "/index") == 0600);
+    const auto e = (*m)->reserve(9000), gone = (*m)->reserve(100), unnamed = (*m)->reserve(200);
     REQUIRE(ctx.sync_wait((*m)->write(*e, pattern(9000, 1))));
     REQUIRE(ctx.sync_wait((*m)->write(*gone, pattern(100, 2))));
+    REQUIRE(ctx.sync_wait((*m)->write(*unnamed, pattern(200, 3))));
+    REQUIRE((*m)->label(*e, {.key = {1, 2}, .encoded = 9000}));
+    REQUIRE((*m)->label(*gone, {.key = {3, 4}, .encoded = 100}));
+    REQUIRE(ctx.sync_wait((*m)->sync()));
     (*m)->release(*gone);
   }
-  REQUIRE(names(kept).size() == 1);
-  CHECK(std::filesystem::file_size(kept + "/" + *names(kept).begin()) == 9000);
+  std::ofstream(kept + "/00000007.new") << "unfinished";
+  std::ofstream(kept + "/notes") << "mine";
+  context ctx;
+  auto m = open(ctx);
+  REQUIRE(m);
+  CHECK(names(kept) == std::set<std::string>{"00000000", "index", "notes"});
+  CHECK((*m)->used() == 3 * 4096);
+  std::vector<extent> found;
+  (*m)->scan([&](extent at, const extent_header& h) {
+    CHECK(h.key == block_key{1, 2});
+    found.push_back(at);
+    return true;
+  });
+  REQUIRE(found.size() == 1);
+  std::vector<std::byte> back(9000);
+  REQUIRE(ctx.sync_wait((*m)->read(found[0], back)));
+  CHECK(back == pattern(9000, 1));
 }
 
 TEST_CASE("directory: the capacity bounds the files together") {

@@ -50,7 +50,7 @@ bool sound(const superblock& s) {
 }
 bool sound(const extent_header& h, const superblock& s) {
   if (h.encoded == 0 || h.store != s.store) return false;
-  if (s.how == superblock::arrangement::file_each) return h.place < s.headers;
+  if (s.how == superblock::arrangement::file_each) return h.place <= 0xffffffffu && h.encoded <= s.capacity;
   return h.place % s.alignment == 0 && h.place <= s.capacity &&
          s.data_offset + h.place + h.encoded <= s.capacity;
 }

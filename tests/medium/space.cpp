@@ -233,3 +233,26 @@ TEST_CASE("equal blocks use a capacity that was lowered to the last one") {
   while (const auto e = s.reserve(3 * 4096)) held.push_back(*e);
   CHECK(held.size() == 16);
 }
+
+TEST_CASE("space: a run can be had at its place, in any order, and only while it is free") {
+  space s(64 * 4096, 4096);
+  CHECK_FALSE(s.reserve_at(0, 0));
+  CHECK_FALSE(s.reserve_at(100, 4096));
+  CHECK_FALSE(s.reserve_at(64 * 4096, 1));
+  CHECK_FALSE(s.reserve_at(63 * 4096, 4097));
+  CHECK_FALSE(s.reserve_at(~std::uint64_t{4095}, 4096));
+  const auto middle = s.reserve_at(10 * 4096, 5000), end = s.reserve_at(63 * 4096, 4096),
+             begin = s.reserve_at(0, 1);
+  REQUIRE((middle && end && begin));
+  CHECK(middle->offset == 10 * 4096);
+  CHECK(s.used() == 4 * 4096);
+  CHECK_FALSE(s.reserve_at(11 * 4096, 4096));
+  CHECK_FALSE(s.reserve_at(9 * 4096, 8192));
+  CHECK(s.reserve_at(9 * 4096, 4096));
+  // The rest is handed out as ever, and all of it.
+  std::size_t others = 0;
+  while (s.reserve(4096)) ++others;
+  CHECK(others == 64 - 5);
+  for (const extent e : {*middle, *end, *begin}) s.release(e);
+  CHECK(s.reserve(8192)->offset == middle->offset);
+}

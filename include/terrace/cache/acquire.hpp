@@ -105,8 +105,8 @@ class acquire_sender {
 };
 
 /// The sender that `tiered_cache::flush` returns: set_value() when every block sealed before is in a tier
-/// below tier 0, set_error(error) when the tiers below have no room or fail. Durability across a crash is a
-/// contract of persistent tiers, which do not exist yet.
+/// below tier 0, and every one that has a name is durable where a tier keeps; set_error(error) when the tiers have no
+/// room or fail.
 class flush_sender {
  public:
   using sender_concept = ex::sender_t;

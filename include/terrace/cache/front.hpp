@@ -11,6 +11,7 @@
 #include "terrace/cache/tier_runtime.hpp"
 #include "terrace/core/layout.hpp"
 #include "terrace/execution/context.hpp"
+#include "terrace/medium/disk_format.hpp"
 #include "terrace/transfer/engine.hpp"
 
 namespace terrace {
@@ -19,6 +20,7 @@ inline namespace TERRACE_EX {
 /// What a cache is tuned with, beyond its tiers. The defaults serve.
 struct cache_options {
   planner::options transfers{};
+  model_key model{};  ///< whose KV it is: a tier that keeps refuses a store of another model or shard
   std::size_t staging_buffers = 16;  ///< where a codec works between media; cut from tier 0's capacity
 };
 
@@ -47,6 +49,7 @@ struct cache_storage<std::tuple<Tiers...>, Policy> {
                o.transfers.deadline),
         control(ctx, std::move(layout), rungs.controls, engine, o.transfers) {
     engine.report_to(control);
+    control.adopt_kept();
   }
   ~cache_storage() { control.shut_down(); }
 
@@ -93,6 +96,7 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
     if (!buffers) return propagate(buffers.error());
     hot.capacity = slots;
 
+    (name_contents<Tiers>(options, layout, tuning), ...);
     typename storage::ladder open;
     std::size_t next = 0;
     static_cast<void>(((good = open_tier<typename Tiers::medium_type>(ctx, open, next++, std::move(options),
@@ -109,6 +113,15 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
 
  private:
   static auto& first_of(auto& first, auto&...) noexcept { return first; }
+
+  // What a store of the tier is to hold, where its medium can be one.
+  template <class Tier>
+  static void name_contents([[maybe_unused]] typename Tier::options& options,
+                            [[maybe_unused]] const kv_layout& layout,
+                            [[maybe_unused]] const cache_options& tuning) {
+    if constexpr (persistent_medium<typename Tier::medium_type>)
+      options.contents = {fingerprint(layout), tuning.model, Tier::codec_type::format_id};
+  }
 
   // Buffers hold what any codec below tier 0 makes of the largest block, and the block itself where it lies between
   // two codecs. They are taken off the bytes for slots.

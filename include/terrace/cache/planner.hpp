@@ -3,10 +3,12 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <forward_list>
 #include <memory>
 #include <optional>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "terrace/cache/lease.hpp"
@@ -182,6 +184,15 @@ class planner {
   std::size_t hot_bytes() const noexcept { return tiers_[0]->used() + transfers_.staging_in_use(); }
   void note_hot_bytes() noexcept { hot_peak_ = hot_peak_ < hot_bytes() ? hot_bytes() : hot_peak_; }
 
+  // --- Names, and what outlives the process (planner_durability.hpp).
+
+  /// See kv_store::name, find and forget.
+  result<void> name(block_id id, block_key key);
+  std::optional<block_id> find(block_key key) const noexcept;
+  void forget(block_key key);
+  /// Takes over the blocks that the media have kept. Once, before anything else.
+  void adopt_kept();
+
   // --- What transfers call.
 
   void finished(transfer_job& job, result<void> outcome);
@@ -229,6 +240,7 @@ class planner {
   std::size_t headroom(std::size_t tier, std::size_t bytes) const noexcept;
   bool set_aside(std::size_t tier) const noexcept;
   room start_store(std::uint32_t block, std::size_t from, bool evict, need n);
+  room start_store_to(std::uint32_t block, std::size_t from, std::size_t to, bool evict, need n);
   void choose_inclusions();
   void leave_exclusive(std::uint32_t block);
   // A transfer that is overdue may never end: nobody waits for it.
@@ -258,6 +270,13 @@ class planner {
   void make_ready(acquire_request& r);
   void complete_ready();
   void settle_flushes();
+  bool guarded(const block_record& r, std::size_t tier) const noexcept;
+  bool may_leave_keeper(const block_record& r, std::size_t tier) const noexcept;
+  std::size_t next_keeper(std::size_t from) const noexcept;
+  void start_keeping();
+  void start_sync();
+  void synced(std::size_t tier, const result<void>& outcome);
+  bool adopt(std::size_t tier, extent at, const extent_header& header);
   std::size_t next_tier(std::size_t from) const noexcept;
   void note_failure(std::size_t tier, const error& cause);
   void rank(std::uint32_t block, standing s);
@@ -324,13 +343,38 @@ class planner {
   prefetch_stats prefetch_;
   std::uint64_t misses_ = 0, dropped_ = 0, pins_ = 0, step_ = 0;
   std::size_t hot_peak_ = 0;
+
+  // A block that has a name is durable once a tier that keeps has a copy, and has been synced with its header.
+  struct key_hash {  // a key is a hash already
+    std::size_t operator()(const block_key& k) const noexcept { return k.low ^ (k.high >> 7); }
+  };
+  struct keeper_sync : tier_control::sync_request {
+    planner* owner = nullptr;
+    std::size_t tier = 0;
+  };
+  struct labelled {
+    block_id id;
+    std::size_t tier;
+    extent where;
+  };
+  std::unordered_map<block_key, std::uint32_t, key_hash> names_;
+  std::array<bool, max_tiers> keepers_{};  // tiers whose medium keeps
+  std::deque<block_id> to_keep_;           // perhaps no keeper has a copy; looked at by the next flush
+  std::vector<block_id> to_sync_;          // a keeper has a copy that is not durable
+  std::vector<labelled> syncing_;          // what the syncs under way will make durable
+  std::array<keeper_sync, max_tiers> syncs_{};
+  unsigned syncs_under_way_ = 0;
+  bool sync_wanted_ = false;  // room can be had when copies farther down are durable
+  std::optional<error> keep_failure_;
+
   bool pumping_ = false, again_ = false, stopping_ = false;
 };
 
 }  // namespace terrace
 
-#include "terrace/cache/planner_cached.hpp"  // IWYU pragma: export
-#include "terrace/cache/planner_loads.hpp"   // IWYU pragma: export
-#include "terrace/cache/planner_moves.hpp"   // IWYU pragma: export
-#include "terrace/cache/planner_reads.hpp"   // IWYU pragma: export
-#include "terrace/cache/planner_upkeep.hpp"  // IWYU pragma: export
+#include "terrace/cache/planner_cached.hpp"      // IWYU pragma: export
+#include "terrace/cache/planner_durability.hpp"  // IWYU pragma: export
+#include "terrace/cache/planner_loads.hpp"       // IWYU pragma: export
+#include "terrace/cache/planner_moves.hpp"       // IWYU pragma: export
+#include "terrace/cache/planner_reads.hpp"       // IWYU pragma: export
+#include "terrace/cache/planner_upkeep.hpp"      // IWYU pragma: export

@@ -69,7 +69,7 @@ inline void planner::leave_exclusive(std::uint32_t block) {
   block_record& r = blocks_[block];
   for (std::size_t t = 1; t < tiers(); ++t) {
     const block_copy& copy = r.copies[t];
-    if (exclusive_[t] && copy.now == state::resident && copy.pins == 0 &&
+    if (exclusive_[t] && !(keepers_[t] && r.name.valid()) && copy.now == state::resident && copy.pins == 0 &&
         r.copies[0].now == state::resident && r.copies[0].quality >= copy.quality)
       drop_copy(block, t);
   }
@@ -167,6 +167,7 @@ inline void planner::overdue(transfer_job& job) {
     ++overdue_stores_;
     note_failure(job.to, late);
     r.copies[job.to] = {};
+    if (keepers_[job.to] && r.name.valid()) to_keep_.push_back(blocks_.id_of(job.block));
     if (job.evict) {
       leaving_[job.from] -= job.source.bytes;
       r.copies[job.from].now = state::resident;

@@ -41,6 +41,7 @@ inline void planner::settle(std::uint32_t block, std::size_t tier) {
                                         [](const block_copy& c) { return c.now == state::filling; });
     blocks_.mark_unsaved(block, at_rest && r.wanted() && !saved && !on_its_way);
   }
+  chargeable = chargeable && may_leave_keeper(r, tier);
   if (chargeable == copy.in_policy) return;
   copy.in_policy = chargeable;
   if (!chargeable) return tiers_[tier]->remove(block);
@@ -72,6 +73,7 @@ inline void planner::drop_copy(std::uint32_t block, std::size_t tier, departure 
   }
   if (copy.prefetched) ++prefetch_.wasted;
   if (tier == 0) blocks_.mark_unsaved(block, false);
+  if (keepers_[tier] && r.name.valid()) to_keep_.push_back(blocks_.id_of(block));
   tiers_[tier]->release(copy.where);
   copy = {};
   if (tier != 0) settle(block, 0);
@@ -127,10 +129,11 @@ inline planner::claim planner::claim_room(std::size_t tier, std::size_t bytes, n
 // Takes the victim of a tier out of it: lets it go where that loses nothing, else begins to move it down.
 inline planner::room planner::vacate(std::size_t tier, need n) {
   const std::uint32_t victim = tiers_[tier]->victim();
-  if (victim == index_link::none) return room::impossible;
+  if (victim == index_link::none)
+    return sync_wanted_ || syncs_under_way_ != 0 ? room::pending : room::impossible;
   block_record& r = blocks_[victim];
   if (n.speculative && r.copies[tier].prefetched) return room::impossible;
-  if (r.wanted() && !blocks_.saved_below(r, tier)) {
+  if (r.wanted() && (!blocks_.saved_below(r, tier) || guarded(r, tier))) {
     const room moved = start_store(victim, tier, true, n);
     if (moved != room::impossible) return moved;
     if (r.refs != 0) return vacate_idle(tier);
@@ -162,7 +165,12 @@ inline std::size_t planner::next_tier(std::size_t from) const noexcept {
 // --- Down: write-behind and demotion.
 
 inline planner::room planner::start_store(std::uint32_t block, std::size_t from, bool evict, need n) {
-  const std::size_t to = next_tier(from);
+  const bool moves_name = evict && guarded(blocks_[block], from);
+  return start_store_to(block, from, moves_name ? next_keeper(from) : next_tier(from), evict, n);
+}
+
+inline planner::room planner::start_store_to(std::uint32_t block, std::size_t from, std::size_t to,
+                                             bool evict, need n) {
   if (stopping_ || to == tiers()) return room::impossible;
   if (stores_ == options_.stores_in_flight)
     return overdue_stores_ == stores_ ? room::impossible : room::pending;
@@ -243,6 +251,7 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
     to.health.healthy = true;
     target.now = state::resident;
     target.checksum = job.target_checksum;
+    if (keepers_[job.to] && r.name.valid()) to_sync_.push_back(blocks_.id_of(job.block));
     ++to.stats.stores;
     to.stats.bytes_written += job.target.bytes;
     tiers_[job.from]->stats.bytes_read += job.source.bytes;
@@ -250,6 +259,7 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
     if (!unreadable) note_failure(job.to, outcome.error());
     to.release(job.target);
     target = {};
+    if (keepers_[job.to] && r.name.valid()) to_keep_.push_back(blocks_.id_of(job.block));
   }
   if (job.evict) {
     leaving_[job.from] -= job.source.bytes;
@@ -264,8 +274,12 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
     from.health.last = outcome.error();
     if (source.now == state::resident && source.pins == 0) drop_copy(job.block, job.from);
   }
-  if (job.evict && outcome && source.now == state::resident && source.pins == 0)
-    drop_copy(job.block, job.from, departure::evicted);
+  if (job.evict && outcome && source.now == state::resident && source.pins == 0) {
+    if (guarded(r, job.from))
+      sync_wanted_ = true;  // it goes when the copy that replaces it is durable
+    else
+      drop_copy(job.block, job.from, departure::evicted);
+  }
   collect(job.block);
 }
 

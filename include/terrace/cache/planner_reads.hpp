@@ -47,6 +47,7 @@ inline void planner::pump() {
   while (std::exchange(again_, false)) {
     shrink_tiers();
     start_stores();
+    start_keeping();
     serve_line();
     run_due_hints();
     start_loads();

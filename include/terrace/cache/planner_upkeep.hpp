@@ -103,6 +103,7 @@ inline void planner::choose_inclusions() {
   bool next = true;  // the tier that tier 0's blocks leave for
   for (std::size_t t = 1; t < tiers(); ++t) {
     if (tiers_[t]->capacity() == 0) continue;
+    keepers_[t] = tiers_[t]->keeps();
     const bool of_a_size = next && tiers_[t]->capacity() / 2 < tiers_[0]->capacity();
     exclusive_[t] = options_.inclusions[t] == inclusion::exclusive ||
                     (options_.inclusions[t] == inclusion::automatic && of_a_size);
@@ -137,16 +138,24 @@ inline void planner::shrink_tiers() {
 
 inline void planner::flush(flush_request& r) {
   r.next = std::exchange(flushes_, &r);
+  keep_failure_.reset();
   pump();
 }
 
-// A flush is over when nothing is left to save, or when what is left cannot be saved.
+// A flush is over when nothing is left to save and what has a name is durable, or when that cannot be.
 inline void planner::settle_flushes() {
-  if (flushes_ == nullptr || stores_ != overdue_stores_) return;
+  if (syncs_under_way_ != 0) return;
+  const bool at_rest = flushes_ != nullptr && stores_ == overdue_stores_;
+  if (sync_wanted_ || (at_rest && !keep_failure_ && !to_sync_.empty())) return start_sync();
+  if (!at_rest) return;
+  if (!to_keep_.empty() && !keep_failure_)
+    keep_failure_ =
+        error{errc::out_of_capacity, "the tiers that keep blocks have no room for all that have names"};
   flush_request* r = std::exchange(flushes_, nullptr);
   while (r != nullptr) {
     flush_request* const next = r->next;
-    if (blocks_.any_unsaved())
+    r->failure = keep_failure_;
+    if (!r->failure && blocks_.any_unsaved())
       r->failure =
           error{errc::out_of_capacity, "the tiers below tier 0 have no room for what is to be saved"};
     r->done(r);
@@ -178,7 +187,8 @@ inline cache_stats planner::stats() const {
 inline void planner::shut_down() {
   stopping_ = true;
   while (blocks_.any_to_load()) drop_queued_load(blocks_.first_to_load());
-  while (loads_ + stores_ != 0) context_.wait(context::clock::now() + std::chrono::seconds(1));
+  while (loads_ + stores_ + syncs_under_way_ != 0)
+    context_.wait(context::clock::now() + std::chrono::seconds(1));
 }
 
 }  // namespace terrace

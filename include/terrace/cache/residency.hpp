@@ -30,6 +30,7 @@ struct block_copy {
   fidelity quality;
   std::uint32_t checksum = 0;  ///< CRC32C of its encoded bytes, where the tier's medium has no addresses
   bool in_policy = false;      ///< the tier's policy has charge of it
+  bool durable = false;        ///< it has survived a sync of its tier, under its block's key
   bool known = false;          ///< the tier's policy has had charge of it before
   bool prefetched = false;     ///< was brought before anybody asked, and has not been asked for yet
 
@@ -56,6 +57,7 @@ struct block_record {
   std::uint16_t group = 0;   ///< layer group of the layout
   std::uint16_t row = 0;     ///< row of layers, over all groups
   std::uint32_t cached = index_link::none;  ///< what a prefix index knows it by; none: no index does
+  block_key name{};           ///< its name; then one of the references is the name's
   phase now = phase::free;
   standing rank = standing::ordinary;  ///< what hints have said
   float mass = 0;                      ///< what it drew of the softmax mass when it was last weighed

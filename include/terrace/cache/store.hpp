@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -39,7 +40,18 @@ class kv_store {
   std::size_t prefetch(std::span<const block_id> ids, lease_form form = lease_form::raw) {
     return planner_->prefetch(ids, form);
   }
-  /// A sender that completes when every sealed block is in a tier below tier 0.
+  /// Gives a sealed block a name that outlives the process where a tier keeps (`.keep` in its options), and a
+  /// reference of its own: a block with a name stays when no sequence refers to it any more, until `forget`. Errors:
+  /// invalid_argument where the block is not sealed, has another name, or another block has this one. O(1).
+  result<void> name(block_id id, block_key key) { return planner_->name(id, key); }
+  /// The block of that name: of this cache, or of an earlier one whose flush has covered it. O(1).
+  std::optional<block_id> find(block_key key) const noexcept { return planner_->find(key); }
+  /// Takes the name away, and its reference. Nothing where there is none.
+  void forget(block_key key) { planner_->forget(key); }
+
+  /// A sender that completes when every sealed block is in a tier below tier 0, and every block that has a name is
+  /// durable in a tier that keeps: it survives a crash of the process and of the machine. Errors: out_of_capacity
+  /// where there is no room for that, io_error where a sync fails, lost where a block with a name is.
   flush_sender flush() noexcept { return flush_sender(*planner_); }
   /// The engine's clock: the step that begins now. It never goes back.
   void advance_step(std::uint64_t step) { planner_->advance_step(step); }

@@ -52,6 +52,27 @@ class tier_control {
   /// be resized.
   virtual result<void> resize(std::size_t bytes) = 0;
 
+  // --- What outlives the process (medium/medium.hpp, persistent_medium). Nothing but `keeps` is called where it does
+  // not.
+
+  /// Asks a tier to make durable what was written to it, and is told how that went, on the owner.
+  struct sync_request {
+    void (*done)(sync_request*, result<void>) noexcept;
+  };
+  /// Is handed what was found at opening; true: the extent is taken.
+  class visitor {
+   public:
+    virtual bool visit(extent at, const extent_header& header) = 0;
+
+   protected:
+    ~visitor() = default;
+  };
+  virtual bool keeps() const noexcept = 0;
+  virtual void scan(visitor& v) = 0;
+  virtual bool label(extent at, const extent_header& header) = 0;
+  /// One at a time. `r` must stay until it was told.
+  virtual void sync(sync_request& r) noexcept = 0;
+
   // --- Who may leave: the blocks between admit and remove, each of which is free to leave at once. Hints have
   // the first word, the policy of the tier the second (policy/policy.hpp).
 

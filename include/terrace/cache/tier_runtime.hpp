@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "terrace/cache/tier_control.hpp"
+#include "terrace/execution/elide.hpp"
+#include "terrace/execution/ex.hpp"
 #include "terrace/policy/policy.hpp"
 #include "terrace/tier.hpp"
 
@@ -40,6 +42,42 @@ class ranked_tier : public tier_control {
   std::vector<typename Policy::block_state> states_;
 };
 
+inline namespace TERRACE_EX {
+
+/// A sync of a tier's medium that is under way, or none.
+template <class Medium>
+class tier_sync {
+ public:
+  void start([[maybe_unused]] Medium& m, [[maybe_unused]] tier_control::sync_request& r) noexcept {
+    if constexpr (persistent_medium<Medium>) {
+      under_way_.emplace(elide{[&] { return ex::connect(m.sync(), receiver{&r}); }});
+      ex::start(*under_way_);
+    }
+  }
+
+ private:
+  struct receiver {
+    using receiver_concept = ex::receiver_t;
+    tier_control::sync_request* asked;
+    void set_value() noexcept { asked->done(asked, {}); }
+    void set_error(error e) noexcept { asked->done(asked, propagate(e)); }
+    void set_stopped() noexcept { asked->done(asked, fail(errc::stopped, "a sync was stopped")); }
+    ex::env<> get_env() const noexcept { return {}; }
+  };
+  template <class M>
+  struct operation_of {
+    using type = char;
+  };
+  template <persistent_medium M>
+  struct operation_of<M> {
+    using type = ex::connect_result_t<decltype(std::declval<M&>().sync()), receiver>;
+  };
+  std::optional<typename operation_of<Medium>::type>
+      under_way_;  // and still there when it tells, for the next
+};
+
+}  // namespace TERRACE_EX
+
 /// A tier at work: its open medium, and its policy. Where the tier was left out there is no medium, and never
 /// room. Tiers that differ in their codec alone are of one type.
 template <medium Medium, eviction_policy Policy>
@@ -67,6 +105,22 @@ class tier_runtime final : public ranked_tier<Policy> {
   std::size_t capacity() const noexcept override { return medium_ == nullptr ? 0 : medium_->capacity(); }
   std::size_t used() const noexcept override { return medium_ == nullptr ? 0 : medium_->used(); }
 
+  bool keeps() const noexcept override {
+    if constexpr (persistent_medium<Medium>) return medium_ != nullptr && medium_->keeps();
+    return false;
+  }
+  void scan([[maybe_unused]] tier_control::visitor& v) override {
+    if constexpr (persistent_medium<Medium>)
+      medium_->scan([&v](extent at, const extent_header& header) { return v.visit(at, header); });
+  }
+  bool label([[maybe_unused]] extent at, [[maybe_unused]] const extent_header& header) override {
+    if constexpr (persistent_medium<Medium>) return medium_->label(at, header);
+    return false;
+  }
+  void sync([[maybe_unused]] tier_control::sync_request& r) noexcept override {
+    if constexpr (persistent_medium<Medium>) sync_.start(*medium_, r);
+  }
+
   void register_buffer([[maybe_unused]] mutable_bytes memory) override {
     if constexpr (buffer_registering_medium<Medium>)
       if (medium_ != nullptr) medium_->register_buffer(memory);
@@ -82,6 +136,7 @@ class tier_runtime final : public ranked_tier<Policy> {
 
  private:
   std::unique_ptr<Medium> medium_;
+  tier_sync<Medium> sync_;
 };
 
 /// What the planner has to know of a `Tier` with that policy.

@@ -1,4 +1,5 @@
 #pragma once
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -16,10 +17,15 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "terrace/execution/context.hpp"
 #include "terrace/execution/thread_pool.hpp"
+#include "terrace/medium/disk_format.hpp"
+#include "terrace/medium/extent_table.hpp"
+#include "terrace/medium/file_io.hpp"
 #include "terrace/medium/medium.hpp"
+#include "terrace/medium/store_sync.hpp"
 
 namespace terrace {
 inline namespace TERRACE_EX {
@@ -33,8 +39,8 @@ inline namespace TERRACE_EX {
 /// written under a temporary name, synchronised (a server that is full may say so only then), and renamed.
 /// Files are the owner's alone (0600), in a folder of the medium's own (0700) that is made under the
 /// directory; so nobody else's file is ever touched, and several caches may share one directory. Files and
-/// folder are removed at the end, unless `keep` says otherwise. A later cache does not take up what is kept:
-/// the persistent form is a later format.
+/// folder are removed at the end, unless `keep` says otherwise: then the folder `kv-store` is a store in the format
+/// of docs/on-disk-format.md, whose labelled extents a later cache finds again.
 ///
 /// Calls to the system block, so two threads of its own make them. A transfer that is asked to stop before a
 /// thread has come to it is not carried out.
@@ -42,22 +48,24 @@ class directory {
  public:
   static constexpr std::string_view name = "directory";
   static constexpr reach addressable = reach::nobody;
-  static constexpr bool persistent = false;
+  static constexpr bool persistent = true;
   static constexpr std::size_t alignment = 1;  // through the page cache: any buffer, any length
   static constexpr std::size_t granularity = std::size_t{1} << 20;
 
   struct options {
-    std::size_t capacity = 0;  ///< bytes that the files may have together; 0: no such tier
-    std::string path = {};     ///< made if it is not there, its parent is not; empty: $TMPDIR or /tmp
-    bool keep = false;         ///< leave the files where they are at the end
+    std::size_t capacity = 0;      ///< bytes that the files may have together; 0: no such tier
+    std::string path = {};         ///< made if it is not there, its parent is not; empty: $TMPDIR or /tmp
+    bool keep = false;             ///< make a store in `path`, or go on with the one that is there
+    store_contents contents = {};  ///< of the store; tiered_cache::open fills it in
   };
 
   /// Space is not claimed: a disk that is full says so in the write that it refuses. While a file is replaced
   /// both versions of it are there, so the disk needs a few extents more than `capacity`.
   static result<std::unique_ptr<directory>> open(context& ctx, options o) {
     if (o.capacity < file_unit) return fail(errc::invalid_argument, "a directory tier needs at least 4 KiB");
-    auto medium = std::unique_ptr<directory>(new directory(ctx, o.capacity, o.keep));
-    if (auto opened = medium->open_folder(std::move(o.path)); !opened) return propagate(opened.error());
+    auto medium = std::unique_ptr<directory>(new directory(ctx, o.capacity));
+    if (auto opened = o.keep ? medium->open_store(o) : medium->open_folder(std::move(o.path)); !opened)
+      return propagate(opened.error());
     return medium;
   }
 
@@ -65,7 +73,10 @@ class directory {
   ~directory() {
     pool_.finish();  // files that are being removed
     if (folder_ < 0) return;
-    if (!keep_) {
+    if (keeps()) {
+      static_cast<void>(sync_->run());  // what was released must not come back
+      sync_.reset();
+    } else if (!folder_path_.empty()) {
       for (const file& f : files_)
         if (f.exists) ::unlinkat(folder_, file_name(f.number).data(), 0);
       ::rmdir(folder_path_.c_str());
@@ -86,6 +97,7 @@ class directory {
   /// The file is removed in the background. Its number is not used again before it is gone.
   void release(extent e) noexcept {
     used_ -= rounded(e.bytes);
+    if (keeps()) table_.erase(e.node);
     file& f = files_[e.node];
     if (f.exists)
       pool_.submit(f);
@@ -106,6 +118,23 @@ class directory {
   std::size_t capacity() const noexcept { return capacity_; }
   /// Whole units of 4 KiB, as file systems give them.
   std::size_t used() const noexcept { return used_; }
+
+  // --- As a store; see persistent_medium.
+
+  bool keeps() const noexcept { return sync_.has_value(); }
+  auto sync() noexcept { return sync_->start(); }
+  bool label(extent e, extent_header h) {
+    h.place = e.node;
+    return table_.put(e.node, h);
+  }
+  template <class Visitor>
+  void scan(Visitor visitor) {
+    for (const extent_header& h : std::exchange(found_, {})) {
+      const extent at{.offset = 0, .bytes = h.encoded, .node = static_cast<std::uint32_t>(h.place)};
+      table_.adopt(at.node, h);
+      if (!visitor(at, h)) release(at);
+    }
+  }
 
   /// The folder that holds the files.
   const std::string& folder() const noexcept { return folder_path_; }
@@ -128,17 +157,6 @@ class directory {
     bool exists = false;    // under its final name
     std::size_t bytes = 0;  // its size, where it exists
     file* next_free = nullptr;
-  };
-
-  // A descriptor that is closed on every way out.
-  struct descriptor {
-    int fd;
-    explicit descriptor(int opened) noexcept : fd(opened) {}
-    descriptor(const descriptor&) = delete;
-    ~descriptor() {
-      if (fd >= 0) ::close(fd);
-    }
-    int close() noexcept { return ::close(std::exchange(fd, -1)); }
   };
 
   struct request {
@@ -188,8 +206,8 @@ class directory {
     request what;
   };
 
-  directory(context& ctx, std::size_t capacity, bool keep)
-      : context_(ctx), capacity_(capacity / file_unit * file_unit), keep_(keep) {}
+  directory(context& ctx, std::size_t capacity)
+      : context_(ctx), capacity_(capacity / file_unit * file_unit) {}
 
   result<void> open_folder(std::string path) {
     if (path.empty()) {
@@ -209,6 +227,75 @@ class directory {
     ::rmdir(folder_path_.c_str());
     return give_up("the folder of a directory tier cannot be opened", why);
   }
+  // The folder of a store, its index, and the files that the index has headers for; the others are of nobody.
+  result<void> open_store(const options& o) {
+    if (o.path.empty())
+      return fail(errc::invalid_argument, "a directory tier that is to be kept needs a path");
+    const std::string folder = o.path + "/kv-store";
+    for (const std::string& p : {o.path, folder})
+      if (::mkdir(p.c_str(), 0700) != 0 && errno != EEXIST)
+        return fail(errc::io_error, "the directory of a directory tier cannot be made", errno);
+    folder_ = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (folder_ < 0) return fail(errc::io_error, "the folder of a directory tier cannot be opened", errno);
+    const int index = ::openat(folder_, "index", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (index < 0) return fail(errc::io_error, "the index of a directory tier cannot be opened", errno);
+    const superblock shape{.how = superblock::arrangement::file_each,
+                           .contents = o.contents,
+                           .capacity = capacity_,
+                           .alignment = alignment,
+                           .headers = capacity_ / file_unit};
+    if (auto opened = table_.open(index, shape, superblock::bytes + shape.headers * extent_header::bytes);
+        !opened)
+      return opened;
+    const descriptor above(::open(o.path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!above || ::fsync(above.get()) != 0)
+      return fail(errc::io_error, "the directory of a directory tier cannot be made durable", errno);
+    folder_path_ = folder;
+    take_files();
+    sync_.emplace(context_, table_, folder_);
+    return {};
+  }
+
+  // Headers come latest first: of several for one file the first is right.
+  void take_files() {
+    for (const extent_header& h : table_.take_found()) {
+      const auto number = static_cast<std::uint32_t>(h.place);
+      struct stat what {};
+      const bool there = ::fstatat(folder_, file_name(number).data(), &what, AT_SYMLINK_NOFOLLOW) == 0 &&
+                         S_ISREG(what.st_mode) && static_cast<std::uint64_t>(what.st_size) >= h.encoded;
+      const bool known = number < files_.size() && files_[number].exists;
+      // A number is at most a few larger than there can be files.
+      if (!there || known || h.place > 2 * capacity_ / file_unit || used_ + rounded(h.encoded) > capacity_) {
+        table_.discard(h);
+        continue;
+      }
+      while (files_.size() <= number) files_.emplace_back(this, static_cast<std::uint32_t>(files_.size()));
+      files_[number].exists = true;
+      files_[number].bytes = static_cast<std::size_t>(what.st_size);
+      used_ += rounded(h.encoded);
+      found_.push_back(h);
+    }
+    for (file& f : files_)
+      if (!f.exists) put_back(f);
+    remove_strays();
+  }
+  void remove_strays() {
+    const int again = ::openat(folder_, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    ::DIR* const entries = again < 0 ? nullptr : ::fdopendir(again);
+    if (entries == nullptr) {
+      if (again >= 0) ::close(again);
+      return;
+    }
+    while (const ::dirent* const entry = ::readdir(entries)) {
+      unsigned number = 0;
+      int end = 0;
+      if (std::sscanf(entry->d_name, "%8x%n", &number, &end) != 1 || end != 8) continue;
+      const std::string_view suffix(entry->d_name + end);
+      const bool known = number < files_.size() && files_[number].exists;
+      if (suffix == ".new" || (suffix.empty() && !known)) ::unlinkat(folder_, entry->d_name, 0);
+    }
+    ::closedir(entries);
+  }
   result<void> give_up(const char* sentence, int why) {
     if (made_path_) ::rmdir(path_.c_str());
     return fail(errc::io_error, sentence, why);
@@ -223,23 +310,26 @@ class directory {
     return text;
   }
 
+  static constexpr const char* unreadable = "a file of a directory tier cannot be read, or ends too soon";
+  static constexpr const char* unwritable = "a file of a directory tier cannot be written";
+
   // Below: on a thread of the pool. A file has one transfer at a time, so its record needs no lock.
 
   result<void> read_file(const file& f, mutable_bytes into) const noexcept {
     const descriptor source(::openat(folder_, file_name(f.number).data(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
-    if (source.fd < 0) return fail(errc::io_error, "a file of a directory tier cannot be opened", errno);
-    return read_all(source.fd, into, 0);
+    if (!source) return fail(errc::io_error, "a file of a directory tier cannot be opened", errno);
+    return read_all(source.get(), into, 0, unreadable);
   }
 
   result<void> write_file(file& f, const_bytes from) const noexcept {
     const name_type final_name = file_name(f.number), temporary = file_name(f.number, ".new");
     descriptor target(
         ::openat(folder_, temporary.data(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
-    if (target.fd < 0) return fail(errc::io_error, "a file of a directory tier cannot be made", errno);
-    auto written = write_all(target.fd, from, 0);
+    if (!target) return fail(errc::io_error, "a file of a directory tier cannot be made", errno);
+    auto written = write_all(target.get(), from, 0, unwritable);
     const std::size_t bytes = std::max(f.exists ? f.bytes : 0, from.size());
-    if (written && bytes > from.size()) written = copy_rest(f, target.fd, from.size());
-    if (written && ::fdatasync(target.fd) != 0)
+    if (written && bytes > from.size()) written = copy_rest(f, target.get(), from.size());
+    if (written && ::fdatasync(target.get()) != 0)
       written = fail(errc::io_error, "a file of a directory tier cannot be made durable", errno);
     // A network file system may keep its last word until a file is closed.
     if (target.close() != 0 && written)
@@ -258,36 +348,13 @@ class directory {
   // What a shorter write does not replace.
   result<void> copy_rest(const file& f, int target, std::size_t from) const noexcept {
     const descriptor source(::openat(folder_, file_name(f.number).data(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
-    if (source.fd < 0) return fail(errc::io_error, "a file of a directory tier cannot be opened", errno);
+    if (!source) return fail(errc::io_error, "a file of a directory tier cannot be opened", errno);
     std::array<std::byte, 16 << 10> buffer;
     for (std::size_t at = from; at < f.bytes;) {
       const auto piece = mutable_bytes(buffer).first(std::min(buffer.size(), f.bytes - at));
-      if (auto read = read_all(source.fd, piece, at); !read) return read;
-      if (auto written = write_all(target, piece, at); !written) return written;
+      if (auto read = read_all(source.get(), piece, at, unreadable); !read) return read;
+      if (auto written = write_all(target, piece, at, unwritable); !written) return written;
       at += piece.size();
-    }
-    return {};
-  }
-
-  static result<void> read_all(int fd, mutable_bytes into, std::size_t at) noexcept {
-    while (!into.empty()) {
-      const ::ssize_t n = ::pread(fd, into.data(), into.size(), static_cast<::off_t>(at));
-      if (n == 0) return fail(errc::io_error, "a file of a directory tier ends before the bytes to be read");
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) return fail(errc::io_error, "a file of a directory tier cannot be read", errno);
-      into = into.subspan(static_cast<std::size_t>(n));
-      at += static_cast<std::size_t>(n);
-    }
-    return {};
-  }
-  static result<void> write_all(int fd, const_bytes from, std::size_t at) noexcept {
-    while (!from.empty()) {
-      const ::ssize_t n = ::pwrite(fd, from.data(), from.size(), static_cast<::off_t>(at));
-      if (n < 0 && errno == EINTR) continue;
-      if (n <= 0)
-        return fail(errc::io_error, "a file of a directory tier cannot be written", n < 0 ? errno : ENOSPC);
-      from = from.subspan(static_cast<std::size_t>(n));
-      at += static_cast<std::size_t>(n);
     }
     return {};
   }
@@ -307,16 +374,21 @@ class directory {
   context& context_;
   std::size_t capacity_;
   std::size_t used_ = 0;
-  bool keep_;
   std::string path_, folder_path_;
   bool made_path_ = false;
   int folder_ = -1;
   std::deque<file> files_;  // by number; they stay where they are
   file* free_ = nullptr;
   std::atomic<file*> removed_{nullptr};
+
+  // Of a store alone.
+  extent_table table_;
+  std::vector<extent_header> found_;  // and not yet scanned
+  std::optional<store_sync> sync_;
+
   thread_pool pool_{2};  // the last member: its threads use the others
 };
-static_assert(resizable_medium<directory>);
+static_assert(resizable_medium<directory> && persistent_medium<directory>);
 
 }  // namespace TERRACE_EX
 }  // namespace terrace

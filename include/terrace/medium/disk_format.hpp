@@ -224,7 +224,7 @@ inline result<extent_header> decode_extent_header(const_bytes in, const superblo
   const std::uint64_t room = of.capacity - of.data_offset;
   const bool lies_within = of.how == superblock::arrangement::one_file
                                ? h.place % of.alignment == 0 && h.place <= room && h.encoded <= room - h.place
-                               : h.place < of.headers && h.encoded <= room;
+                               : h.place <= 0xffffffffu && h.encoded <= room;
   if (h.encoded == 0 || !lies_within)
     return fail(errc::corrupt, "the header of an extent names bytes outside of its store");
   return h;

@@ -12,6 +12,7 @@
 namespace terrace {
 
 class context;
+struct extent_header;
 
 /// Who can read a medium's bytes at an address.
 enum class reach : unsigned char { nobody, host, device };
@@ -21,7 +22,7 @@ enum class reach : unsigned char { nobody, host, device };
 /// Traits, all constant expressions:
 /// - `name`         what statistics call it
 /// - `addressable`  who can read its bytes in place; then `address(extent)` gives them and nothing is copied
-/// - `persistent`   whether its bytes outlive the process; then `sync()` and `scan(visitor)` exist as well
+/// - `persistent`   whether its bytes can outlive the process; then it is a persistent_medium (below)
 /// - `alignment`    a power of two: every extent begins at a multiple of it, and so must the buffers of read
 ///   and write; their lengths are multiples of it too (staging and slots are cut accordingly)
 /// - `granularity`  the smallest transfer that runs at the medium's speed, in bytes: a hint for sizing blocks
@@ -94,12 +95,24 @@ concept host_addressable_medium = medium<M> && M::addressable == reach::host&& r
   noexcept->std::same_as<std::byte*>;
 };
 
-/// Contract for media that outlive the process; none is persistent yet. `sync()` completes when everything
-/// that was written before it survives a crash of the machine; `scan(visitor)` calls visitor(extent) for each
-/// extent found at opening. The tier, not the medium, writes and checks the headers of extents.
+/// A medium whose extents can outlive the process, where its options say `keep` (docs/on-disk-format.md):
+/// - `options::contents` what the store is to hold; one that holds something else is refused at opening
+/// - `keeps()`           whether this one was opened so; where it was not, nothing of the following is called
+/// - `scan(visitor)`     once, before anything else: calls visitor(extent, const extent_header&) -> bool for each
+///   extent with a header that was found at opening. True takes it: it is reserved. False releases it. O(extents)
+/// - `label(extent, const extent_header&) -> bool` gives an extent that was written a header, in memory; false where
+///   there is no room for one. Until the extent is released. O(1)
+/// - `sync() -> sender`  set_value() when everything whose write completed, and every header given, before it was
+///   started survives a crash of the machine; set_error(error) when it may not
+/// The tier, not the medium, says what is in a header.
 template <class M>
-concept persistent_medium = medium<M> && M::persistent && requires(M& m) {
+concept persistent_medium = medium<M> && M::persistent &&
+    requires(M& m, const M& c, extent e, const extent_header& h,
+             bool (*visitor)(extent, const extent_header&)) {
+  { c.keeps() } -> std::same_as<bool>;
   { m.sync() } -> ex::sender;
+  { m.label(e, h) } -> std::same_as<bool>;
+  m.scan(visitor);
 };
 
 }  // namespace terrace

@@ -45,6 +45,28 @@ class space {
     return extent{nodes_[found].offset << granule_shift_, static_cast<std::uint32_t>(bytes), found};
   }
 
+  /// The run of `bytes` at `offset`, a multiple of the granule, if all of it is free and within the limit. For what
+  /// was there before: O(1) in ascending order, O(runs behind it) in any other.
+  std::optional<extent> reserve_at(std::uint64_t offset, std::uint32_t bytes) {
+    const std::uint64_t begin = offset >> granule_shift_;
+    const std::uint64_t want = rounded(bytes) >> granule_shift_;
+    if (bytes == 0 || begin << granule_shift_ != offset || begin > limit_ || want > limit_ - begin)
+      return std::nullopt;
+    std::uint32_t n = last_;
+    while (n != none && nodes_[n].offset > begin) n = nodes_[n].previous;
+    if (n == none || !nodes_[n].free || want > end(n) - begin) return std::nullopt;
+    unlist(n);
+    if (nodes_[n].offset != begin) {
+      const std::uint32_t before = n;
+      n = cut(before, begin - nodes_[before].offset);
+      list(before);
+    }
+    nodes_[n].free = false;
+    if (nodes_[n].size > want) set_free(cut(n, want));
+    used_ += want << granule_shift_;
+    return extent{offset, bytes, n};
+  }
+
   void release(extent e) noexcept {
     const std::uint32_t n = e.node;
     TERRACE_ASSERT(n < nodes_.size() && !nodes_[n].free && nodes_[n].offset << granule_shift_ == e.offset,

@@ -1,0 +1,215 @@
+#pragma once
+// Blocks that have names, and how they outlive the process: which tiers keep them, syncs, and what is found at
+// opening. Part of cache/planner.hpp.
+#include <optional>
+#include <utility>
+
+#include "terrace/cache/planner.hpp"
+#include "terrace/medium/disk_format.hpp"
+
+namespace terrace {
+
+// --- Names.
+
+inline result<void> planner::name(block_id id, block_key key) {
+  block_record* const r = blocks_.find(id);
+  if (r == nullptr || r->now != block_record::phase::sealed)
+    return fail(errc::invalid_argument, "only sealed blocks can have names");
+  if (!key.valid()) return fail(errc::invalid_argument, "a key of zeros is no name");
+  if (r->name == key) return {};
+  if (r->name.valid()) return fail(errc::invalid_argument, "this block has another name");
+  if (!names_.emplace(key, id.index).second)
+    return fail(errc::invalid_argument, "another block has this name");
+  r->name = key;
+  ++r->refs;
+  to_keep_.push_back(id);
+  for (std::size_t t = 0; t < tiers(); ++t) {
+    if (r->copies[t].now == state::absent) continue;
+    if (keepers_[t] && r->copies[t].readable()) to_sync_.push_back(id);
+    settle(id.index, t);
+  }
+  return {};
+}
+
+inline std::optional<block_id> planner::find(block_key key) const noexcept {
+  const auto found = names_.find(key);
+  if (found == names_.end()) return std::nullopt;
+  return id_of(found->second);
+}
+
+inline void planner::forget(block_key key) {
+  const auto found = names_.find(key);
+  if (found == names_.end()) return;
+  const std::uint32_t block = found->second;
+  names_.erase(found);
+  block_record& r = blocks_[block];
+  r.name = {};
+  for (std::size_t t = 0; t < tiers(); ++t) {
+    r.copies[t].durable = false;
+    if (r.copies[t].now != state::absent) settle(block, t);
+  }
+  drop_ref(block);
+}
+
+// --- Which copies may go.
+
+// Whether this copy is all that would be left of a named block after a crash: it may not go before another one is
+// durable.
+inline bool planner::guarded(const block_record& r, std::size_t tier) const noexcept {
+  if (!r.name.valid() || !keepers_[tier]) return false;
+  for (std::size_t t = 0; t < tiers(); ++t)
+    if (t != tier && r.copies[t].durable) return false;
+  return true;
+}
+
+// A guarded copy may leave for a farther tier that keeps, unless it has gone there already and awaits the sync.
+inline bool planner::may_leave_keeper(const block_record& r, std::size_t tier) const noexcept {
+  if (!guarded(r, tier)) return true;
+  bool somewhere = false;
+  for (std::size_t t = tier + 1; t < tiers(); ++t) {
+    if (keepers_[t] && r.copies[t].now != state::absent) return false;
+    somewhere = somewhere || keepers_[t];
+  }
+  return somewhere;
+}
+
+inline std::size_t planner::next_keeper(std::size_t from) const noexcept {
+  std::size_t t = from + 1;
+  while (t < tiers() && (!keepers_[t] || set_aside(t))) ++t;
+  return t;
+}
+
+// --- Flush: first every named block gets a copy in a tier that keeps, then those tiers are synced.
+
+inline void planner::start_keeping() {
+  if (flushes_ == nullptr || keep_failure_) return;
+  for (; !to_keep_.empty(); to_keep_.pop_front()) {
+    const block_id id = to_keep_.front();
+    const block_record* const r = blocks_.find(id);
+    if (r == nullptr || !r->name.valid()) continue;
+    bool kept = false, can_be_kept = false;
+    for (std::size_t t = 0; t < tiers(); ++t) {
+      can_be_kept = can_be_kept || keepers_[t];
+      kept = kept || (keepers_[t] && r->copies[t].now != state::absent);
+    }
+    if (kept || !can_be_kept) continue;  // without such a tier a name is good for this cache alone
+    const std::size_t from = blocks_.best_copy(*r);
+    if (from == tiers()) {
+      keep_failure_ = error{errc::lost, "a block that has a name is lost"};
+      continue;
+    }
+    const room found = start_store_to(id.index, from, next_keeper(from), false, {.ahead = to_keep_.size()});
+    if (found != room::ready) return;
+  }
+}
+
+inline void planner::start_sync() {
+  sync_wanted_ = false;
+  for (const block_id id : std::exchange(to_sync_, {})) {
+    const block_record* const r = blocks_.find(id);
+    if (r == nullptr || !r->name.valid()) continue;
+    for (std::size_t t = 0; t < tiers(); ++t) {
+      const block_copy& copy = r->copies[t];
+      if (!keepers_[t] || !copy.readable() || copy.durable) continue;
+      const extent_header header{.key = r->name,
+                                 .encoded = copy.where.bytes,
+                                 .checksum = copy.checksum,
+                                 .format_id = tiers_[t]->what.codec.format_id,
+                                 .raw = static_cast<std::uint32_t>(slot_bytes(*r)),
+                                 .depth = r->depth,
+                                 .group = r->group,
+                                 .row = r->row,
+                                 .loss = copy.quality.loss};
+      if (tiers_[t]->label(copy.where, header))
+        syncing_.push_back({id, t, copy.where});
+      else
+        keep_failure_ = error{errc::out_of_capacity, "a store has no room for another extent header"};
+    }
+  }
+  for (std::size_t t = 0; t < tiers(); ++t) syncs_under_way_ += keepers_[t] ? 1u : 0u;
+  for (std::size_t t = 0; t < tiers(); ++t) {
+    if (!keepers_[t]) continue;
+    syncs_[t].owner = this;
+    syncs_[t].tier = t;
+    syncs_[t].done = [](tier_control::sync_request* r, result<void> outcome) noexcept {
+      auto& asked = *static_cast<keeper_sync*>(r);
+      asked.owner->synced(asked.tier, outcome);
+    };
+    tiers_[t]->sync(syncs_[t]);
+  }
+}
+
+inline void planner::synced(std::size_t tier, const result<void>& outcome) {
+  if (!outcome) {
+    note_failure(tier, outcome.error());
+    keep_failure_ = outcome.error();
+  }
+  for (const labelled& l : syncing_) {
+    if (l.tier != tier) continue;
+    block_record* const r = blocks_.find(l.id);
+    if (r == nullptr || !r->name.valid() || !r->copies[tier].readable() || r->copies[tier].where != l.where)
+      continue;
+    if (outcome)
+      r->copies[tier].durable = true;
+    else
+      to_sync_.push_back(l.id);
+  }
+  if (--syncs_under_way_ != 0) return;
+  for (const labelled& l : std::exchange(syncing_, {})) {
+    if (blocks_.find(l.id) == nullptr) continue;
+    for (std::size_t t = 0; t < tiers(); ++t)
+      if (blocks_[l.id.index].copies[t].now != state::absent) settle(l.id.index, t);
+  }
+  pump();
+}
+
+// --- Opening.
+
+// What a header says is the word of a file: it must fit the layout and the codec, whose buffers are as large as that.
+inline bool planner::adopt(std::size_t tier, extent at, const extent_header& header) {
+  if (!header.name.valid() || header.group >= layout_.groups.size()) return false;
+  const layer_group& g = layout_.groups[header.group];
+  const any_codec& codec = tiers_[tier]->what.codec;
+  const std::size_t most = codec.max_encoded_size(g);
+  if (header.format_id != codec.format_id || header.raw != g.block_bytes() || header.encoded > most ||
+      (codec.fixed_rate && header.encoded != most))
+    return false;
+  const auto [found, fresh] = names_.try_emplace(header.name, block_id::no_index);
+  if (fresh) {
+    found->second = blocks_.create();
+    grow();
+    block_record& r = blocks_[found->second];
+    r.now = block_record::phase::sealed;
+    r.name = header.name;
+    r.group = header.group;
+    r.row = header.row;
+    r.depth = header.depth;
+    r.parent = index_link::none;
+    r.refs = 1;
+  }
+  block_record& r = blocks_[found->second];
+  if (r.copies[tier].now != state::absent || r.group != header.group) return false;
+  r.copies[tier].where = at;
+  r.copies[tier].now = state::resident;
+  r.copies[tier].quality = {header.loss};
+  r.copies[tier].checksum = header.checksum;
+  r.copies[tier].durable = true;
+  return true;
+}
+
+inline void planner::adopt_kept() {
+  struct adopter final : tier_control::visitor {
+    bool visit(extent at, const extent_header& header) override { return owner->adopt(tier, at, header); }
+    planner* owner = nullptr;
+    std::size_t tier = 0;
+  };
+  adopter each;
+  each.owner = this;
+  for (each.tier = 1; each.tier < tiers(); ++each.tier)
+    if (keepers_[each.tier]) tiers_[each.tier]->scan(each);
+  for (const auto& [key, block] : names_)
+    for (std::size_t t = 0; t < tiers(); ++t)
+      if (blocks_[block].copies[t].now != state::absent) settle(block, t);
+}
+
+}  // namespace terrace

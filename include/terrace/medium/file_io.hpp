@@ -1,0 +1,63 @@
+#pragma once
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "terrace/core/bytes.hpp"
+#include "terrace/core/error.hpp"
+
+namespace terrace {
+
+/// A descriptor that is closed on every way out.
+class descriptor {
+ public:
+  explicit descriptor(int opened = -1) noexcept : fd_(opened) {}
+  descriptor(descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  descriptor& operator=(descriptor&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  ~descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+
+  /// -1 where nothing is open, as `open` says it.
+  int get() const noexcept { return fd_; }
+  explicit operator bool() const noexcept { return fd_ >= 0; }
+  /// Closes it now, and says what `close` says: some file systems report a failed write only there.
+  int close() noexcept { return ::close(std::exchange(fd_, -1)); }
+
+ private:
+  int fd_;
+};
+
+/// Reads into.size() bytes of `fd` from `at` on. Blocks. Errors: io_error, with `sentence`; without a number where
+/// the file ends before.
+inline result<void> read_all(int fd, mutable_bytes into, std::uint64_t at, const char* sentence) noexcept {
+  while (!into.empty()) {
+    const ::ssize_t n = ::pread(fd, into.data(), into.size(), static_cast<::off_t>(at));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return fail(errc::io_error, sentence, n < 0 ? errno : 0);
+    into = into.subspan(static_cast<std::size_t>(n));
+    at += static_cast<std::uint64_t>(n);
+  }
+  return {};
+}
+
+/// Writes all of `from` to `fd`, from `at` on. Blocks. Errors: io_error, with `sentence`.
+inline result<void> write_all(int fd, const_bytes from, std::uint64_t at, const char* sentence) noexcept {
+  while (!from.empty()) {
+    const ::ssize_t n = ::pwrite(fd, from.data(), from.size(), static_cast<::off_t>(at));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return fail(errc::io_error, sentence, n < 0 ? errno : ENOSPC);
+    from = from.subspan(static_cast<std::size_t>(n));
+    at += static_cast<std::uint64_t>(n);
+  }
+  return {};
+}
+
+}  // namespace terrace

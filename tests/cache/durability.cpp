@@ -1,0 +1,227 @@
+// Blocks that outlive their cache, under their names.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "medium/sandbox.hpp"
+#include "pattern.hpp"
+#include "terrace/codec/q8_0.hpp"
+#include "terrace/medium/directory.hpp"
+#include "terrace/medium/nvme.hpp"
+#include "terrace/policy/lru.hpp"
+#include "terrace/tiered_cache.hpp"
+
+using namespace terrace;
+
+namespace {
+
+constexpr std::size_t slot = pattern::block_bytes;
+using ladder = tiered_cache<tier<ram>, tier<ram>, tier<nvme>, tier<directory>, lru>;
+
+block_key key_of(std::uint64_t block) { return {.low = block + 1, .high = ~block}; }
+
+// A cache over a folder that stays.
+struct kept_cache {
+  explicit kept_cache(const sandbox::folder& f, std::size_t nvme_blocks = 256,
+                      std::size_t directory_blocks = 256, cache_options tuning = {},
+                      kv_layout layout = pattern::layout(1))
+      : opened(ladder::open(ctx, layout, {.capacity = 40 * slot}, {.capacity = 16 * slot},
+                            {.capacity = nvme_blocks * slot, .path = f / "kv", .keep = true},
+                            {.capacity = directory_blocks * slot, .path = f / "cold", .keep = true}, {},
+                            tuning)) {}
+  kept_cache(kept_cache&&) = delete;
+  ladder& cache() { return *opened; }
+
+  // A sequence of its own: appends blocks, names them first..., and returns how many of them have found room.
+  std::size_t write(std::uint64_t first, std::size_t blocks) {
+    sequence s = cache().make_sequence();
+    for (std::size_t i = 0; i < blocks; ++i) {
+      if (!pattern::append(s, 16, 1, static_cast<std::uint32_t>(first))) return i;
+      REQUIRE(cache().name(pattern::sealed(s, 0)[i], key_of(first + i)));
+    }
+    return blocks;
+  }
+  bool flush() { return ctx.sync_wait(cache().flush()).has_value(); }
+  enum class answer { missing, lost, wrong, right };
+  answer read(std::uint64_t first, std::size_t block) {
+    const auto id = cache().find(key_of(first + block));
+    if (!id) return answer::missing;
+    const auto held = ctx.sync_wait(cache().acquire({&*id, 1}));
+    if (!held) return answer::lost;
+    return pattern::holds(cache().layout().groups[0], (*held)[0].data, 0, block,
+                          static_cast<std::uint32_t>(first), 16)
+               ? answer::right
+               : answer::wrong;
+  }
+
+  context ctx{{.codec_threads = 0}};
+  result<ladder> opened;
+};
+using answer = kept_cache::answer;
+
+void flip(const std::string& path, std::uint64_t at) {
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(static_cast<std::streamoff>(at));
+  const auto byte = static_cast<char>(file.get() ^ 8);
+  file.seekp(static_cast<std::streamoff>(at));
+  file.put(byte);
+}
+
+}  // namespace
+
+TEST_CASE("what was flushed is found after reopening, from either tier, and is right") {
+  const sandbox::folder f;
+  {
+    kept_cache c(f, 64, 256);  // more blocks than nvme holds
+    REQUIRE(c.opened);
+    CHECK(c.write(1000, 100) == 100);
+    CHECK(c.flush());
+    CHECK(c.cache().stats().tiers[3].stores > 0);
+  }
+  for (int time = 0; time < 2; ++time) {
+    kept_cache c(f, 64, 256);
+    REQUIRE(c.opened);
+    for (std::size_t i = 0; i < 100; ++i) REQUIRE(c.read(1000, i) == answer::right);
+    CHECK(c.read(1000, 100) == answer::missing);
+    CHECK(c.cache().stats().blocks == 100);
+  }
+}
+
+TEST_CASE("what was forgotten is gone after reopening, and its room can be used") {
+  const sandbox::folder f;
+  {
+    kept_cache c(f);
+    REQUIRE(c.opened);
+    CHECK(c.write(1000, 50) == 50);
+    CHECK(c.flush());
+    for (std::uint64_t i = 0; i < 25; ++i) c.cache().forget(key_of(1000 + i));
+    CHECK(c.read(1000, 3) == answer::missing);
+  }
+  kept_cache c(f);
+  REQUIRE(c.opened);
+  for (std::size_t i = 0; i < 50; ++i) REQUIRE(c.read(1000, i) == (i < 25 ? answer::missing : answer::right));
+  for (std::uint64_t i = 25; i < 50; ++i) c.cache().forget(key_of(1000 + i));
+  CHECK(c.cache().stats().tiers[2].resident_bytes == 0);
+  CHECK(c.cache().stats().tiers[3].resident_bytes == 0);
+  CHECK(c.write(5000, 60) == 60);
+  CHECK(c.flush());
+}
+
+TEST_CASE("a full store says so, and keeps what it has acknowledged") {
+  const sandbox::folder f;
+  std::size_t acknowledged = 0;
+  {
+    kept_cache c(f, 40, 40);
+    REQUIRE(c.opened);
+    for (; acknowledged < 400; acknowledged += 5) {
+      if (c.write(acknowledged * 100, 5) != 5 || !c.flush()) break;
+    }
+    CHECK(acknowledged >= 40);
+    CHECK(acknowledged < 200);
+    CHECK(std::filesystem::file_size(f / "kv") <= 40 * slot);
+  }
+  kept_cache c(f, 40, 40);
+  REQUIRE(c.opened);
+  for (std::size_t first = 0; first < acknowledged; first += 5)
+    for (std::size_t i = 0; i < 5; ++i) REQUIRE(c.read(first * 100, i) == answer::right);
+}
+
+TEST_CASE("another model, layout, codec, capacity or version is refused, and left as it is") {
+  const sandbox::folder f;
+  {
+    kept_cache c(f);
+    REQUIRE(c.opened);
+    CHECK(c.write(1000, 10) == 10);
+    CHECK(c.flush());
+    kept_cache second(f);  // while the first has it
+    REQUIRE_FALSE(second.opened);
+    CHECK(second.opened.error().code == errc::unavailable);
+  }
+  const auto refused = [&](errc why, auto&&... how) {
+    kept_cache c(f, how...);
+    return !c.opened && c.opened.error().code == why;
+  };
+  CHECK(refused(errc::invalid_argument, 256, 256, cache_options{.model = {1, 0, 1}}));
+  CHECK(refused(errc::invalid_argument, 256, 256, cache_options{.model = {0, 1, 2}}));
+  CHECK(refused(errc::invalid_argument, 256, 256, cache_options{}, pattern::layout(2)));
+  CHECK(refused(errc::invalid_argument, 128, 256));
+  CHECK(refused(errc::invalid_argument, 256, 128));
+  flip(f / "kv", 8);
+  CHECK(refused(errc::unavailable));
+  flip(f / "kv", 8);
+  flip(f / "kv", 50);
+  CHECK(refused(errc::corrupt));
+  flip(f / "kv", 50);
+  {
+    kept_cache c(f);
+    REQUIRE(c.opened);
+    for (std::size_t i = 0; i < 10; ++i) CHECK(c.read(1000, i) == answer::right);
+  }
+  REQUIRE(::truncate((f / "kv").c_str(), 100 * 4096) == 0);
+  CHECK(refused(errc::corrupt));
+  REQUIRE(::truncate((f / "kv").c_str(), 100) == 0);
+  CHECK(refused(errc::corrupt));
+  std::ofstream(f / "kv") << "somebody's letters";
+  CHECK(refused(errc::corrupt));
+  CHECK(std::filesystem::file_size(f / "kv") == 18);
+}
+
+TEST_CASE("damage on disk loses blocks, and serves none wrong") {
+  const sandbox::folder f;
+  {
+    kept_cache c(f, 64, 256);
+    REQUIRE(c.opened);
+    CHECK(c.write(1000, 100) == 100);
+    CHECK(c.flush());
+  }
+  // One bit in every 3000 bytes behind the superblock, and in every file.
+  for (std::uint64_t at = 4096 + 77; at < 64 * slot; at += 3001) flip(f / "kv", at);
+  for (const auto& entry : std::filesystem::directory_iterator(f / "cold/kv-store"))
+    if (entry.path().filename() != "index" && entry.path().filename() < "00000008") flip(entry.path(), 1234);
+  kept_cache c(f, 64, 256);
+  REQUIRE(c.opened);
+  std::size_t right = 0;
+  for (std::size_t i = 0; i < 100; ++i) {
+    const answer a = c.read(1000, i);
+    REQUIRE(a != answer::wrong);
+    right += a == answer::right ? 1 : 0;
+  }
+  CHECK(right > 10);
+  CHECK(right < 95);
+}
+
+TEST_CASE("names: what cannot be named is refused; without a tier that keeps they are the cache's own") {
+  using plain = tiered_cache<tier<ram>, tier<nvme>, lru>;
+  context ctx;
+  auto cache = plain::open(ctx, pattern::layout(1), {.capacity = 40 * slot}, {.capacity = 64 * slot});
+  REQUIRE(cache);
+  std::optional<sequence> s(cache->make_sequence());
+  REQUIRE(pattern::append(*s, 40, 1, 1));
+  const auto ids = s->pages().rows[0];
+  REQUIRE(ids.size() == 3);
+  CHECK(cache->name(ids[0], {}).error().code == errc::invalid_argument);
+  CHECK(cache->name(ids[2], key_of(2)).error().code == errc::invalid_argument);  // open
+  CHECK(cache->name(ids[0], key_of(0)));
+  CHECK(cache->name(ids[0], key_of(0)));  // said twice
+  CHECK_FALSE(cache->name(ids[0], key_of(1)));
+  CHECK_FALSE(cache->name(ids[1], key_of(0)));
+  CHECK(cache->find(key_of(0)) == ids[0]);
+  CHECK_FALSE(cache->find(key_of(1)));
+  CHECK(ctx.sync_wait(cache->flush()));
+  s.reset();
+  CHECK(cache->stats().blocks == 1);  // the name's
+  CHECK(ctx.sync_wait(cache->acquire({&ids[0], 1})));
+  cache->forget(key_of(0));
+  cache->forget(key_of(0));
+  CHECK_FALSE(cache->find(key_of(0)));
+  CHECK(cache->stats().blocks == 0);
+}

@@ -1,0 +1,200 @@
+// Media that keep: what is found again, and what a crash or a stranger may have left.
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <fstream>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "sandbox.hpp"
+#include "terrace/execution/sync_wait.hpp"
+#include "terrace/medium/directory.hpp"
+#include "terrace/medium/nvme.hpp"
+
+using namespace terrace;
+using sandbox::folder;
+
+namespace {
+
+struct alignas(4096) page {
+  std::array<std::byte, 4096> bytes{};
+};
+
+template <class M>
+result<std::unique_ptr<M>> open(context& ctx, const std::string& path, std::size_t capacity = 1_MiB) {
+  return M::open(ctx, {.capacity = capacity, .path = path, .keep = true});
+}
+template <class M>
+std::map<std::uint64_t, extent> found_in(M& m) {
+  std::map<std::uint64_t, extent> found;
+  m.scan([&](extent at, const extent_header& h) {
+    found[h.key.low] = at;
+    return true;
+  });
+  return found;
+}
+// Writes a page of `tag`s under that key.
+template <class M>
+extent put(context& ctx, M& m, unsigned tag) {
+  page p;
+  p.bytes.fill(std::byte(tag));
+  const auto e = m.reserve(4096);
+  REQUIRE(e);
+  REQUIRE(ctx.sync_wait(m.write(*e, p.bytes)));
+  REQUIRE(m.label(*e, {.key = {tag, 0}, .encoded = 4096, .checksum = tag}));
+  return *e;
+}
+template <class M>
+bool holds(context& ctx, M& m, extent e, unsigned tag) {
+  page p;
+  REQUIRE(ctx.sync_wait(m.read(e, p.bytes)));
+  return std::all_of(p.bytes.begin(), p.bytes.end(), [&](std::byte b) { return b == std::byte(tag); });
+}
+
+std::vector<char> bytes_at(const std::string& path, std::size_t at, std::size_t n) {
+  std::vector<char> bytes(n);
+  std::ifstream file(path, std::ios::binary);
+  file.seekg(static_cast<std::streamoff>(at));
+  file.read(bytes.data(), static_cast<std::streamsize>(n));
+  return bytes;
+}
+void write_at(const std::string& path, std::size_t at, const std::vector<char>& bytes) {
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(static_cast<std::streamoff>(at));
+  file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("a store: labelled extents are found again, the room of the others is free", "", nvme,
+                   directory) {
+  const folder f;
+  {
+    context ctx;
+    auto m = open<TestType>(ctx, f / "kv");
+    REQUIRE(m);
+    CHECK((*m)->keeps());
+    CHECK(found_in(**m).empty());
+    for (unsigned tag = 1; tag <= 60; ++tag) put(ctx, **m, tag);
+    const extent gone = put(ctx, **m, 61);
+    REQUIRE((*m)->reserve(4096));  // not labelled
+    REQUIRE(ctx.sync_wait((*m)->sync()));
+    (*m)->release(gone);
+  }
+  context ctx;
+  auto m = open<TestType>(ctx, f / "kv");
+  REQUIRE(m);
+  const auto found = found_in(**m);
+  CHECK(found.size() == 60);
+  for (const auto& [tag, at] : found) CHECK(holds(ctx, **m, at, static_cast<unsigned>(tag)));
+  CHECK((*m)->used() == 60 * 4096);
+  // All the rest can be used, and nothing of it is what was found.
+  while (const auto e = (*m)->reserve(4096)) {
+    page p;
+    REQUIRE(ctx.sync_wait((*m)->write(*e, p.bytes)));
+  }
+  for (const auto& [tag, at] : found) CHECK(holds(ctx, **m, at, static_cast<unsigned>(tag)));
+  for (const auto& [tag, at] : found) (*m)->release(at);
+}
+
+TEMPLATE_TEST_CASE("a store: what the visitor does not take is released, and does not come back", "", nvme,
+                   directory) {
+  const folder f;
+  {
+    context ctx;
+    auto m = open<TestType>(ctx, f / "kv");
+    REQUIRE(m);
+    for (unsigned tag = 1; tag <= 9; ++tag) put(ctx, **m, tag);
+    REQUIRE(ctx.sync_wait((*m)->sync()));
+  }
+  for (const std::size_t expected : {9u, 4u}) {
+    context ctx;
+    auto m = open<TestType>(ctx, f / "kv");
+    REQUIRE(m);
+    std::size_t seen = 0;
+    (*m)->scan([&](extent, const extent_header& h) {
+      ++seen;
+      return h.key.low % 2 == 0;
+    });
+    CHECK(seen == expected);
+    CHECK((*m)->used() == 4 * 4096);
+  }
+}
+
+TEST_CASE("a store: of headers for the same room the latest is right") {
+  const folder f;
+  std::vector<char> old;
+  {
+    context ctx;
+    auto m = open<nvme>(ctx, f / "kv");
+    REQUIRE(m);
+    const extent before = put(ctx, **m, 1);
+    REQUIRE(ctx.sync_wait((*m)->sync()));
+    old = bytes_at(f / "kv", superblock::bytes, extent_header::bytes);
+    REQUIRE(old[0] == 'e');
+    (*m)->release(before);
+    const extent after = put(ctx, **m, 2);
+    REQUIRE(after.offset == before.offset);
+    REQUIRE(ctx.sync_wait((*m)->sync()));
+  }
+  // As if the old header had been in another place, and a crash had come before it was taken back.
+  write_at(f / "kv", superblock::bytes + 5 * extent_header::bytes, old);
+  context ctx;
+  auto m = open<nvme>(ctx, f / "kv");
+  REQUIRE(m);
+  const auto found = found_in(**m);
+  REQUIRE(found.size() == 1);
+  CHECK(found.begin()->first == 2);
+}
+
+TEST_CASE("a store: a file that a crash left without a superblock becomes one; a stranger's does not") {
+  const folder f;
+  std::ofstream(f / "kv") << std::string(70000, '\0');
+  context ctx;
+  CHECK(open<nvme>(ctx, f / "kv"));
+  std::ofstream(f / "letters") << "dear all";
+  CHECK(open<nvme>(ctx, f / "letters").error().code == errc::corrupt);
+  CHECK(bytes_at(f / "letters", 0, 8) == std::vector<char>{'d', 'e', 'a', 'r', ' ', 'a', 'l', 'l'});
+  CHECK(open<nvme>(ctx, "").error().code == errc::invalid_argument);
+  CHECK(open<nvme>(ctx, f / "small", 8192).error().code == errc::invalid_argument);
+}
+
+TEST_CASE("a store: its size is fixed") {
+  const folder f;
+  context ctx;
+  auto m = open<nvme>(ctx, f / "kv");
+  REQUIRE(m);
+  CHECK((*m)->resize(2_MiB).error().code == errc::unavailable);
+  CHECK(std::filesystem::file_size(f / "kv") == 1_MiB);
+  CHECK((*m)->capacity() < 1_MiB);
+  CHECK((*m)->capacity() > 900_KiB);
+  CHECK(sandbox::mode_of(f / "kv") == 0600);
+}
+
+TEMPLATE_TEST_CASE("a store: random damage to its head is refused or does no harm", "", nvme, directory) {
+  const folder f;
+  {
+    context ctx;
+    auto m = open<TestType>(ctx, f / "kv");
+    REQUIRE(m);
+    for (unsigned tag = 1; tag <= 40; ++tag) put(ctx, **m, tag);
+    REQUIRE(ctx.sync_wait((*m)->sync()));
+  }
+  const std::string head = std::is_same_v<TestType, nvme> ? f / "kv" : f / "kv/kv-store/index";
+  const std::vector<char> good = bytes_at(head, 0, 10 * 1024);
+  std::mt19937 random(7);
+  context ctx;
+  for (int round = 0; round < 100; ++round) {
+    std::vector<char> bad = good;
+    for (auto n = random() % 6 + 1; n != 0; --n) bad[random() % bad.size()] = static_cast<char>(random());
+    write_at(head, 0, bad);
+    auto m = open<TestType>(ctx, f / "kv");
+    if (m) {
+      for (const auto& [tag, at] : found_in(**m)) REQUIRE((tag >= 1 && tag <= 40 && at.bytes == 4096));
+      REQUIRE((*m)->used() <= 40 * 4096);
+    }
+  }
+}
