@@ -60,11 +60,17 @@ TEST_CASE("crc32c is the definition's, for every length and alignment, by instru
     const std::uint32_t expected = by_definition(piece);
     REQUIRE(crc32c(piece) == expected);
     REQUIRE(crc32c_portable(piece) == expected);
+#if TERRACE_X86
+    if (__builtin_cpu_supports("sse4.2")) REQUIRE(detail::crc32c_sse42(piece, 0) == expected);
+#endif
   }
   for (const std::size_t n : {3071u, 3072u, 3073u, 6144u, 6336u, 12287u, 19993u}) {
     const const_bytes piece = all.subspan(7, n);
     REQUIRE(crc32c(piece) == by_definition(piece));
     REQUIRE(crc32c_portable(piece) == by_definition(piece));
+#if TERRACE_X86
+    if (__builtin_cpu_supports("sse4.2")) REQUIRE(detail::crc32c_sse42(piece, 0) == by_definition(piece));
+#endif
   }
 }
 
