@@ -167,20 +167,20 @@ inline void planner::synced(std::size_t tier, const result<void>& outcome) {
 
 // What a header says is the word of a file: it must fit the layout and the codec, whose buffers are as large as that.
 inline bool planner::adopt(std::size_t tier, extent at, const extent_header& header) {
-  if (!header.name.valid() || header.group >= layout_.groups.size()) return false;
+  if (!header.key.valid() || header.group >= layout_.groups.size()) return false;
   const layer_group& g = layout_.groups[header.group];
   const any_codec& codec = tiers_[tier]->what.codec;
   const std::size_t most = codec.max_encoded_size(g);
   if (header.format_id != codec.format_id || header.raw != g.block_bytes() || header.encoded > most ||
       (codec.fixed_rate && header.encoded != most))
     return false;
-  const auto [found, fresh] = names_.try_emplace(header.name, block_id::no_index);
+  const auto [found, fresh] = names_.try_emplace(header.key, block_id::no_index);
   if (fresh) {
     found->second = blocks_.create();
     grow();
     block_record& r = blocks_[found->second];
     r.now = block_record::phase::sealed;
-    r.name = header.name;
+    r.name = header.key;
     r.group = header.group;
     r.row = header.row;
     r.depth = header.depth;
