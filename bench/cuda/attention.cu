@@ -27,7 +27,8 @@ T* upload(const std::vector<T>& from) {
 
 template <std::uint32_t dim, block_encoding encoding = block_encoding::raw>
 void measure(bench::report& out, const std::string& name, std::uint32_t q_heads, std::uint32_t kv_heads,
-             std::uint32_t sequences, std::uint32_t tokens, std::optional<double> goal) {
+             std::uint32_t sequences, std::uint32_t tokens, std::optional<double> goal,
+             bool beside_order = false) {
   if (!out.wanted(name)) return;
   constexpr std::uint32_t page_tokens = 64, split_blocks = 8;
   const plane p{.heads = kv_heads, .dim = dim};
@@ -59,15 +60,24 @@ void measure(bench::report& out, const std::string& name, std::uint32_t q_heads,
               .o = bench::allocate<float>(std::size_t{rows} * splits * dim),
               .splits = splits};
   args.split_blocks = split_blocks;
-  const auto attend = [&] {
+  const auto rate = [&](const cuda::attention_args& a) {
     const double seconds = bench::device_seconds([&] {
-      bench::check(cuda::attend<fp16, dim, encoding>(args, nullptr));
-      bench::check(cuda::merge<fp16>(args.out, rows, dim, {}, {.o = result}, nullptr));
+      bench::check(cuda::attend<fp16, dim, encoding>(a, nullptr));
+      bench::check(cuda::merge<fp16>(a.out, rows, dim, {}, {.o = result}, nullptr));
     });
     return static_cast<double>(total) / seconds / 1e9;
   };
-  out.compare({.name = name, .unit = "GB/s", .limit_name = "plain read", .goal = goal}, attend,
-              [&] { return bench::read_bandwidth(pool, total >> 16 << 16); });
+  out.compare(
+      {.name = name, .unit = "GB/s", .limit_name = "plain read", .goal = goal}, [&] { return rate(args); },
+      [&] { return bench::read_bandwidth(pool, total >> 16 << 16); });
+  if (beside_order) {
+    std::sort(indices.begin(), indices.end());
+    cuda::attention_args in_order = args;
+    in_order.table.blocks.indices = upload(indices);
+    out.compare(
+        {.name = name + ", block table", .unit = "GB/s", .limit_name = "blocks in order"},
+        [&] { return rate(args); }, [&] { return rate(in_order); });
+  }
   bench::check(cudaFree(pool));
 }
 
@@ -78,7 +88,7 @@ int main(int argc, char** argv) {
   bench::report out("cuda_attention", argc, argv);
   using enum block_encoding;
   measure<128>(out, "fp16, GQA 4, 128, 1 x 128k", 32, 8, 1, 131072, 0.85);
-  measure<128>(out, "fp16, GQA 4, 128, 32 x 8k", 32, 8, 32, 8192, 0.85);
+  measure<128>(out, "fp16, GQA 4, 128, 32 x 8k", 32, 8, 32, 8192, 0.85, true);
   measure<128>(out, "fp16, GQA 8, 128, 1 x 128k", 64, 8, 1, 131072, 0.85);
   measure<128>(out, "fp16, GQA 8, 128, 32 x 8k", 64, 8, 32, 8192, 0.85);
   measure<128>(out, "fp16, GQA 16, 128, 32 x 8k", 128, 8, 32, 8192, {});

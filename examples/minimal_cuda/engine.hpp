@@ -12,15 +12,24 @@ namespace engine {
 
 inline constexpr std::uint32_t layers = 4, q_heads = 8, kv_heads = 2, dim = 64, page_tokens = 64;
 
-/// What the model computes of a token. Multiples of 1/8, so that fp16 has them exactly.
+/// A number between -1 and 1 that depends on its arguments alone: a multiple of 1/8, which fp16 has exactly.
+constexpr float noise(std::uint64_t kind, std::uint64_t position, std::uint32_t layer, std::uint32_t head,
+                      std::uint32_t d) {
+  std::uint64_t x = ((position * layers + layer) * q_heads + head) * 3 * dim + kind * dim + d;
+  x = (x + 1) * 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 32)) * 0xd6e8feb86659fd93u;
+  return (static_cast<float>((x >> 32) % 17) - 8) / 8;
+}
+/// What the model computes of a token. Each query looks for one earlier token: it is four times that one's key, and so
+/// attention that read another block would be far off.
 constexpr float key_of(std::uint64_t position, std::uint32_t layer, std::uint32_t head, std::uint32_t d) {
-  return (static_cast<float>((position * 31 + layer * 5 + head * 3 + d * 7) % 17) - 8) / 8;
+  return noise(0, position, layer, head, d);
 }
 constexpr float value_of(std::uint64_t position, std::uint32_t layer, std::uint32_t head, std::uint32_t d) {
-  return (static_cast<float>((position * 13 + layer * 3 + head * 5 + d) % 19) - 9) / 8;
+  return noise(1, position, layer, head, d);
 }
 constexpr float query_of(std::uint64_t position, std::uint32_t layer, std::uint32_t head, std::uint32_t d) {
-  return (static_cast<float>((position + layer * 7 + head * 11 + d * 3) % 13) - 6) / 8;
+  return 4 * key_of((head * 1031 + layer * 307) % (position + 1), layer, head / (q_heads / kv_heads), d);
 }
 
 /// Tokens that follow one another, and the slots that they were given (cuda::reserved_slots).

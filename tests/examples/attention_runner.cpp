@@ -197,7 +197,8 @@ TEST_CASE("what cannot be is refused in one sentence") {
   check_refused(here.run(shape + "--warm 0 --cool 4KiB"), "cannot hold the context");
   check_refused(here.run(shape + "--policy best"), "--policy does not know");
   check_refused(here.run(shape + "--prefetch all"), "--prefetch knows");
-  check_refused(here.run(shape + "--device cuda"), "--device knows host");
+  check_refused(here.run(shape + "--device tpu"), "--device knows host and cuda");
+  check_refused(here.run("--device cuda"), "needs --shape");
   check_refused(here.run(shape + "--attend top-k=5"), "--attend knows dense");
   check_refused(here.run(shape + "--inject 0.1"), "--inject is not available");
   check_refused(here.run(shape + "--baseline"), "no text");

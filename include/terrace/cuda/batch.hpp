@@ -169,7 +169,7 @@ class batch {
   bool out_ = false;                      // a window is with the engine
 
   bool stand_in_ = false;
-  std::size_t stand_in_turn_ = 0;  // the block of tier 0 that is next
+  std::size_t stand_in_turn_ = 0;       // the block of tier 0 that is next
   bool has_encoded_ = false;            // some tier that attention reads has a codec
   std::optional<std::uint32_t> layer_;  // that the engine is at
   std::uint32_t walk_layer_ = 0;        // whose windows are being cut: that one, or one behind it

@@ -53,7 +53,8 @@ class transfer_engine final : public transfer_port, private event_source {
         all.buffers = std::max(all.buffers, routes_[from][to].staging_buffers());
         // A first tier that the host cannot address is staged as well: its blocks are raw.
         const route& r = routes_[from][to];
-        all.raw_blocks = all.raw_blocks || r.scratch || (from == 0 && r.stage_source) || (to == 0 && r.stage_target);
+        all.raw_blocks =
+            all.raw_blocks || r.scratch || (from == 0 && r.stage_source) || (to == 0 && r.stage_target);
       }
     }
     return all;
