@@ -1,6 +1,7 @@
 #pragma once
 // Terrace, all that needs nothing but the standard library. Start reading at tiered_cache.hpp.
 #include "terrace/attention/attend_batch.hpp"
+#include "terrace/attention/select.hpp"
 #include "terrace/attention/stream.hpp"
 #include "terrace/batch.hpp"
 #include "terrace/codec/fp8.hpp"

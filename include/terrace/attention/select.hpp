@@ -1,0 +1,149 @@
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <span>
+#include <vector>
+
+#include "terrace/core/config.hpp"
+#include "terrace/core/element.hpp"
+
+namespace terrace {
+
+/// For each block of one row and KV head the least and the largest value of each channel of its keys (the summary of
+/// Quest, J. Tang et al., ICML 2024): 8 bytes a channel. From them follows between which bounds a query's logits over
+/// the block lie, without reading it.
+class key_summaries {
+ public:
+  explicit key_summaries(std::uint32_t dim) : dim_(dim) {}
+
+  std::uint32_t dim() const noexcept { return dim_; }
+  std::size_t blocks() const noexcept { return tokens_.size(); }
+  std::uint32_t tokens(std::size_t block) const noexcept { return tokens_[block]; }
+
+  /// Adds a block behind the others: its keys as attention sees them (after positions were encoded),
+  /// [token][dim]. Precondition: at least one token, whole tokens, no NaN. O(elements).
+  template <element_type T>
+  void add(std::span<const T> keys) {
+    TERRACE_ASSERT(!keys.empty() && keys.size() % dim_ == 0, "a block has whole tokens, and at least one");
+    const std::size_t at = bounds_.size();
+    bounds_.resize(at + dim_,
+                   {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()});
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      channel& c = bounds_[at + i % dim_];
+      c.low = std::min(c.low, to_float(keys[i]));
+      c.high = std::max(c.high, to_float(keys[i]));
+    }
+    tokens_.push_back(static_cast<std::uint32_t>(keys.size() / dim_));
+  }
+
+  /// Bounds of scale * <query, key> over all keys of a block: each channel adds at least min(q * low, q * high), and at
+  /// most their maximum. O(dim).
+  struct logit_bounds {
+    double low = 0, high = 0;
+  };
+  logit_bounds bounds(std::size_t block, std::span<const float> query, float scale) const noexcept {
+    logit_bounds sum;
+    for (std::size_t d = 0; d < dim_; ++d) {
+      const channel& c = bounds_[block * dim_ + d];
+      const double x = double{scale} * double{query[d]};
+      const double a = x * double{c.low}, b = x * double{c.high};
+      sum.low += std::min(a, b);
+      sum.high += std::max(a, b);
+    }
+    return sum;
+  }
+
+ private:
+  struct channel {
+    float low, high;
+  };
+  std::uint32_t dim_;
+  std::vector<channel> bounds_;  // [block][channel]
+  std::vector<std::uint32_t> tokens_;
+};
+
+/// Which blocks a query should read, and how much of the softmax mass it may miss.
+struct block_selection {
+  std::vector<std::uint32_t> blocks;  ///< ascending
+  double missed = 0;                  ///< proven: what is not read has at most this share of the mass
+};
+
+namespace detail {
+
+// Reads blocks in descending order of the mass that they can have, until `enough(read, missed)`.
+template <class Enough>
+block_selection select_blocks(const key_summaries& keys, std::span<const float> query, float scale,
+                              Enough enough) {
+  struct candidate {
+    double low, high;  // logarithms of the bounds of the block's sum of exponentials
+    std::uint32_t block;
+  };
+  std::vector<candidate> order;
+  for (std::uint32_t b = 0; b < keys.blocks(); ++b) {
+    const auto logits = keys.bounds(b, query, scale);
+    const double tokens = std::log(static_cast<double>(keys.tokens(b)));
+    order.push_back({logits.low + tokens, logits.high + tokens, b});
+  }
+  std::sort(order.begin(), order.end(), [](const candidate& a, const candidate& b) {
+    return a.high != b.high ? a.high > b.high : a.block < b.block;
+  });
+  // Logarithms throughout: bounds of different blocks may lie thousands apart, where exponentials vanish.
+  constexpr double nothing = -std::numeric_limits<double>::infinity();
+  const auto plus = [](double a, double b) {
+    const double more = std::max(a, b);
+    return more == nothing ? nothing : more + std::log1p(std::exp(std::min(a, b) - more));
+  };
+  std::vector<double> rest(order.size() + 1, nothing);  // what blocks from i on can have at most
+  for (std::size_t i = order.size(); i-- > 0;) rest[i] = plus(rest[i + 1], order[i].high);
+
+  block_selection out;
+  double read = nothing;  // what was read has at least
+  std::size_t i = 0;
+  const auto missed = [&] { return rest[i] == nothing ? 0.0 : 1 / (1 + std::exp(read - rest[i])); };
+  for (; i < order.size() && !enough(i, missed()); ++i) {
+    read = plus(read, order[i].low);
+    out.blocks.push_back(order[i].block);
+  }
+  out.missed = missed();
+  std::sort(out.blocks.begin(), out.blocks.end());
+  return out;
+}
+
+}  // namespace detail
+
+/// Reads the k blocks that can have the most mass; `missed` says what this may cost, and bounds nothing by itself.
+struct top_k {
+  std::size_t k = 16;
+  /// One query of `keys.dim()` elements. O(blocks * (dim + log blocks)).
+  block_selection operator()(const key_summaries& keys, std::span<const float> query, float scale) const {
+    return detail::select_blocks(keys, query, scale, [this](std::size_t read, double) { return read >= k; });
+  }
+};
+
+/// Reads as many blocks as it takes to be sure that the others have at most `eps` of the softmax mass.
+///
+/// Why this holds: let block b have n_b keys, whose logits lie in [l_b, h_b]. Its sum of exponentials Z_b then lies in
+/// [n_b exp(l_b), n_b exp(h_b)]. With U the sum of Z_b over unread blocks and R that over read ones, the share missed is
+/// U / (U + R), which grows with U and falls with R. So it is at most U' / (U' + R'), with U' the sum of n_b exp(h_b) over
+/// the unread and R' that of n_b exp(l_b) over the read. Each block that is read makes U' smaller and R' larger, and with
+/// all read U' is 0: it ends.
+///
+/// What the result may be off: attention over the read blocks alone is o_R, over all of them o = (1 - m) o_R + m o_U,
+/// where m <= eps is the share missed. So |o - o_R| = m |o_U - o_R| <= 2 eps max |v|, for each norm, as o_U and o_R are
+/// means of values.
+///
+/// Sums are in double; their rounding (of relative size 1e-13 * dim) is not part of the bound.
+struct certified {
+  double eps = 0.01;
+  /// One query of `keys.dim()` elements. O(blocks * (dim + log blocks)).
+  block_selection operator()(const key_summaries& keys, std::span<const float> query, float scale) const {
+    return detail::select_blocks(keys, query, scale,
+                                 [this](std::size_t, double missed) { return missed <= eps; });
+  }
+};
+
+}  // namespace terrace
