@@ -36,8 +36,7 @@ class accuracy {
       const std::uint64_t turn = (std::uint64_t{step} * request_.batch + sequence) * all.size() + i;
       const auto layer = static_cast<std::uint32_t>(turn % shape.layers);
       const auto head = static_cast<std::uint32_t>(turn / shape.layers * 7 % shape.q_heads);
-      const auto query =
-          queries.subspan(layer * width + std::size_t{head} * shape.head_dim, shape.head_dim);
+      const auto query = queries.subspan(layer * width + std::size_t{head} * shape.head_dim, shape.head_dim);
       const std::vector<double> right =
           reference_attention(kv_, layer, head, tokens, request_.context_tokens, sequence, query);
       for (std::uint32_t d = 0; d < shape.head_dim; ++d) {

@@ -38,7 +38,7 @@ struct run_result {
   double bits_per_byte = 0;
   std::optional<control_result> control;
   std::vector<std::uint32_t> generated;
-  std::vector<float> logits;        ///< of the scored tokens, to compare runs by
+  std::vector<float> logits;             ///< of the scored tokens, to compare runs by
   std::optional<device_figures> device;  ///< of a run on one
   std::optional<difference> error;       ///< where the run knows what its results should be
   step_times step;

@@ -12,7 +12,8 @@ namespace engine {
 namespace {
 
 // One block of threads for each token: page slot / page_tokens, row slot % page_tokens of each head of K, then of V.
-__global__ void project_kernel(new_tokens tokens, std::byte* pages, std::size_t page_stride, __half* queries) {
+__global__ void project_kernel(new_tokens tokens, std::byte* pages, std::size_t page_stride,
+                               __half* queries) {
   const std::uint64_t position = tokens.first_position + blockIdx.x;
   const std::int64_t slot = tokens.mapping[blockIdx.x];
   auto* const k = reinterpret_cast<__half*>(pages + slot / page_tokens * page_stride);

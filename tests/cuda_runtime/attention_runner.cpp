@@ -41,8 +41,8 @@ struct streams_for_the_emulator {
 }  // namespace
 
 TEST_CASE("a context that a device cannot hold is attended as the reference does") {
-  const auto [codec, most] = GENERATE(table<std::string, double>(
-      {{"lossless", 2e-3}, {"q8", 2e-2}, {"q4", 2e-1}, {"resident", 2e-3}}));
+  const auto [codec, most] = GENERATE(
+      table<std::string, double>({{"lossless", 2e-3}, {"q8", 2e-2}, {"q4", 2e-1}, {"resident", 2e-3}}));
   const std::uint32_t batch = GENERATE(1u, 2u);
   CAPTURE(codec, batch);
   fake_cuda::reset({.seed = batch, .costs = {.copy_call = 1}});

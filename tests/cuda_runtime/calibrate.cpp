@@ -64,9 +64,9 @@ TEST_CASE("each cell gets the method that is fastest there") {
   context ctx{{.codec_threads = 0}};
   cuda::host_link& link = link_of(ctx);
   constexpr std::size_t most = std::size_t{4} << 20;
-  auto found = cuda::calibrate(link, {.kernel = with_kernel ? &copy_by_kernel : nullptr,
-                                      .most_bytes = most,
-                                      .kernel_advantage = advantage});
+  auto found = cuda::calibrate(
+      link,
+      {.kernel = with_kernel ? &copy_by_kernel : nullptr, .most_bytes = most, .kernel_advantage = advantage});
   REQUIRE(found);
   std::size_t chosen[cuda::transfer_methods]{};
   for (std::size_t s = 0; s < transfer_choice::sizes; ++s)

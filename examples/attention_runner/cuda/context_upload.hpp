@@ -61,10 +61,11 @@ class context_upload {
           else
             pieces.push_back({to, from, count * bytes});
           for (std::uint32_t t = 0; t < count; ++t, from += bytes)
-            std::memcpy(from,
-                        kv_->row(values ? synthetic_kv::plane::v : synthetic_kv::plane::k, layer, h, position + t)
-                            .data(),
-                        bytes);
+            std::memcpy(
+                from,
+                kv_->row(values ? synthetic_kv::plane::v : synthetic_kv::plane::k, layer, h, position + t)
+                    .data(),
+                bytes);
         }
       first += count;
     }

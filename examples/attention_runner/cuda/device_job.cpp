@@ -45,7 +45,8 @@ terrace::result<attend_layer> attention_of(cuda::batch& batch, std::uint32_t q_h
 /// One cache on the device, and the sequences that decode in it.
 class device_job {
  public:
-  device_job(const model_shape& shape, const run_request& request, const run_plan& plan, terrace::context& ctx)
+  device_job(const model_shape& shape, const run_request& request, const run_plan& plan,
+             terrace::context& ctx)
       : request_(request), plan_(plan), ctx_(ctx), kv_(shape), accuracy_(kv_, request) {}
 
   terrace::result<void> open(const device_stream& stream) {
@@ -74,9 +75,8 @@ class device_job {
                                              .kernels = kernels});
     if (!batch) return terrace::propagate(batch.error());
     batch_ = std::move(*batch);
-    auto attend = kv_.shape().head_dim == 64
-                      ? attention_of<64>(*batch_, kv_.shape().q_heads, split_blocks)
-                      : attention_of<128>(*batch_, kv_.shape().q_heads, split_blocks);
+    auto attend = kv_.shape().head_dim == 64 ? attention_of<64>(*batch_, kv_.shape().q_heads, split_blocks)
+                                             : attention_of<128>(*batch_, kv_.shape().q_heads, split_blocks);
     if (!attend) return terrace::propagate(attend.error());
     attend_ = std::move(*attend);
     auto inputs = token_inputs::make(kv_.shape(), request_.batch);

@@ -18,8 +18,7 @@ struct write_tokens_kernel {
     const terrace::cuda::kv_page& page = rows.page;
     const std::size_t token = block.index().x;
     const std::int64_t slot = rows.mapping[token];
-    std::byte* const to =
-        rows.pages + static_cast<std::size_t>(slot / page.tokens) * rows.page_stride;
+    std::byte* const to = rows.pages + static_cast<std::size_t>(slot / page.tokens) * rows.page_stride;
     const auto row = static_cast<std::size_t>(slot % page.tokens);
     const std::size_t bytes = std::size_t{page.k_dim} * sizeof(terrace::fp16);
     for (std::size_t i = block.thread(); i < page.kv_heads * bytes / 16; i += threads) {
@@ -33,8 +32,7 @@ struct write_tokens_kernel {
   }
 };
 
-terrace::result<void> write_tokens(const token_rows& rows,
-                                          terrace::cuda::stream_handle stream) noexcept {
+terrace::result<void> write_tokens(const token_rows& rows, terrace::cuda::stream_handle stream) noexcept {
   return terrace::cuda::launch(write_tokens_kernel{rows}, {.x = rows.tokens}, stream);
 }
 

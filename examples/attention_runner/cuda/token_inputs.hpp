@@ -43,7 +43,8 @@ class token_inputs {
                             at(host_->data(), values_at(layer)) + row);
         }
       }
-    if (auto copied = stream.copy(device_.data(), host_->data(), outputs_at(0) * sizeof(terrace::fp16)); !copied)
+    if (auto copied = stream.copy(device_.data(), host_->data(), outputs_at(0) * sizeof(terrace::fp16));
+        !copied)
       return copied;
     return stream.finish();
   }
@@ -68,9 +69,13 @@ class token_inputs {
   }
 
   /// In device memory: [sequence][q_head][dim] of a layer, and [sequence][kv_head][dim].
-  const terrace::fp16* device_queries(std::uint32_t layer) const { return at(device_.data(), queries_at(layer)); }
+  const terrace::fp16* device_queries(std::uint32_t layer) const {
+    return at(device_.data(), queries_at(layer));
+  }
   const terrace::fp16* device_keys(std::uint32_t layer) const { return at(device_.data(), keys_at(layer)); }
-  const terrace::fp16* device_values(std::uint32_t layer) const { return at(device_.data(), values_at(layer)); }
+  const terrace::fp16* device_values(std::uint32_t layer) const {
+    return at(device_.data(), values_at(layer));
+  }
   terrace::fp16* device_outputs(std::uint32_t layer) const { return at(device_.data(), outputs_at(layer)); }
 
  private:

@@ -50,14 +50,14 @@ struct block_record {
   std::array<block_copy, max_tiers> copies;
   std::uint64_t key = 0;  ///< names its content to policies: its own until a prefix index knows it
   std::uint32_t generation = 0;
-  std::uint32_t refs = 0;    ///< sequences that refer to it; at 0 it is let go, unless a prefix index knows it
+  std::uint32_t refs = 0;  ///< sequences that refer to it; at 0 it is let go, unless a prefix index knows it
   std::uint32_t parent = 0;  ///< the block before it in the sequence that made it, or index_link::none
   std::uint32_t depth = 0;   ///< blocks before it
   std::uint32_t turn = 0;    ///< how often its sequence had been continued when it was written
   std::uint16_t group = 0;   ///< layer group of the layout
   std::uint16_t row = 0;     ///< row of layers, over all groups
   std::uint32_t cached = index_link::none;  ///< what a prefix index knows it by; none: no index does
-  block_key name{};           ///< its name; then one of the references is the name's
+  block_key name{};                         ///< its name; then one of the references is the name's
   phase now = phase::free;
   standing rank = standing::ordinary;  ///< what hints have said
   float mass = 0;                      ///< what it drew of the softmax mass when it was last weighed

@@ -386,8 +386,7 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEve
   if (const cudaError_t e = enter("cudaEventElapsedTime"); e != cudaSuccess) return e;
   if (!begin->timing || !end->timing || begin->recorded == 0 || end->recorded == 0)
     return remember(cudaErrorInvalidResourceHandle);
-  if (begin->reached != begin->recorded || end->reached != end->recorded)
-    return remember(cudaErrorNotReady);
+  if (begin->reached != begin->recorded || end->reached != end->recorded) return remember(cudaErrorNotReady);
   *milliseconds = static_cast<float>((end->at - begin->at) / 1e3);
   return cudaSuccess;
 }
