@@ -153,14 +153,15 @@ inline void planner::overdue(transfer_job& job) {
     ++health.failures;
     health.last = late;
     const std::size_t other = blocks_.best_copy(r, 1, job.from);
+    if (other != tiers()) pin(job.block, other);  // else the claim might drop it
     const claim slot = other == tiers() ? claim{room::impossible, {}} : claim_slot(slot_bytes(r), {});
     if (slot.what != room::ready) {
+      if (other != tiers()) unpin(job.block, other);
       lose_load(job.block, late);
     } else {
       r.load_from = static_cast<std::uint8_t>(other);
       r.copies[0].where = slot.where;
       r.copies[0].quality = r.copies[other].quality;
-      pin(job.block, other);
       blocks_.mark_to_load(job.block, true);
     }
   } else {
