@@ -1,6 +1,7 @@
 #pragma once
 // Blocks that have names, and how they outlive the process: which tiers keep them, syncs, and what is found at
 // opening. Part of cache/planner.hpp.
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -22,7 +23,7 @@ inline result<void> planner::name(block_id id, block_key key) {
     return fail(errc::invalid_argument, "another block has this name");
   r->name = key;
   ++r->refs;
-  to_keep_.push_back(id);
+  if (std::find(keepers_.begin(), keepers_.end(), true) != keepers_.end()) to_keep_.push_back(id);
   for (std::size_t t = 0; t < tiers(); ++t) {
     if (r->copies[t].now == state::absent) continue;
     if (keepers_[t] && r->copies[t].readable()) to_sync_.push_back(id);
@@ -87,12 +88,10 @@ inline void planner::start_keeping() {
     const block_id id = to_keep_.front();
     const block_record* const r = blocks_.find(id);
     if (r == nullptr || !r->name.valid()) continue;
-    bool kept = false, can_be_kept = false;
-    for (std::size_t t = 0; t < tiers(); ++t) {
-      can_be_kept = can_be_kept || keepers_[t];
+    bool kept = false;
+    for (std::size_t t = 0; t < tiers(); ++t)
       kept = kept || (keepers_[t] && r->copies[t].now != state::absent);
-    }
-    if (kept || !can_be_kept) continue;  // without such a tier a name is good for this cache alone
+    if (kept) continue;
     const std::size_t from = blocks_.best_copy(*r);
     if (from == tiers()) {
       keep_failure_ = error{errc::lost, "a block that has a name is lost"};

@@ -35,7 +35,7 @@ class store_sync {
       auto& o = *static_cast<operation*>(self);
       if (!std::exchange(o.performed, true)) {
         o.outcome = o.sync.perform(o.changes);
-        return o.sync.context_.post(o);
+        return o.sync.send_home(o);
       }
       if (o.outcome) return ex::set_value(std::move(o.receiver));
       o.sync.table_.put_back(o.changes);
@@ -71,6 +71,8 @@ class store_sync {
   }
 
  private:
+  void send_home(task& performed) noexcept { context_.post(performed); }
+
   // On the thread: one at a time.
   result<void> perform(const extent_table::changes& changes) noexcept {
     if (!failed_ && ::fsync(data_) != 0)
