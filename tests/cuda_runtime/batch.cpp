@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "catch.hpp"
@@ -93,6 +94,8 @@ struct decoding {
                                {.capacity = hot * block, .stream = device.stream}, {.capacity = warm * block},
                                {.capacity = 512 * block, .script = &script}));
     REQUIRE(*opened);
+    // Copies of what is not pinned yet wait, and let the device go on.
+    while (fake_cuda::now().pinned_bytes < warm * block) std::this_thread::yield();
     auto made = cuda::batch::make(cache(), options);
     REQUIRE(made);
     batch = std::move(*made);
