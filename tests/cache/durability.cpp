@@ -150,11 +150,11 @@ TEST_CASE("another model, layout, codec, capacity or version is refused, and lef
     kept_cache c(f, how...);
     return !c.opened && c.opened.error().code == why;
   };
-  CHECK(refused(errc::invalid_argument, 256, 256, cache_options{.model = {1, 0, 1}}));
-  CHECK(refused(errc::invalid_argument, 256, 256, cache_options{.model = {0, 1, 2}}));
-  CHECK(refused(errc::invalid_argument, 256, 256, cache_options{}, pattern::layout(2)));
-  CHECK(refused(errc::invalid_argument, 128, 256));
-  CHECK(refused(errc::invalid_argument, 256, 128));
+  CHECK(refused(errc::invalid_argument, 256u, 256u, cache_options{.model = {1, 0, 1}}));
+  CHECK(refused(errc::invalid_argument, 256u, 256u, cache_options{.model = {0, 1, 2}}));
+  CHECK(refused(errc::invalid_argument, 256u, 256u, cache_options{}, pattern::layout(2)));
+  CHECK(refused(errc::invalid_argument, 128u, 256u));
+  CHECK(refused(errc::invalid_argument, 256u, 128u));
   flip(f / "kv", 8);
   CHECK(refused(errc::unavailable));
   flip(f / "kv", 8);
