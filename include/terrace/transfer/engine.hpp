@@ -209,7 +209,9 @@ class transfer_engine final : public transfer_port, private event_source {
     void place(std::size_t bytes) noexcept {
       if (job->to != 0 && bytes < job->target.bytes) engine->planner_->shrink_target(*job, bytes);
       if (!how->write) {
-        if (how->stage_target) std::memcpy(engine->address(job->to, job->target), staged_target, bytes);
+        // There is an address wherever nothing is written, but a compiler does not see that.
+        if (std::byte* const to = engine->address(job->to, job->target); how->stage_target && to != nullptr)
+          std::memcpy(to, staged_target, bytes);
         return finish({});
       }
       writing = true;
