@@ -136,7 +136,9 @@ class for_each_operation {
       error_.template emplace<std::decay_t<E>>(static_cast<E&&>(error));
   }
   void retire() noexcept {
-    if (retired_.fetch_add(1, std::memory_order_acq_rel) + 1 != width_) return;
+    const std::size_t all =
+        width_;  // read first: once this slot is counted, the last one may destroy the operation
+    if (retired_.fetch_add(1, std::memory_order_acq_rel) + 1 != all) return;
     if (failed_.load(std::memory_order_relaxed)) {
       std::visit(
           [this](auto& error) noexcept {
