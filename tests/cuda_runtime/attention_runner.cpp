@@ -3,8 +3,7 @@
 #include <string>
 
 #include "catch.hpp"
-#include "cuda_emulated/emulator.hpp"
-#include "fake/fake_runtime.hpp"
+#include "emulated_kernels.hpp"
 #include "terrace/codec/zstd.hpp"
 #define TERRACE_RUNNER_CUDA
 #include "../examples/attention_runner/cuda/device_job.cpp"
@@ -29,14 +28,6 @@ outcome<run_result> run(const std::string& codec, std::uint32_t batch = 1, std::
   REQUIRE(made);
   return run_on_device(shape, request, *made, {.codec_threads = 0});
 }
-
-struct streams_for_the_emulator {
-  streams_for_the_emulator() {
-    emulator::submit() = [](cuda::stream_handle stream, std::function<void()> work) {
-      fake_cuda::launch(stream, std::move(work));
-    };
-  }
-} const submitting;
 
 }  // namespace
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "cuda_emulated/emulator.hpp"
+#include "emulated_kernels.hpp"
 #include "engine.hpp"
 #include "terrace/attention/stream.hpp"
 #include "terrace/codec/q8_0.hpp"
@@ -129,14 +129,6 @@ double relative_error(const std::vector<fp16>& a, const std::vector<float>& b) {
   }
   return std::sqrt(error / norm);
 }
-
-struct streams_for_the_emulator {
-  streams_for_the_emulator() {
-    emulator::submit() = [](cuda::stream_handle stream, std::function<void()> work) {
-      fake_cuda::launch(stream, std::move(work));
-    };
-  }
-} const submitting;
 
 }  // namespace
 

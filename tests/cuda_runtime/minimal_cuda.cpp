@@ -2,8 +2,7 @@
 #include <cstring>
 
 #include "catch.hpp"
-#include "cuda_emulated/emulator.hpp"
-#include "fake/fake_runtime.hpp"
+#include "emulated_kernels.hpp"
 #include "terrace/cuda/attention.cuh"
 #include "terrace/cuda/kernels.cuh"
 #include "terrace/cuda/merge.cuh"
@@ -13,14 +12,6 @@
 
 namespace {
 bool wrong_slots = false;  // as an engine would that ignored its mapping
-
-struct streams_for_the_emulator {
-  streams_for_the_emulator() {
-    emulator::submit() = [](cuda::stream_handle stream, std::function<void()> work) {
-      fake_cuda::launch(stream, std::move(work));
-    };
-  }
-} const submitting;
 }  // namespace
 
 cudaError_t engine::project(const new_tokens& tokens, std::byte* pages, std::size_t page_stride,

@@ -1,6 +1,4 @@
-// Runs the program as a user does, and looks at what it prints, writes and returns.
-#include <sys/wait.h>
-#include <unistd.h>
+#include "examples/workplace.hpp"
 
 #include <cmath>
 #include <cstdlib>
@@ -18,45 +16,9 @@ using terrace::operator""_MiB;
 
 namespace {
 
-std::string contents(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-/// A folder of the test's own, and the program run in it.
-struct workplace {
-  std::filesystem::path folder;
-
-  workplace() {
-    std::string name = (std::filesystem::temp_directory_path() / "terrace-runner-XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    folder = name;
-  }
-  ~workplace() { std::filesystem::remove_all(folder); }
-
-  struct outcome {
-    int status = -1;
-    std::string out, err;
-    json value() const { return json::parse(out); }
-  };
-  outcome run(const std::string& arguments) const {
-    const std::string command = "cd " + folder.string() + " && exec '" TERRACE_RUNNER "' " + arguments +
-                                " </dev/null >'" + (folder / "out").string() + "' 2>'" +
-                                (folder / "err").string() + "'";
-    const int ended = std::system(command.c_str());
-    return {WIFEXITED(ended) ? WEXITSTATUS(ended) : -1, contents(folder / "out"), contents(folder / "err")};
-  }
-};
-
-/// What is wrong with the input: exit 2, one line on standard error, nothing on standard output.
+// What is wrong with the input: exit 2.
 void check_refused(const workplace::outcome& o, const std::string& says) {
-  CAPTURE(o.err);
-  CHECK(o.status == 2);
-  CHECK(o.out.empty());
-  REQUIRE_FALSE(o.err.empty());
-  CHECK(o.err.find('\n') == o.err.size() - 1);
-  CHECK(o.err.rfind("attention_runner: ", 0) == 0);
-  CHECK(o.err.find(says) != std::string::npos);
+  check_refused(o, "attention_runner", 2, says);
 }
 
 const std::string small_shape = "--shape 4,8,2,64 --context 8192 --decode 3 --hot 2MiB --warm 4MiB --json - ";

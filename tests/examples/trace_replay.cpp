@@ -1,6 +1,4 @@
-// Runs the program as a user does, and looks at what it prints, writes and returns.
-#include <sys/wait.h>
-#include <unistd.h>
+#include "examples/workplace.hpp"
 
 #include <array>
 #include <cstdlib>
@@ -19,33 +17,7 @@ using nlohmann::json;
 
 namespace {
 
-std::string contents(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-/// A folder of the test's own, and the program run in it.
-struct workplace {
-  std::filesystem::path folder;
-
-  workplace() {
-    std::string name = (std::filesystem::temp_directory_path() / "terrace-replay-XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    folder = name;
-  }
-  ~workplace() { std::filesystem::remove_all(folder); }
-
-  struct outcome {
-    int status = -1;
-    std::string out, err;
-  };
-  outcome run(const std::string& arguments) const {
-    const std::string command = "cd " + folder.string() + " && exec '" TERRACE_RUNNER "' " + arguments +
-                                " </dev/null >'" + (folder / "out").string() + "' 2>'" +
-                                (folder / "err").string() + "'";
-    const int ended = std::system(command.c_str());
-    return {WIFEXITED(ended) ? WEXITSTATUS(ended) : -1, contents(folder / "out"), contents(folder / "err")};
-  }
+struct replay_workplace : workplace {
   json results(const std::string& arguments) const {
     const outcome o = run(arguments + " --json -");
     CAPTURE(arguments, o.err);
@@ -58,12 +30,7 @@ struct workplace {
 };
 
 void check_refused(const workplace::outcome& o, int status, const std::string& says) {
-  CAPTURE(o.err);
-  CHECK(o.status == status);
-  CHECK(o.out.empty());
-  CHECK(o.err.rfind("trace_replay: ", 0) == 0);
-  CHECK(o.err.find(says) != std::string::npos);
-  CHECK(o.err.find('\n') + 1 == o.err.size());
+  check_refused(o, "trace_replay", status, says);
 }
 
 // Two conversations and a stranger: A A' B A'' with two blocks in the tier.
@@ -89,7 +56,7 @@ std::string conversation_trace() {
 }  // namespace
 
 TEST_CASE("a trace that can be followed by hand") {
-  const workplace here;
+  const replay_workplace here;
   here.write("t.jsonl", small_trace);
   const json all = here.results("--trace t.jsonl --policy lru,belady --capacity 2,5");
   REQUIRE(all.size() == 4);
@@ -116,7 +83,7 @@ TEST_CASE("a trace that can be followed by hand") {
 }
 
 TEST_CASE("a prefix hit counts only before the request's first miss") {
-  const workplace here;
+  const replay_workplace here;
   // fifo: 1 leaves when 4 comes, so that the last request misses 1 and then hits 2.
   here.write("t.jsonl",
              "{\"hash_ids\": [1, 2, 3]}\n{\"hash_ids\": [4]}\n{\"hash_ids\": [2]}\n{\"hash_ids\": [1, 3]}\n");
@@ -126,7 +93,7 @@ TEST_CASE("a prefix hit counts only before the request's first miss") {
 }
 
 TEST_CASE("a ladder: hits of each tier, and what they cost") {
-  const workplace here;
+  const replay_workplace here;
   here.write("t.jsonl", small_trace);
   const json all = here.results(
       "--trace t.jsonl --policy lru,belady --ladder 2,3 --block-size 1MiB --bandwidth 1,0.5 --prefill "
@@ -141,7 +108,7 @@ TEST_CASE("a ladder: hits of each tier, and what they cost") {
 }
 
 TEST_CASE("generated workloads: the same for the same seed, no policy beats the optimum") {
-  const workplace here;
+  const replay_workplace here;
   const std::string kind = GENERATE("chat", "agents", "scan", "random");
   CAPTURE(kind);
   const std::string job = "--generate " + kind + " --requests 300 --policy all --capacity 100,300";
@@ -163,7 +130,7 @@ TEST_CASE("generated workloads: the same for the same seed, no policy beats the 
 }
 
 TEST_CASE("bad arguments: one sentence, status 2") {
-  const workplace here;
+  const replay_workplace here;
   here.write("t.jsonl", small_trace);
   const auto [arguments, says] = GENERATE(table<std::string, std::string>(
       {{"--trace t.jsonl --policy lru", "one of --capacity and --ladder"},
@@ -186,7 +153,7 @@ TEST_CASE("bad arguments: one sentence, status 2") {
 }
 
 TEST_CASE("a bad line of the trace: its number, status 1") {
-  const workplace here;
+  const replay_workplace here;
   const auto [line, says] = GENERATE(table<std::string, std::string>(
       {{"{\"hash_ids\": [1, 2", "line 3 of the trace is not a JSON object"},
        {"[1, 2]", "line 3 of the trace is not a JSON object"},
@@ -200,7 +167,7 @@ TEST_CASE("a bad line of the trace: its number, status 1") {
 }
 
 TEST_CASE("an empty trace has no ratio, and no division by nothing") {
-  const workplace here;
+  const replay_workplace here;
   here.write("t.jsonl", "");
   for (const json& r : here.results("--trace t.jsonl --policy all --capacity 2")) {
     CHECK(r.at("requests") == 0);
@@ -210,7 +177,7 @@ TEST_CASE("an empty trace has no ratio, and no division by nothing") {
 }
 
 TEST_CASE("results go to a file, and one that cannot be written is said") {
-  const workplace here;
+  const replay_workplace here;
   here.write("t.jsonl", small_trace);
   const auto o = here.run("--trace t.jsonl --policy lru --capacity 2 --json r.json");
   CHECK(o.status == 0);
@@ -222,7 +189,7 @@ TEST_CASE("results go to a file, and one that cannot be written is said") {
 }
 
 TEST_CASE("--help says what there is") {
-  const workplace here;
+  const replay_workplace here;
   const auto o = here.run("--help");
   CHECK(o.status == 0);
   for (const char* word : {"--trace", "--generate", "belady", "prefix_aware", "chat", "--ladder"})
@@ -236,7 +203,7 @@ TEST_CASE("the conversation trace: known hit ratios, and prefix_aware beside lru
          " is not there; it is FAST25-release/traces/conversation_trace.jsonl of kvcache-ai/Mooncake");
     return;
   }
-  const workplace here;
+  const replay_workplace here;
   const std::vector<std::size_t> capacities{1000, 10000, 30000, 50000, 100000, 1000000};
   const std::map<std::string, std::vector<double>> known{
       {"lru", {.0445, .2112, .3257, .3546, .3637, .3664}},
