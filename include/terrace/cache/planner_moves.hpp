@@ -151,7 +151,7 @@ inline std::size_t planner::headroom(std::size_t tier, std::size_t bytes) const 
 
 inline bool planner::set_aside(std::size_t tier) const noexcept {
   return tiers_[tier]->capacity() == 0 ||
-         (!tiers_[tier]->health.healthy && context::clock::now() < retry_at_[tier]);
+         (!tiers_[tier]->health.healthy && context_.now() < retry_at_[tier]);
 }
 
 // Where a block goes from `from`: the next tier that is there and not set aside for having failed. tiers()
@@ -292,7 +292,7 @@ inline void planner::note_failure(std::size_t tier, const error& cause) {
   ++health.failures;
   health.healthy = false;
   health.last = cause;
-  retry_at_[tier] = context::clock::now() + pause;
+  retry_at_[tier] = context_.now() + pause;
 }
 
 }  // namespace terrace

@@ -341,7 +341,7 @@ inline std::size_t planner::prefetch(std::span<const block_id> wanted, lease_for
 inline result<extent> planner::borrow(std::size_t bytes) {
   claim slot = claim_slot(bytes, {.fresh = true});
   while (slot.what == room::pending) {
-    context_.wait(context::clock::now() + std::chrono::seconds(1));
+    context_.wait(context_.now() + std::chrono::seconds(1));
     slot = claim_slot(bytes, {.fresh = true});
   }
   if (slot.what == room::impossible)

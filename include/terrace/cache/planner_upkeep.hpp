@@ -188,7 +188,7 @@ inline void planner::shut_down() {
   stopping_ = true;
   while (blocks_.any_to_load()) drop_queued_load(blocks_.first_to_load());
   while (loads_ + stores_ + syncs_under_way_ != 0)
-    context_.wait(context::clock::now() + std::chrono::seconds(1));
+    context_.wait(context_.now() + std::chrono::seconds(1));
 }
 
 }  // namespace terrace

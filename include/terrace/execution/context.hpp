@@ -20,6 +20,7 @@
 #include "terrace/execution/fork_join.hpp"
 #include "terrace/execution/task.hpp"
 #include "terrace/execution/thread_pool.hpp"
+#include "terrace/execution/time_source.hpp"
 
 namespace terrace {
 
@@ -39,17 +40,21 @@ class context {
   using clock = std::chrono::steady_clock;
 
   struct options {
-    unsigned codec_threads = 1;  ///< threads of pool(); 0 does the pool's work on the owner
+    unsigned codec_threads = 1;   ///< threads of pool(); 0 does the pool's work on the owner
+    time_source* time = nullptr;  ///< what now() says, for tests; nullptr: the machine's clock
   };
 
   context() : context(options{}) {}
-  explicit context(options chosen) : pool_(chosen.codec_threads) {}
+  explicit context(options chosen) : time_(chosen.time), pool_(chosen.codec_threads) {}
   context(const context&) = delete;  // tasks and sources hold its address
   context& operator=(const context&) = delete;
 
   /// Finishes the pool's work, runs what was posted, then destroys the sources that it owns, newest first.
   /// Precondition: sources that it does not own are detached.
   ~context();
+
+  /// The time that deadlines are compared with.
+  clock::time_point now() const noexcept { return time_ == nullptr ? clock::now() : time_->now(); }
 
   /// Runs what was posted and polls the sources, which also hands their queued work to the devices. Never
   /// blocks. Returns how many completions ran. O(sources + completions).
@@ -125,10 +130,12 @@ class context {
   void drain_signal() noexcept;
   void take_posted() noexcept;
   void block(clock::time_point deadline) noexcept;
+  clock::time_point next_due(clock::time_point at_latest) const noexcept;
   bool must_spin() const noexcept;
   void watch(int descriptor) const noexcept;
   void forget_detached() noexcept;
 
+  time_source* const time_;
   const std::thread::id owner_ = std::this_thread::get_id();
   const int event_ = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);  // -1: nobody can wake the owner, so it naps
   mutable int epoll_ = -1;                      // the descriptor of the engine's loop, once asked for
@@ -191,12 +198,20 @@ inline std::size_t context::poll() noexcept {
 inline bool context::wait(clock::time_point deadline) noexcept {
   for (;;) {
     if (poll() != 0) return true;
-    if (deadline != clock::time_point::max() && clock::now() >= deadline) return false;
-    if (must_spin())
+    if (deadline != clock::time_point::max() && now() >= deadline) return false;
+    if (time_ != nullptr)
+      time_->sleep_until(next_due(deadline));
+    else if (must_spin())
       std::this_thread::yield();
     else
       block(deadline);
   }
+}
+
+inline context::clock::time_point context::next_due(clock::time_point at_latest) const noexcept {
+  for (const event_source* source : sources_)
+    if (source != nullptr) at_latest = std::min(at_latest, source->due());
+  return at_latest;
 }
 
 inline void context::block(clock::time_point deadline) noexcept {
@@ -204,11 +219,10 @@ inline void context::block(clock::time_point deadline) noexcept {
   if (!fall_asleep()) return;
   // Without an eventfd a post cannot wake the owner: it looks again every millisecond.
   nanoseconds nap = event_ >= 0 ? nanoseconds::max() : std::chrono::milliseconds(1);
-  for (const event_source* source : sources_)
-    if (source != nullptr) deadline = std::min(deadline, source->due());
+  deadline = next_due(deadline);
   if (deadline != clock::time_point::max()) {
-    const auto now = clock::now();
-    nap = deadline <= now ? nanoseconds(0) : std::min<nanoseconds>(nap, deadline - now);
+    const auto current = clock::now();
+    nap = deadline <= current ? nanoseconds(0) : std::min<nanoseconds>(nap, deadline - current);
   }
   watched_.clear();
   if (event_ >= 0) watched_.push_back({event_, POLLIN, 0});

@@ -85,7 +85,7 @@ class transfer_engine final : public transfer_port, private event_source {
     c.next = nullptr;
     (waiting_ == nullptr ? waiting_ : last_waiting_->next) = &c;
     last_waiting_ = &c;
-    c.due = context::clock::now() + deadline_;
+    c.due = context_.now() + deadline_;
     c.stop.emplace();
     on_time_.push_back(c);
     begin_waiting();
@@ -323,7 +323,7 @@ class transfer_engine final : public transfer_port, private event_source {
   // As an event source: nothing to wait for but deadlines.
   std::size_t poll() noexcept override {
     std::size_t passed = 0;
-    while (on_time_.first != nullptr && on_time_.first->due <= context::clock::now()) {
+    while (on_time_.first != nullptr && on_time_.first->due <= context_.now()) {
       on_time_.first->give_up();
       ++passed;
     }
