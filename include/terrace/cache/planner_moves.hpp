@@ -150,8 +150,7 @@ inline std::size_t planner::headroom(std::size_t tier, std::size_t bytes) const 
 }
 
 inline bool planner::set_aside(std::size_t tier) const noexcept {
-  return tiers_[tier]->capacity() == 0 ||
-         (!tiers_[tier]->health.healthy && context_.now() < retry_at_[tier]);
+  return tiers_[tier]->capacity() == 0 || (!tiers_[tier]->health.healthy && context_.now() < retry_at_[tier]);
 }
 
 // Where a block goes from `from`: the next tier that is there and not set aside for having failed. tiers()
@@ -175,6 +174,7 @@ inline planner::room planner::start_store_to(std::uint32_t block, std::size_t fr
   if (stores_ == options_.stores_in_flight)
     return overdue_stores_ == stores_ ? room::impossible : room::pending;
   block_record& r = blocks_[block];
+  if (r.copies[to].now == state::filling) return room::pending;  // a flush has begun to write it there
   const claim found = claim_room(to, tiers_[to]->what.codec.max_encoded_size(group_of(r)), n);
   if (found.what != room::ready) return found.what;
   if (stores_ == options_.stores_in_flight) {  // demotions that made the room took the last job
