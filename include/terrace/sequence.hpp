@@ -189,13 +189,13 @@ class sequence {
  private:
   sequence() = default;
   result<void> make_tail_own(std::size_t row);
-  result<block_id> open_like(std::size_t row, const std::byte* contents);
+  result<block_id> open_like(std::size_t row, const std::byte* contents, fidelity quality = {});
 
   std::unique_ptr<page_table> pages_;
 };
 
-// A new open block at the end of a row, with a copy of `contents` where that is given.
-inline result<block_id> sequence::open_like(std::size_t row, const std::byte* contents) {
+// A new open block at the end of a row, with a copy of `contents`, which is of that fidelity, where that is given.
+inline result<block_id> sequence::open_like(std::size_t row, const std::byte* contents, fidelity quality) {
   page_table& p = *pages_;
   const auto& blocks = p.rows[row];
   const std::uint32_t parent = blocks.empty() ? block_id::no_index : blocks.back().index;
@@ -209,6 +209,7 @@ inline result<block_id> sequence::open_like(std::size_t row, const std::byte* co
       p.owner->drop_ref(*block);
       return propagate(copied.error());
     }
+  p.owner->lower_fidelity(*block, quality);
   return p.owner->id_of(*block);
 }
 
@@ -220,7 +221,8 @@ inline result<void> sequence::make_tail_own(std::size_t row) {
   if (blocks.size() <= p.sealed(row)) return {};
   const block_id shared = blocks.back();
   if (p.owner->record(shared.index).refs == 1) return {};
-  auto own = open_like(row, p.owner->open_data(shared.index));
+  auto own =
+      open_like(row, p.owner->open_data(shared.index), p.owner->record(shared.index).copies[0].quality);
   if (!own) return propagate(own.error());
   blocks.back() = *own;
   p.replaced[row] = shared;
@@ -311,7 +313,7 @@ inline result<void> sequence::truncate(std::uint64_t tokens) {
       return undo(), fail(errc::invalid_argument, "a sequence cannot be cut inside of what it has forgotten");
     auto held = p.owner->owner().sync_wait(acquire_sender(*p.owner, {&id, 1}));
     if (!held) return undo(), propagate(held.error());
-    auto own = open_like(row, (*held)[0].data);
+    auto own = open_like(row, (*held)[0].data, (*held)[0].quality);
     if (!own) return undo(), propagate(own.error());
     cut.emplace_back(row, *own);
   }

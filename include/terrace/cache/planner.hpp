@@ -109,6 +109,11 @@ class planner {
   }
   /// Where an open block is written. Precondition: it is open.
   std::byte* open_data(std::uint32_t block) noexcept;
+  /// What was written into an open block is a copy of that fidelity.
+  void lower_fidelity(std::uint32_t block, fidelity of) noexcept {
+    fidelity& own = blocks_[block].copies[0].quality;
+    if (of < own) own = of;
+  }
   /// From here the block is immutable and may leave tier 0.
   void seal(std::uint32_t block);
   void add_ref(std::uint32_t block);
