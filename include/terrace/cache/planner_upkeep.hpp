@@ -186,9 +186,12 @@ inline cache_stats planner::stats() const {
 
 inline void planner::shut_down() {
   stopping_ = true;
-  while (blocks_.any_to_load()) drop_queued_load(blocks_.first_to_load());
-  while (loads_ + stores_ + syncs_under_way_ != 0)
+  for (;;) {
+    // A load that fails queues up for another copy: these come until the last transfer has ended.
+    while (blocks_.any_to_load()) drop_queued_load(blocks_.first_to_load());
+    if (loads_ + stores_ + syncs_under_way_ == 0) return;
     context_.wait(context_.now() + std::chrono::seconds(1));
+  }
 }
 
 }  // namespace terrace
