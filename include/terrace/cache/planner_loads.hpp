@@ -12,6 +12,7 @@ inline void planner::begin_load(std::uint32_t block, extent slot, bool speculati
   block_record& r = blocks_[block];
   const std::size_t from = blocks_.best_copy(r, 1);
   r.load_from = static_cast<std::uint8_t>(from);
+  r.tried = 0;
   r.speculative = speculative;
   pin(block, from);
   r.copies[0].now = state::filling;
@@ -116,7 +117,9 @@ inline void planner::finish_load(transfer_job& job, const result<void>& outcome)
   unpin(job.block, job.from);
   if (r.copies[job.from].pins == 0 && r.copies[job.from].now == state::resident)
     drop_copy(job.block, job.from);
-  const std::size_t other = blocks_.best_copy(r, 1);
+  // It may still be there, pinned by whoever else reads it: it is not tried again.
+  r.tried |= static_cast<std::uint8_t>(1u << job.from);
+  const std::size_t other = blocks_.best_copy(r, 1, r.tried);
   if (other != tiers()) {
     r.load_from = static_cast<std::uint8_t>(other);
     pin(job.block, other);
@@ -152,7 +155,8 @@ inline void planner::overdue(transfer_job& job) {
     tier_health& health = tiers_[job.from]->health;
     ++health.failures;
     health.last = late;
-    const std::size_t other = blocks_.best_copy(r, 1, job.from);
+    r.tried |= static_cast<std::uint8_t>(1u << job.from);
+    const std::size_t other = blocks_.best_copy(r, 1, r.tried);
     if (other != tiers()) pin(job.block, other);  // else the claim might drop it
     const claim slot = other == tiers() ? claim{room::impossible, {}} : claim_slot(slot_bytes(r), {});
     if (slot.what != room::ready) {

@@ -31,6 +31,7 @@ struct block_copy {
   std::uint32_t checksum = 0;  ///< CRC32C of its encoded bytes, where the tier's medium has no addresses
   bool in_policy = false;      ///< the tier's policy has charge of it
   bool durable = false;        ///< it has survived a sync of its tier, under its block's key
+  bool labelled = false;       ///< its extent has a header with its block's name
   bool known = false;          ///< the tier's policy has had charge of it before
   bool prefetched = false;     ///< was brought before anybody asked, and has not been asked for yet
 
@@ -66,6 +67,7 @@ struct block_record {
   bool loading = false;                ///< in the load queue: a slot is reserved, the transfer has not begun
   bool speculative = false;            ///< the load that is queued or on its way was begun by a prefetch
   std::uint8_t load_from = 0;          ///< the tier that this load reads
+  std::uint8_t tried = 0;              ///< tiers, as bits, that this load could not be had from
   lease_entry* waiting = nullptr;      ///< acquires that wait for the copy that is filling tier 0
 
   /// A sequence refers to it, or a prefix index knows it.
@@ -125,12 +127,11 @@ class residency {
   }
 
   /// The best copy that can be read from somewhere: the highest fidelity, then the nearest. tiers() where
-  /// there is none. `from` skips nearer tiers, `except` skips one.
-  std::size_t best_copy(const block_record& r, std::size_t from = 0,
-                        std::size_t except = max_tiers) const noexcept {
+  /// there is none. `from` skips nearer tiers, `except` those whose bits are set.
+  std::size_t best_copy(const block_record& r, std::size_t from = 0, unsigned except = 0) const noexcept {
     std::size_t best = tiers_;
     for (std::size_t t = from; t < tiers_; ++t)
-      if (t != except && r.copies[t].readable() &&
+      if ((except >> t & 1u) == 0 && r.copies[t].readable() &&
           (best == tiers_ || r.copies[t].quality > r.copies[best].quality))
         best = t;
     return best;
