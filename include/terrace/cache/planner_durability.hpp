@@ -46,8 +46,13 @@ inline void planner::forget(block_key key) {
   block_record& r = blocks_[block];
   r.name = {};
   for (std::size_t t = 0; t < tiers(); ++t) {
-    r.copies[t].durable = false;
-    if (r.copies[t].now != state::absent) settle(block, t);
+    block_copy& copy = r.copies[t];
+    copy.durable = false;
+    // The block may stay for others: a header without a name is nobody's when the store is opened again.
+    if (std::exchange(copy.labelled, false))
+      static_cast<void>(tiers_[t]->label(
+          copy.where, {.encoded = copy.where.bytes, .format_id = tiers_[t]->what.codec.format_id}));
+    if (copy.now != state::absent) settle(block, t);
   }
   drop_ref(block);
 }
@@ -105,10 +110,10 @@ inline void planner::start_keeping() {
 inline void planner::start_sync() {
   sync_wanted_ = false;
   for (const block_id id : std::exchange(to_sync_, {})) {
-    const block_record* const r = blocks_.find(id);
+    block_record* const r = blocks_.find(id);
     if (r == nullptr || !r->name.valid()) continue;
     for (std::size_t t = 0; t < tiers(); ++t) {
-      const block_copy& copy = r->copies[t];
+      block_copy& copy = r->copies[t];
       if (!keepers_[t] || !copy.readable() || copy.durable) continue;
       const extent_header header{.key = r->name,
                                  .encoded = copy.where.bytes,
@@ -119,7 +124,8 @@ inline void planner::start_sync() {
                                  .group = r->group,
                                  .row = r->row,
                                  .loss = copy.quality.loss};
-      if (tiers_[t]->label(copy.where, header))
+      copy.labelled = copy.labelled || tiers_[t]->label(copy.where, header);
+      if (copy.labelled)
         syncing_.push_back({id, t, copy.where});
       else
         keep_failure_ = error{errc::out_of_capacity, "a store has no room for another extent header"};
@@ -193,6 +199,7 @@ inline bool planner::adopt(std::size_t tier, extent at, const extent_header& hea
   r.copies[tier].quality = {header.loss};
   r.copies[tier].checksum = header.checksum;
   r.copies[tier].durable = true;
+  r.copies[tier].labelled = true;
   return true;
 }
 
