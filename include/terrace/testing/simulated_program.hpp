@@ -1,0 +1,143 @@
+#pragma once
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "terrace/testing/seeded_random.hpp"
+
+namespace terrace {
+
+/// What a simulated engine does to a cache, and what happens to it.
+enum class simulated_verb : std::uint8_t {
+  begin,    ///< a new sequence
+  append,   ///< a tokens to a sequence: reserve, write, commit some
+  reserve,  ///< the same, but the reservation stays open
+  commit,   ///< ends an open reservation
+  fork,
+  truncate,
+  forget,
+  drop,     ///< a sequence
+  acquire,  ///< consecutive blocks of a row; as they are, or as attention takes them
+  stop,     ///< asks an acquire that is under way to stop
+  release,  ///< a lease, by its own verb, tier by tier, or by letting it go
+  prefetch,
+  hint,
+  weigh,
+  step,
+  flush,
+  name,
+  unname,
+  acquire_named,
+  borrow,  ///< room of tier 0
+  give_back,
+  resize,   ///< some tier, to some part of what it had at first
+  fault,    ///< befalls one of the next calls of some device
+  latency,  ///< how long a device takes from now on, and whether it heeds stops
+  poll,
+  wait,     ///< until something completes
+  sleep,    ///< time passes: as long as a transfer, or beyond a deadline, or beyond a stall
+  settle,   ///< until nothing is on its way; then every account must be right
+  restart,  ///< the cache is closed and opened again
+  crash,    ///< the same by a power cut
+};
+
+/// One operation. Its numbers mean something only in the state that it meets, modulo what there is: so any part of a
+/// program is a program, and a failing one can be made shorter.
+struct simulated_operation {
+  simulated_verb what = simulated_verb::poll;
+  std::uint32_t a = 0, b = 0, c = 0;
+  friend bool operator==(const simulated_operation&, const simulated_operation&) noexcept = default;
+};
+using simulated_program = std::vector<simulated_operation>;
+
+/// How often the verbs come, in the order of simulated_verb; relative to one another.
+using simulated_mix = std::array<std::uint16_t, static_cast<std::size_t>(simulated_verb::crash) + 1>;
+
+inline constexpr simulated_mix usual_mix{// begin append reserve commit fork truncate forget drop
+                                         20, 150, 20, 30, 15, 15, 15, 12,
+                                         // acquire stop release prefetch hint weigh step
+                                         200, 25, 130, 35, 30, 10, 40,
+                                         // flush name unname acquire_named borrow give_back resize
+                                         12, 35, 15, 30, 8, 10, 8,
+                                         // fault latency poll wait sleep settle restart crash
+                                         35, 6, 90, 60, 12, 10, 2, 2};
+
+inline constexpr std::array<std::string_view, usual_mix.size()> simulated_verb_names{
+    "begin",   "append", "reserve",       "commit",   "fork",      "truncate", "forget", "drop",
+    "acquire", "stop",   "release",       "prefetch", "hint",      "weigh",    "step",   "flush",
+    "name",    "unname", "acquire_named", "borrow",   "give_back", "resize",   "fault",  "latency",
+    "poll",    "wait",   "sleep",         "settle",   "restart",   "crash"};
+
+/// `operations` of them at random.
+inline simulated_program random_program(std::uint64_t seed, std::size_t operations,
+                                        const simulated_mix& mix = usual_mix) {
+  seeded_random random(seed);
+  std::size_t all = 0;
+  for (const auto weight : mix) all += weight;
+  simulated_program program(operations);
+  for (simulated_operation& o : program) {
+    std::size_t at = random.below(all), verb = 0;
+    while (at >= mix[verb]) at -= mix[verb++];
+    const auto number = [&] { return static_cast<std::uint32_t>(random.next() % 1'000'000); };
+    o.what = static_cast<simulated_verb>(verb);
+    o.a = number();
+    o.b = number();
+    o.c = number();
+  }
+  return program;
+}
+
+/// A program as text, one operation a line, and back; nothing where the text is none.
+inline std::string to_text(const simulated_program& program) {
+  std::ostringstream out;
+  for (const simulated_operation& o : program)
+    out << simulated_verb_names[static_cast<std::size_t>(o.what)] << ' ' << o.a << ' ' << o.b << ' ' << o.c
+        << '\n';
+  return out.str();
+}
+inline std::optional<simulated_program> program_from(const std::string& text) {
+  std::istringstream in(text);
+  simulated_program program;
+  std::string verb;
+  while (in >> verb) {
+    simulated_operation o;
+    std::size_t i = 0;
+    while (i < simulated_verb_names.size() && simulated_verb_names[i] != verb) ++i;
+    if (i == simulated_verb_names.size() || !(in >> o.a >> o.b >> o.c)) return std::nullopt;
+    o.what = static_cast<simulated_verb>(i);
+    program.push_back(o);
+  }
+  return program;
+}
+
+/// A shorter program that still fails, none of whose operations can be left out alone: delta debugging (Zeller and
+/// Hildebrandt, "Simplifying and isolating failure-inducing input", 2002). `fails` is asked at most `most` times.
+template <class Fails>
+simulated_program shrink(simulated_program program, Fails fails, std::size_t most = 2000) {
+  for (std::size_t chunk = program.size() / 2; chunk != 0 && most != 0;) {
+    bool shorter = false;
+    for (std::size_t at = program.size();
+         at != 0 && most != 0;) {  // from the end: what comes late matters least
+      const std::size_t first = at > chunk ? at - chunk : 0;
+      simulated_program without = program;
+      without.erase(without.begin() + static_cast<std::ptrdiff_t>(first),
+                    without.begin() + static_cast<std::ptrdiff_t>(at));
+      --most;
+      if (fails(without)) {
+        program = std::move(without);
+        shorter = true;
+      }
+      at = std::min(first, program.size());
+    }
+    if (!shorter || chunk != 1) chunk /= 2;
+  }
+  return program;
+}
+
+}  // namespace terrace

@@ -1,0 +1,148 @@
+#pragma once
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "terrace/cache/planner.hpp"
+#include "terrace/core/bytes.hpp"
+#include "terrace/testing/simulated_ladder.hpp"
+#include "terrace/testing/simulation_model.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+/// The accounts of a simulated cache, made up from what its user holds: who refers to which block, and who has pinned
+/// which copy. Compared with the cache's own while nothing is on its way, any difference is a leak.
+class simulation_audit {
+ public:
+  explicit simulation_audit(simulated_ladder& l) : ladder_(l), planner_(l.cache().control()) {}
+
+  void add(const simulated_sequence& s) {
+    const page_table& pages = s.tokens.pages();
+    for (const auto& row : pages.rows)
+      for (const block_id id : row) refer(id);
+    for (const block_id id : pages.replaced) refer(id);
+  }
+  void add_name(block_id id) { refer(id); }
+  void add(simulated_acquire& a) {
+    lease* const held = a.blocks();
+    for (std::size_t i = 0; held != nullptr && i < held->size(); ++i) {
+      const leased_block& b = (*held)[i];
+      if (b.data != nullptr) ++blocks_[b.id].pins[b.tier];
+    }
+  }
+  void add_borrowed(std::size_t bytes) { resident_[0] += align_up(bytes, ladder_.rungs[0].granule); }
+
+  /// The first account that does not agree, as a sentence; empty where all do.
+  std::string compare() {
+    const cache_stats stats = ladder_.cache().stats();
+    std::uint64_t pins = 0;
+    for (auto& [id, own] : blocks_) {
+      const block_record& r = planner_.record(id.index);
+      if (planner_.id_of(id.index) != id || r.now == block_record::phase::free)
+        return "a block that somebody refers to is gone";
+      if (r.refs != own.refs) return "a block counts other references than there are";
+      if (r.now == block_record::phase::open) ++own.pins[0];
+      for (std::size_t t = 0; t < planner_.tiers(); ++t) {
+        pins += own.pins[t];
+        if (auto wrong = compare_copy(r.copies[t], own.pins[t], t); !wrong.empty()) return wrong;
+      }
+    }
+    if (stats.pins != pins)
+      return "pins leaked: the cache counts " + std::to_string(stats.pins) + ", its users " +
+             std::to_string(pins);
+    if (stats.blocks != blocks_.size())
+      return "blocks leaked: the cache has " + std::to_string(stats.blocks) + ", its users " +
+             std::to_string(blocks_.size());
+    if (stats.staging_bytes != 0) return "staging leaked: nothing is on its way, and some is in use";
+    for (std::size_t t = 0; t < planner_.tiers(); ++t) {
+      if (stats.tiers[t].resident_bytes != resident_[t])
+        return "room leaked: tier " + std::to_string(t) + " says that " +
+               std::to_string(stats.tiers[t].resident_bytes) + " bytes are in use, and its copies take " +
+               std::to_string(resident_[t]);
+      if (overlap(extents_[t])) return "two copies lie in the same bytes of a tier";
+    }
+    return {};
+  }
+
+ private:
+  struct account {
+    std::uint32_t refs = 0;
+    std::array<std::uint32_t, max_tiers> pins{};
+  };
+  void refer(block_id id) {
+    if (id.valid()) ++blocks_[id].refs;
+  }
+  std::string compare_copy(const block_copy& copy, std::uint32_t pins, std::size_t tier) {
+    using state = block_copy::state;
+    if (copy.now == state::filling || copy.now == state::leaving)
+      return "a copy is on its way, and nothing else is";
+    if (copy.pins != pins) return "a copy counts other pins than there are";
+    if (copy.now == state::absent) return {};
+    if (copy.in_policy && copy.pins != 0) return "a policy has charge of a copy that is pinned";
+    resident_[tier] += align_up(std::size_t{copy.where.bytes}, ladder_.rungs[tier].granule);
+    extents_[tier].emplace_back(copy.where.offset, copy.where.offset + copy.where.bytes);
+    return {};
+  }
+  static bool overlap(std::vector<std::pair<std::uint64_t, std::uint64_t>>& extents) {
+    std::sort(extents.begin(), extents.end());
+    for (std::size_t i = 1; i < extents.size(); ++i)
+      if (extents[i].first < extents[i - 1].second) return true;
+    return false;
+  }
+
+  simulated_ladder& ladder_;
+  planner& planner_;
+  std::map<block_id, account> blocks_;
+  std::array<std::size_t, max_tiers> resident_{};
+  std::array<std::vector<std::pair<std::uint64_t, std::uint64_t>>, max_tiers> extents_;
+};
+
+/// What must hold of a cache's own figures after every operation, whatever is on its way. One life of a cache.
+class simulation_watch {
+ public:
+  explicit simulation_watch(simulated_ladder& l) : ladder_(l) {
+    for (const auto& rung : ladder_.rungs)
+      if (rung.device != nullptr)
+        begin_.push_back(failed_writes(*rung.device));
+      else
+        begin_.push_back(0);
+  }
+  /// The first figure that cannot be, as a sentence; empty where all can.
+  std::string look() {
+    const cache_stats stats = ladder_.cache().stats();
+    if (stats.pins > 1'000'000) return "the number of pins is negative";
+    for (std::size_t t = 0; t < stats.tiers.size(); ++t) {
+      const tier_stats& tier = stats.tiers[t];
+      // A tier that was made smaller may be overfull, and then only gives back.
+      if (tier.resident_bytes > std::max(tier.capacity_bytes, resident_[t]))
+        return "tier " + std::to_string(t) + " has grown beyond its capacity";
+      resident_[t] = tier.resident_bytes;
+      const faulty_device* device = ladder_.rungs[t].device.get();
+      if (device == nullptr) continue;
+      if (tier.capacity_bytes > device->capacity()) return "a tier says that it is larger than its device";
+      const std::uint64_t failures = failed_writes(*device) - begin_[t];
+      if (tier.failed_stores < failures || ladder_.cache().health(t).failures < failures)
+        return "stores to tier " + std::to_string(t) + " have failed, and its figures do not say so";
+    }
+    return {};
+  }
+
+ private:
+  static std::uint64_t failed_writes(const faulty_device& d) noexcept {
+    return d.seen(device_call::write).failed + d.seen(device_call::sync).failed;
+  }
+  simulated_ladder& ladder_;
+  std::vector<std::uint64_t> begin_;
+  std::array<std::size_t, max_tiers> resident_{};
+};
+
+}  // namespace TERRACE_EX
+}  // namespace terrace

@@ -1,0 +1,132 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "terrace/cache/lease.hpp"
+#include "terrace/cache/store.hpp"
+#include "terrace/sequence.hpp"
+#include "terrace/testing/simulated_content.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+/// An acquire of a simulated engine: under way, then a lease, and what its blocks must hold.
+class simulated_acquire {
+ public:
+  struct wanted_block {
+    block_id id;
+    simulated_content content;
+  };
+  simulated_acquire(kv_store& cache, std::vector<wanted_block> w, lease_form form)
+      : wanted(std::move(w)),
+        ids_(ids_of(wanted)),
+        operation_(cache.acquire(ids_, form).connect(receiver{this})) {}
+  simulated_acquire(simulated_acquire&&) = delete;
+
+  void start() noexcept { operation_.start(); }
+  void stop() noexcept { stop_.request_stop(); }
+  bool done() const noexcept { return held.has_value() || failure.has_value() || stopped; }
+  /// What is pinned now; nullptr where nothing is.
+  lease* blocks() noexcept { return held ? &*held : failure ? &failure->rest : nullptr; }
+
+  const std::vector<wanted_block> wanted;
+  std::optional<lease> held;
+  std::optional<block_error> failure;
+  bool stopped = false;
+  bool examined = false;
+
+ private:
+  struct receiver {
+    using receiver_concept = ex::receiver_t;
+    simulated_acquire* a;
+    void set_value(lease l) noexcept { a->held.emplace(std::move(l)); }
+    void set_error(block_error e) noexcept { a->failure.emplace(std::move(e)); }
+    void set_stopped() noexcept { a->stopped = true; }
+    auto get_env() const noexcept { return ex::prop{ex::get_stop_token, a->stop_.get_token()}; }
+  };
+  static std::vector<block_id> ids_of(const std::vector<wanted_block>& wanted) {
+    std::vector<block_id> ids;
+    for (const wanted_block& w : wanted) ids.push_back(w.id);
+    return ids;
+  }
+  ex::inplace_stop_source stop_;
+  std::vector<block_id> ids_;
+  acquire_sender::operation<receiver> operation_;
+};
+
+/// A flush of a simulated engine, and the names that it has to make durable.
+class simulated_flush {
+ public:
+  simulated_flush(kv_store& cache, std::vector<std::uint64_t> n)
+      : names(std::move(n)), operation_(cache.flush().connect(receiver{this})) {}
+  simulated_flush(simulated_flush&&) = delete;
+  void start() noexcept { operation_.start(); }
+
+  const std::vector<std::uint64_t> names;
+  std::optional<result<void>> outcome;
+
+ private:
+  struct receiver {
+    using receiver_concept = ex::receiver_t;
+    simulated_flush* f;
+    void set_value() noexcept { f->outcome.emplace(); }
+    void set_error(error e) noexcept { f->outcome.emplace(propagate(e)); }
+    ex::env<> get_env() const noexcept { return {}; }
+  };
+  flush_sender::operation<receiver> operation_;
+};
+
+/// A sequence of a simulated engine, and what its tokens are.
+struct simulated_sequence {
+  sequence tokens;
+  std::vector<std::uint64_t> stamps;  ///< of the committed ones
+  std::optional<reservation> open = {};
+  std::vector<std::uint64_t> writing = {};  ///< stamps of the open reservation
+};
+
+/// What must be true of a simulated cache: contents of blocks and of names, and which of them a fault has struck.
+class simulation_model {
+ public:
+  struct named_block {
+    simulated_content content;
+    bool struck = false;   ///< a fault has hit some copy of it: it may be lost
+    bool durable = false;  ///< a flush has covered it
+  };
+
+  /// The block of a sequence at `index` of a row, as its stamps say. Precondition: it is sealed.
+  static simulated_content content_of(const simulated_sequence& s, std::uint32_t row, std::size_t index) {
+    simulated_content c{row, {}};
+    const std::size_t tokens = s.tokens.pages().group(row).tokens;
+    for (std::size_t t = 0; t < tokens; ++t) c.stamps[t] = s.stamps[index * tokens + t];
+    return c;
+  }
+
+  void strike(block_id id) {
+    if (struck_.size() <= id.index) struck_.resize(id.index + 1, unstruck);
+    struck_[id.index] = id.generation;
+  }
+  bool struck(block_id id) const noexcept {
+    return id.index < struck_.size() && struck_[id.index] == id.generation;
+  }
+
+  std::map<std::uint64_t, named_block> names;      ///< blocks that have one
+  std::map<std::uint64_t, named_block> forgotten;  ///< that had one: a crash may bring it back
+
+  /// The cache has been closed: ids mean nothing any more.
+  void forget_ids() { struck_.clear(); }
+
+  static block_key key(std::uint64_t name) noexcept {
+    return {.low = seeded_random::mixed(name), .high = name + 1};
+  }
+
+ private:
+  static constexpr std::uint64_t unstruck = ~std::uint64_t{0};
+  std::vector<std::uint64_t> struck_;  // by index: the generation that was struck last
+};
+
+}  // namespace TERRACE_EX
+}  // namespace terrace

@@ -1,0 +1,330 @@
+#pragma once
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "terrace/execution/context.hpp"
+#include "terrace/testing/simulated_ladder.hpp"
+#include "terrace/testing/simulated_program.hpp"
+#include "terrace/testing/simulation_audit.hpp"
+#include "terrace/testing/simulation_model.hpp"
+#include "terrace/testing/virtual_clock.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+/// What a simulation has seen.
+struct simulation_counts {
+  std::uint64_t operations = 0;
+  std::uint64_t acquires = 0;
+  std::uint64_t checked = 0;  ///< blocks whose every byte was compared
+  std::uint64_t lost = 0;     ///< blocks that were reported lost, each time with a fault that explains it
+  std::uint64_t refused = 0;  ///< reservations and acquires for which there was no room
+  std::uint64_t faults = 0;
+  std::uint64_t durable = 0;  ///< names that a flush covered
+  std::uint64_t found = 0;    ///< names that were found when the cache was opened again
+};
+
+/// Drives a real cache through a program on a virtual clock, against a model that knows every byte of every block.
+/// Deterministic: the same ladder, seed and program do the same, so a failure can be replayed and made shorter.
+///
+/// Its laws, checked after every operation:
+/// - a block that is handed out has the right bytes, when it is acquired and until it is released
+/// - a block is lost only where a fault has struck a copy of it, or late where something stalls
+/// - no tier grows beyond its capacity; stores that fail are counted, and show in the tier's health
+/// - what a flush has covered is found again after a power cut
+/// and whenever nothing is on its way:
+/// - nobody waits; references, pins, staging and room are exactly what the users of the cache hold
+class simulator {
+ public:
+  explicit simulator(simulated_ladder& l)
+      : ladder_(l), contents_(l.setup.layout, codecs_of(l)), stamps_(l.setup.seed) {
+    for (std::size_t t = 0; t < ladder_.rungs.size(); ++t) {
+      faulty_device* const device = ladder_.rungs[t].device.get();
+      if (device == nullptr) continue;
+      devices_.push_back(device);
+      device->longest = std::chrono::milliseconds(1);
+      device->stall = std::chrono::minutes(1);
+      device->on_fault = [this, t](device_call call, std::uint64_t at, fault what) {
+        strike(t, call, at, what);
+      };
+    }
+  }
+  simulator(const simulator&) = delete;
+
+  /// Runs all of it, and then takes everything down. Returns the first law that does not hold, as a sentence, or an
+  /// empty string. After a violation this object must not be destroyed: nothing is known of the cache's state.
+  std::string run(const simulated_program& program) {
+    open();
+    for (const simulated_operation& o : program) {
+      if (!violation_.empty()) return violation_;
+      ++counts.operations;
+      clock_.rouse();
+      perform(o);
+      look_around();
+    }
+    if (violation_.empty()) settle();
+    if (violation_.empty()) close(false);
+    return violation_;
+  }
+
+  simulation_counts counts;
+
+ private:
+  using verb = simulated_verb;
+  static constexpr std::size_t most_sequences = 5, most_tokens = 64, most_acquires = 10, most_names = 12;
+
+  static std::vector<any_codec> codecs_of(const simulated_ladder& l) {
+    std::vector<any_codec> all;
+    for (const auto& rung : l.rungs) all.push_back(rung.codec);
+    return all;
+  }
+  void violate(std::string law) {
+    if (violation_.empty()) violation_ = std::move(law);
+  }
+  kv_store& cache() noexcept { return ladder_.cache(); }
+  planner& control() noexcept { return cache().control(); }
+
+  // --- Opening and closing.
+
+  void open() {
+    if (const auto opened = ladder_.open(ctx_); !opened)
+      return violate("a cache cannot be opened: " + opened.error().message());
+    watch_.emplace(ladder_);
+  }
+  void drive_until_nothing_waits() {
+    const auto waits = [this] {
+      return !flushes_.empty() || std::any_of(acquires_.begin(), acquires_.end(),
+                                              [](const simulated_acquire& a) { return !a.done(); });
+    };
+    for (int i = 0; i < 100'000 && waits(); ++i) {
+      ctx_.wait(ctx_.now() + std::chrono::seconds(1));
+      end_flushes();
+    }
+    if (waits()) violate("somebody waits for ever");
+  }
+  void close(bool crash) {
+    if (crash)
+      for (faulty_device* d : devices_) d->cut_power();
+    for (simulated_acquire& a : acquires_) a.stop();
+    drive_until_nothing_waits();
+    if (!violation_.empty()) return;
+    for (auto& [number, named] : model_.names)
+      if (const auto id = cache().find(model_.key(number)); !id || model_.struck(*id)) named.struck = true;
+    acquires_.clear();
+    for (const extent& e : std::exchange(borrowed_, {})) control().give_back(e);
+    for (simulated_sequence& s : sequences_) s.open.reset();
+    sequences_.clear();
+    ladder_.close();
+    model_.forget_ids();
+  }
+  void reopen(bool crash) {
+    close(crash);
+    if (!violation_.empty()) return;
+    open();
+    if (!violation_.empty()) return;
+    auto names = std::exchange(model_.names, {}), forgotten = std::exchange(model_.forgotten, {});
+    for (const auto& [number, named] : names)
+      find_again(number, named, named.durable && !named.struck, false);
+    for (const auto& [number, named] : forgotten) find_again(number, named, false, !crash);
+  }
+  void find_again(std::uint64_t number, simulation_model::named_block named, bool must, bool must_not) {
+    const auto id = cache().find(model_.key(number));
+    if (must && !id) return violate("a name that a flush had covered was not found again");
+    if (must_not && id) return violate("a name that had been forgotten was found again");
+    if (!id) return;
+    ++counts.found;
+    // What no flush had covered may be there in part.
+    named.struck = named.struck || !named.durable;
+    if (named.struck) model_.strike(*id);
+    named.durable = true;
+    model_.names.emplace(number, named);
+  }
+
+  // --- What faults explain.
+
+  void strike(std::size_t tier, device_call call, std::uint64_t at, fault what) {
+    ++counts.faults;
+    if (what == fault::stall) {
+      const faulty_device& d = *ladder_.rungs[tier].device;
+      late_until_ = std::max(late_until_, ctx_.now() + d.stall + d.longest);
+      return;
+    }
+    // A write that says that it failed has cost nothing: its source is still there.
+    if (call == device_call::sync ||
+        (call == device_call::write && what != fault::bit_flip && what != fault::torn))
+      return;
+    for (const block_id id : alive()) {
+      const block_copy& copy = control().record(id.index).copies[tier];
+      if (copy.now != block_copy::state::absent && copy.where.offset == at) model_.strike(id);
+    }
+  }
+  // Blocks that sequences, names and acquires know.
+  std::vector<block_id> alive() {
+    std::vector<block_id> all;
+    const auto add = [&](block_id id) {
+      if (id.valid() && control().id_of(id.index) == id) all.push_back(id);
+    };
+    for (const simulated_sequence& s : sequences_)
+      for (const auto& row : s.tokens.pages().rows) std::for_each(row.begin(), row.end(), add);
+    for (const auto& [number, named] : model_.names)
+      if (const auto id = cache().find(model_.key(number))) add(*id);
+    for (const simulated_acquire& a : acquires_)
+      for (const auto& w : a.wanted) add(w.id);
+    return all;
+  }
+  bool referred_to(block_id id) {
+    for (const simulated_sequence& s : sequences_)
+      for (const auto& row : s.tokens.pages().rows)
+        if (std::find(row.begin(), row.end(), id) != row.end()) return true;
+    for (const auto& [number, named] : model_.names)
+      if (cache().find(model_.key(number)) == id) return true;
+    return false;
+  }
+  bool explained(block_id id, const error& cause) {
+    if (!referred_to(id) || model_.struck(id)) return true;
+    const bool late = cause.code == errc::deadline || cause.code == errc::unavailable;
+    return late && ctx_.now() <= late_until_ + ladder_.setup.tuning.transfers.deadline;
+  }
+
+  // --- What is looked at after each operation.
+
+  void look_around() {
+    if (!violation_.empty()) return;
+    for (simulated_acquire& a : acquires_)
+      if (a.done() && !std::exchange(a.examined, true)) examine(a);
+    end_flushes();
+    if (violation_.empty()) violate(watch_->look());
+  }
+  void examine(simulated_acquire& a) {
+    ++counts.acquires;
+    compare(a);
+    if (!a.failure) return;
+    if (a.failure->code == errc::out_of_capacity && a.failure->lost.empty()) {
+      ++counts.refused;
+    } else if (a.failure->code != errc::lost || a.failure->lost.empty()) {
+      violate("an acquire failed in a way that is none: " + a.failure->message());
+    }
+    for (const lost_block& l : a.failure->lost) {
+      ++counts.lost;
+      if (!explained(l.id, l.cause))
+        violate("a block was lost that no fault has struck: " + std::string(l.cause.message()));
+    }
+  }
+  // All bytes of what is held.
+  void compare(simulated_acquire& a) {
+    lease* const held = a.blocks();
+    if (a.held && held->size() != a.wanted.size())
+      return violate("a lease has not the blocks that were asked for");
+    for (std::size_t i = 0; held != nullptr && i < held->size(); ++i) {
+      const leased_block& b = (*held)[i];
+      if (b.data == nullptr) {
+        if (a.held) violate("a lease has a block without bytes");
+        continue;
+      }
+      ++counts.checked;
+      if (b.id != a.wanted[i].id) violate("a lease has not the blocks that were asked for");
+      if (!contents_.matches(b, a.wanted[i].content))
+        violate("a block was served with wrong bytes, from tier " + std::to_string(b.tier));
+    }
+  }
+  void end_flushes() {
+    for (auto f = flushes_.begin(); f != flushes_.end();) {
+      if (!f->outcome) {
+        ++f;
+        continue;
+      }
+      for (const std::uint64_t number : f->names)
+        if (const auto found = model_.names.find(number);
+            *f->outcome && ladder_.setup.keep && found != model_.names.end()) {
+          counts.durable += found->second.durable ? 0 : 1;
+          found->second.durable = true;
+        }
+      f = flushes_.erase(f);
+    }
+  }
+
+  // Until nothing is on its way; then nobody may wait, and every account must be right.
+  void settle() {
+    const auto in_flight = [this] {
+      return std::any_of(devices_.begin(), devices_.end(),
+                         [](const faulty_device* d) { return d->in_flight() != 0; });
+    };
+    for (int i = 0; i < 100'000 && (in_flight() || !ctx_.idle()); ++i)
+      ctx_.wait(ctx_.now() + std::chrono::seconds(1));
+    look_around();
+    if (!violation_.empty()) return;
+    if (in_flight()) return violate("transfers never end");
+    if (!flushes_.empty()) return violate("a flush waits, and nothing is on its way");
+    simulation_audit audit(ladder_);
+    for (simulated_acquire& a : acquires_) {
+      if (!a.done()) return violate("an acquire waits, and nothing is on its way");
+      audit.add(a);
+    }
+    for (const simulated_sequence& s : sequences_) audit.add(s);
+    for (const auto& [number, named] : model_.names) {
+      const auto id = cache().find(model_.key(number));
+      if (!id) return violate("a name is gone");
+      audit.add_name(*id);
+    }
+    for (const extent& e : borrowed_) audit.add_borrowed(e.bytes);
+    violate(audit.compare());
+  }
+
+  // --- The verbs: testing/simulator_verbs.hpp.
+
+  simulated_sequence* pick_sequence(std::uint32_t i) {
+    return sequences_.empty() ? nullptr : &sequences_[i % sequences_.size()];
+  }
+  simulated_sequence* pick_closed(std::uint32_t i) {
+    simulated_sequence* const s = pick_sequence(i);
+    return s == nullptr || s->open ? nullptr : s;
+  }
+  void perform(const simulated_operation& o);
+  void append(const simulated_operation& o);
+  void begin_reservation(simulated_sequence& s, std::uint32_t tokens);
+  void end_reservation(simulated_sequence& s, std::uint32_t keep);
+  void truncate(simulated_sequence& s, std::uint64_t tokens);
+  void acquire(const simulated_operation& o);
+  void start_acquire(std::vector<simulated_acquire::wanted_block> wanted, lease_form form);
+  void release(const simulated_operation& o);
+  void hint_at(const simulated_operation& o);
+  void flush();
+  void name(const simulated_operation& o);
+  void unname(const simulated_operation& o);
+  void acquire_named(const simulated_operation& o);
+  void borrow(const simulated_operation& o);
+  void resize(const simulated_operation& o);
+  void plan_fault(const simulated_operation& o);
+  void change_latency(const simulated_operation& o);
+  void sleep(const simulated_operation& o);
+
+  virtual_clock clock_;
+  context ctx_{{.codec_threads = 0, .time = &clock_}};
+  simulated_ladder& ladder_;
+  simulated_contents contents_;
+  seeded_random stamps_;
+  std::vector<faulty_device*> devices_;
+  std::optional<simulation_watch> watch_;
+  simulation_model model_;
+  std::vector<simulated_sequence> sequences_;
+  std::list<simulated_acquire> acquires_;
+  std::list<simulated_flush> flushes_;
+  std::vector<extent> borrowed_;
+  context::clock::time_point late_until_{};
+  std::uint64_t step_ = 0, next_name_ = 0;
+  std::string violation_;
+};
+
+}  // namespace TERRACE_EX
+}  // namespace terrace
+
+#include "terrace/testing/simulator_verbs.hpp"  // IWYU pragma: export

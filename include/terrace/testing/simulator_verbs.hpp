@@ -1,0 +1,308 @@
+#pragma once
+// What the verbs of a program do to the cache and to the model. Part of testing/simulator.hpp.
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "terrace/cache/hints.hpp"
+#include "terrace/testing/simulator.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+inline void simulator::perform(const simulated_operation& o) {
+  simulated_sequence* const any = pick_sequence(o.a);
+  simulated_sequence* const closed = pick_closed(o.a);
+  switch (o.what) {
+    case verb::begin:
+      if (sequences_.size() < most_sequences) sequences_.push_back({cache().make_sequence(), {}});
+      return;
+    case verb::append:
+      return append(o);
+    case verb::reserve:
+      if (closed != nullptr) begin_reservation(*closed, 1 + o.b % 9);
+      return;
+    case verb::commit:
+      if (any != nullptr && any->open) end_reservation(*any, o.b % (any->open->tokens() + 1));
+      return;
+    case verb::fork:
+      if (closed != nullptr && sequences_.size() < most_sequences)
+        sequences_.push_back({cache().fork(closed->tokens), std::vector(closed->stamps)});
+      return;
+    case verb::truncate:
+      if (closed != nullptr) truncate(*closed, o.b % (closed->stamps.size() + 1));
+      return;
+    case verb::forget:
+      if (any != nullptr) any->tokens.forget(o.b % most_tokens, o.b % most_tokens + o.c % 16);
+      return;
+    case verb::drop:
+      if (any == nullptr) return;
+      any->open.reset();
+      sequences_.erase(sequences_.begin() + (any - sequences_.data()));
+      return;
+    case verb::acquire:
+      return acquire(o);
+    case verb::stop:
+      if (!acquires_.empty())
+        std::next(acquires_.begin(), o.a % static_cast<std::uint32_t>(acquires_.size()))->stop();
+      return;
+    case verb::release:
+      return release(o);
+    case verb::prefetch:
+    case verb::weigh:
+      if (any == nullptr) return;
+      for (const block_id id : any->tokens.pages().rows[o.b % any->tokens.pages().rows.size()])
+        if (id.valid() && control().record(id.index).now == block_record::phase::sealed) {
+          if (o.what == verb::prefetch)
+            cache().prefetch({&id, 1}, o.c % 3 == 0 ? lease_form::attendable : lease_form::raw);
+          else
+            control().weigh(id.index, static_cast<float>(o.c % 1000) / 1000);
+        }
+      return;
+    case verb::hint:
+      return hint_at(o);
+    case verb::step:
+      return cache().advance_step(step_ += 1 + o.a % 3);
+    case verb::flush:
+      return flush();
+    case verb::name:
+      return name(o);
+    case verb::unname:
+      return unname(o);
+    case verb::acquire_named:
+      return acquire_named(o);
+    case verb::borrow:
+      return borrow(o);
+    case verb::give_back:
+      if (borrowed_.empty()) return;
+      control().give_back(borrowed_.back());
+      return borrowed_.pop_back();
+    case verb::resize:
+      return resize(o);
+    case verb::fault:
+      return plan_fault(o);
+    case verb::latency:
+      return change_latency(o);
+    case verb::poll:
+      ctx_.poll();
+      return;
+    case verb::wait:
+      ctx_.wait(ctx_.now() + std::chrono::milliseconds(2));
+      return;
+    case verb::sleep:
+      return sleep(o);
+    case verb::settle:
+      return settle();
+    case verb::restart:
+    case verb::crash:
+      return reopen(o.what == verb::crash);
+  }
+}
+
+// --- Writing.
+
+inline void simulator::append(const simulated_operation& o) {
+  simulated_sequence* const s = pick_closed(o.a);
+  if (s == nullptr) return;
+  const std::uint32_t tokens = 1 + o.b % 12;
+  begin_reservation(*s, tokens);
+  if (s->open) end_reservation(*s, o.c % 4 == 0 ? o.c / 4 % (tokens + 1) : tokens);
+}
+
+inline void simulator::begin_reservation(simulated_sequence& s, std::uint32_t tokens) {
+  if (s.stamps.size() + tokens > most_tokens) return;
+  const tier_stats hot = cache().stats().tiers[0];
+  auto r = s.tokens.reserve(tokens);
+  if (!r) {
+    ++counts.refused;
+    if (r.error().code != errc::out_of_capacity)
+      violate("a reservation failed in a way that is none: " + r.error().message());
+    // All blocks are of a size here, so free room is room.
+    std::size_t blocks = 0;
+    for (const layer_group& g : ladder_.setup.layout.groups)
+      blocks += g.block_rows() * (tokens / g.tokens + 2);
+    const std::size_t slot = align_up(ladder_.setup.layout.largest_block(), ladder_.rungs[0].granule);
+    if (borrowed_.empty() && hot.capacity_bytes > hot.resident_bytes + blocks * slot)
+      violate("a reservation was refused, and tier 0 had room");
+    return;
+  }
+  s.writing.clear();
+  for (std::uint32_t i = 0; i < tokens; ++i) s.writing.push_back(stamps_.next());
+  contents_.write(*r, s.writing);
+  s.open.emplace(std::move(*r));
+}
+
+inline void simulator::end_reservation(simulated_sequence& s, std::uint32_t keep) {
+  s.tokens.commit(std::move(*s.open), keep);
+  s.open.reset();
+  s.stamps.insert(s.stamps.end(), s.writing.begin(), s.writing.begin() + keep);
+  if (s.tokens.length() != s.stamps.size()) violate("a sequence has not the tokens that were committed");
+}
+
+// Blocks that it cuts are brought for that, and may be lost.
+inline void simulator::truncate(simulated_sequence& s, std::uint64_t tokens) {
+  std::vector<block_id> cut;
+  const page_table& pages = s.tokens.pages();
+  for (std::size_t row = 0; row < pages.rows.size(); ++row)
+    if (const std::uint64_t at = tokens / pages.group(row).tokens; at < pages.rows[row].size())
+      cut.push_back(pages.rows[row][at]);
+  const auto done = s.tokens.truncate(tokens);
+  if (done) return s.stamps.resize(tokens);
+  if (s.tokens.length() != s.stamps.size()) violate("a cut that failed has changed the sequence");
+  if (done.error().code == errc::out_of_capacity || done.error().code == errc::invalid_argument) return;
+  if (std::none_of(cut.begin(), cut.end(), [&](block_id id) {
+        return id.valid() && (explained(id, done.error()) || explained(id, {errc::deadline}));
+      }))
+    violate("a cut failed and no fault has struck: " + done.error().message());
+}
+
+// --- Reading.
+
+inline void simulator::acquire(const simulated_operation& o) {
+  const simulated_sequence* const s = pick_sequence(o.a);
+  if (s == nullptr) return;
+  const page_table& pages = s->tokens.pages();
+  const auto row = static_cast<std::uint32_t>(o.b % pages.rows.size());
+  const std::size_t sealed = pages.sealed(row);
+  if (sealed == 0) return;
+  const std::size_t first = o.b / 8 % sealed, count = 1 + o.c % 6;
+  std::vector<simulated_acquire::wanted_block> wanted;
+  for (std::size_t i = first; i < std::min(first + count, sealed); ++i)
+    if (pages.rows[row][i].valid())
+      wanted.push_back({pages.rows[row][i], simulation_model::content_of(*s, row, i)});
+  if (wanted.empty()) return;
+  if (o.c / 8 % 16 == 0) wanted.push_back(wanted.front());  // the same block twice
+  start_acquire(std::move(wanted), o.c / 128 % 3 == 0 ? lease_form::attendable : lease_form::raw);
+}
+
+inline void simulator::start_acquire(std::vector<simulated_acquire::wanted_block> wanted, lease_form form) {
+  if (acquires_.size() >= most_acquires) return;
+  acquires_.emplace_back(cache(), std::move(wanted), form);
+  acquires_.back().start();
+}
+
+inline void simulator::release(const simulated_operation& o) {
+  if (acquires_.empty()) return;
+  const auto a = std::next(acquires_.begin(), o.a % static_cast<std::uint32_t>(acquires_.size()));
+  if (!a->done()) return;
+  compare(*a);  // nothing has happened to it while it was held
+  if (lease* const held = a->blocks(); held != nullptr && o.b % 3 == 0)
+    held->release();
+  else if (held != nullptr && o.b % 3 == 1)
+    for (std::size_t t = 0; t < control().tiers(); ++t) held->release_tier(static_cast<std::uint8_t>(t));
+  acquires_.erase(a);
+}
+
+inline void simulator::hint_at(const simulated_operation& o) {
+  simulated_sequence* const s = pick_sequence(o.a);
+  if (s == nullptr) return;
+  const hint all[]{hint::hot(), hint::evictable(), hint::priority(0), hint::prefetchable(step_ + o.c % 5),
+                   hint::ttl(step_ + o.c % 5)};
+  const std::uint64_t first = o.b % most_tokens;
+  const hint_outcome outcome = s->tokens.hint(first, first + o.c / 8 % 32, all[o.c % 5]);
+  if (outcome.what != hint_outcome::verdict::accepted && *outcome.reason == 0)
+    violate("a hint was not accepted, and nobody says why");
+}
+
+// --- Names.
+
+inline void simulator::flush() {
+  if (flushes_.size() >= 3) return;
+  std::vector<std::uint64_t> names;
+  for (const auto& [number, named] : model_.names) names.push_back(number);
+  flushes_.emplace_back(cache(), std::move(names));
+  flushes_.back().start();
+}
+
+inline void simulator::name(const simulated_operation& o) {
+  const simulated_sequence* const s = pick_sequence(o.a);
+  if (s == nullptr || model_.names.size() >= most_names) return;
+  const page_table& pages = s->tokens.pages();
+  const auto row = static_cast<std::uint32_t>(o.b % pages.rows.size());
+  if (pages.sealed(row) == 0) return;
+  const std::size_t index = o.c % pages.sealed(row);
+  const block_id id = pages.rows[row][index];
+  if (!id.valid() || control().record(id.index).name.valid()) return;
+  const std::uint64_t number = next_name_++;
+  if (const auto named = cache().name(id, model_.key(number)); !named)
+    return violate("a sealed block cannot be named: " + named.error().message());
+  model_.names.emplace(number, simulation_model::named_block{simulation_model::content_of(*s, row, index)});
+}
+
+inline void simulator::unname(const simulated_operation& o) {
+  if (model_.names.empty()) return;
+  const auto at = std::next(model_.names.begin(), o.a % static_cast<std::uint32_t>(model_.names.size()));
+  cache().forget(model_.key(at->first));
+  model_.forgotten.emplace(at->first, simulation_model::named_block{at->second.content});
+  model_.names.erase(at);
+}
+
+inline void simulator::acquire_named(const simulated_operation& o) {
+  if (model_.names.empty()) return;
+  const auto at = std::next(model_.names.begin(), o.a % static_cast<std::uint32_t>(model_.names.size()));
+  const auto id = cache().find(model_.key(at->first));
+  if (!id) return violate("a name is gone");
+  start_acquire({{*id, at->second.content}}, lease_form::raw);
+}
+
+// --- Room, time, and what goes wrong.
+
+inline void simulator::borrow(const simulated_operation& o) {
+  if (borrowed_.size() >= 2) return;
+  const auto room = control().borrow(512 + o.a % 4096);
+  if (room)
+    borrowed_.push_back(*room);
+  else if (room.error().code != errc::out_of_capacity)
+    violate("borrowing failed in a way that is none: " + room.error().message());
+}
+
+inline void simulator::resize(const simulated_operation& o) {
+  const std::size_t tier = o.a % control().tiers();
+  const std::size_t most = ladder_.setup.capacities[tier];
+  const auto resized = cache().resize(tier, most / 4 * (o.b % 3 == 0 ? o.b / 3 % 5 : 4));
+  if (!resized && (tier != 0 || resized.error().code != errc::invalid_argument))
+    violate("a tier cannot be resized: " + resized.error().message());
+}
+
+inline void simulator::plan_fault(const simulated_operation& o) {
+  if (devices_.empty()) return;
+  static constexpr fault of_read[]{fault::io_error, fault::short_transfer, fault::bit_flip, fault::torn,
+                                   fault::stall};
+  static constexpr fault of_write[]{fault::io_error, fault::short_transfer, fault::bit_flip,
+                                    fault::torn,     fault::stall,          fault::no_space};
+  static constexpr fault of_sync[]{fault::io_error, fault::stall};
+  faulty_device& device = *devices_[o.a % devices_.size()];
+  const std::uint64_t nth = o.b / 8 % 4;
+  const auto part = static_cast<std::uint8_t>(o.b / 32);
+  const std::uint32_t call = o.b % 8;
+  if (call < 4)
+    device.script(device_call::read, nth, of_read[o.c % std::size(of_read)], part);
+  else if (call < 7)
+    device.script(device_call::write, nth, of_write[o.c % std::size(of_write)], part);
+  else
+    device.script(device_call::sync, 0, of_sync[o.c % std::size(of_sync)], part);
+}
+
+inline void simulator::change_latency(const simulated_operation& o) {
+  using std::chrono::milliseconds;
+  if (devices_.empty()) return;
+  static constexpr milliseconds longest[]{milliseconds(0), milliseconds(1), milliseconds(50)};
+  faulty_device& device = *devices_[o.a % devices_.size()];
+  device.longest = longest[o.b % std::size(longest)];
+  device.heeds_stop = o.c % 2 == 0;
+}
+
+inline void simulator::sleep(const simulated_operation& o) {
+  using std::chrono::milliseconds;
+  const std::chrono::steady_clock::duration naps[]{milliseconds(1), milliseconds(20),
+                                                   ladder_.setup.tuning.transfers.deadline + milliseconds(1),
+                                                   std::chrono::minutes(2)};
+  const auto nap = naps[o.a % std::size(naps)];
+  clock_.advance(nap);
+  // An engine that does not come by for so long finds transfers late that were not.
+  if (nap > ladder_.setup.tuning.transfers.deadline) late_until_ = std::max(late_until_, ctx_.now());
+  ctx_.poll();
+}
+
+}  // namespace TERRACE_EX
+}  // namespace terrace
