@@ -361,6 +361,7 @@ class planner {
     block_id id;
     std::size_t tier;
     extent where;
+    block_key name;
   };
   std::unordered_map<block_key, std::uint32_t, key_hash> names_;
   std::array<bool, max_tiers> keepers_{};  // tiers whose medium keeps

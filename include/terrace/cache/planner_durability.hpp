@@ -126,7 +126,7 @@ inline void planner::start_sync() {
                                  .loss = copy.quality.loss};
       copy.labelled = copy.labelled || tiers_[t]->label(copy.where, header);
       if (copy.labelled)
-        syncing_.push_back({id, t, copy.where});
+        syncing_.push_back({id, t, copy.where, r->name});
       else
         keep_failure_ = error{errc::out_of_capacity, "a store has no room for another extent header"};
     }
@@ -152,8 +152,8 @@ inline void planner::synced(std::size_t tier, const result<void>& outcome) {
   for (const labelled& l : syncing_) {
     if (l.tier != tier) continue;
     block_record* const r = blocks_.find(l.id);
-    if (r == nullptr || !r->name.valid() || !r->copies[tier].readable() || r->copies[tier].where != l.where)
-      continue;
+    if (r == nullptr || r->name != l.name || !r->copies[tier].readable() || r->copies[tier].where != l.where)
+      continue;  // the copy is gone, or has another name by now
     if (outcome)
       r->copies[tier].durable = true;
     else

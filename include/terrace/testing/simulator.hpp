@@ -123,7 +123,9 @@ class simulator {
     for (const extent& e : std::exchange(borrowed_, {})) control().give_back(e);
     for (simulated_sequence& s : sequences_) s.open.reset();
     sequences_.clear();
+    closing_ = true;
     ladder_.close();
+    closing_ = false;
     model_.forget_ids();
   }
   void reopen(bool crash) {
@@ -131,6 +133,8 @@ class simulator {
     if (!violation_.empty()) return;
     open();
     if (!violation_.empty()) return;
+    if (std::exchange(struck_while_closing_, false))
+      for (auto& [number, named] : model_.names) named.struck = true;
     auto names = std::exchange(model_.names, {}), forgotten = std::exchange(model_.forgotten, {});
     for (const auto& [number, named] : names)
       find_again(number, named, named.durable && !named.struck, false);
@@ -153,6 +157,10 @@ class simulator {
 
   void strike(std::size_t tier, device_call call, std::uint64_t at, fault what) {
     ++counts.faults;
+    if (closing_) {  // nobody can be asked which block that was
+      struck_while_closing_ = true;
+      return;
+    }
     if (what == fault::stall) {
       const faulty_device& d = *ladder_.rungs[tier].device;
       late_until_ = std::max(late_until_, ctx_.now() + d.stall + d.longest);
@@ -321,6 +329,7 @@ class simulator {
   std::vector<extent> borrowed_;
   context::clock::time_point late_until_{};
   std::uint64_t step_ = 0, next_name_ = 0;
+  bool closing_ = false, struck_while_closing_ = false;
   std::string violation_;
 };
 
