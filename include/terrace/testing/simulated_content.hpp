@@ -10,6 +10,7 @@
 
 #include "terrace/cache/lease.hpp"
 #include "terrace/codec/any_codec.hpp"
+#include "terrace/codec/identity.hpp"
 #include "terrace/core/layout.hpp"
 #include "terrace/sequence.hpp"
 #include "terrace/testing/seeded_random.hpp"
