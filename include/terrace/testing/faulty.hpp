@@ -65,6 +65,7 @@ class faulty_calls : public event_source {
       device_.syncing_.push_back(&c.image);
     }
     link(c);
+    if (device_.on_progress) device_.on_progress(c.what);
   }
   void stop(call& c) noexcept {
     if (!device_.heeds_stop) return;
@@ -124,6 +125,7 @@ class faulty_calls : public event_source {
 
   void end(call& c) noexcept {
     const fault what = c.verdict.what;
+    if (device_.on_progress) device_.on_progress(c.what);
     --device_.in_flight_;
     if (what == fault::stall) --device_.stalled_;
     if (c.what == device_call::sync) std::erase(device_.syncing_, &c.image);

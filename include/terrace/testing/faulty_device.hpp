@@ -84,6 +84,9 @@ class faulty_device {
   /// ended. `at` is the offset of the extent; a sync has none.
   std::function<void(device_call call, std::uint64_t at, fault what)> on_fault;
 
+  /// Is told when a call has begun, and when it is about to end: where who waits for it may change its mind.
+  std::function<void(device_call call)> on_progress;
+
   // --- Power.
 
   /// The power fails. What was durable stays; of each write since the last sync the old bytes are there, or the new
