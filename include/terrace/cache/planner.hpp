@@ -203,8 +203,9 @@ class planner {
   void finished(transfer_job& job, result<void> outcome);
   /// The job has passed its deadline and has not ended: `finished` is still to come.
   void overdue(transfer_job& job);
-  /// The codec needed only `bytes`: gives back the rest of the job's target. Before the target is written.
-  void shrink_target(transfer_job& job, std::size_t bytes);
+  /// The codec needed only `bytes`: gives back the rest of the job's target, before that is written. False: the tier
+  /// has been made smaller, and the job has no target any more.
+  bool shrink_target(transfer_job& job, std::size_t bytes);
 
   /// Stops starting transfers and waits for those on their way. Called before media close.
   void shut_down();

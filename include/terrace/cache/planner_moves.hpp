@@ -229,14 +229,15 @@ inline void planner::make_room_ahead() {
   }
 }
 
-inline void planner::shrink_target(transfer_job& job, std::size_t bytes) {
-  if (job.overdue) return;
+inline bool planner::shrink_target(transfer_job& job, std::size_t bytes) {
+  if (job.overdue) return true;
   tier_control& tier = *tiers_[job.to];
   tier.release(job.target);
-  const auto smaller = tier.reserve(bytes);  // nothing came between, and what was released is large enough
-  TERRACE_ASSERT(smaller.has_value(), "an extent could not be made smaller");
-  job.target = *smaller;
-  blocks_[job.block].copies[job.to].where = *smaller;
+  // Nothing came between, and what was released is large enough: unless the tier has been made smaller meanwhile.
+  const auto smaller = tier.reserve(bytes);
+  job.target = smaller.value_or(extent{});
+  blocks_[job.block].copies[job.to].where = job.target;
+  return smaller.has_value();
 }
 
 inline void planner::finish_store(transfer_job& job, const result<void>& outcome) {
@@ -257,7 +258,7 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
     tiers_[job.from]->stats.bytes_read += job.source.bytes;
   } else {
     if (!unreadable) note_failure(job.to, outcome.error());
-    to.release(job.target);
+    if (job.target.bytes != 0) to.release(job.target);
     target = {};
     if (keepers_[job.to] && r.name.valid()) to_keep_.push_back(blocks_.id_of(job.block));
   }

@@ -207,7 +207,10 @@ class transfer_engine final : public transfer_port, private event_source {
     // The encoded bytes lie where the work left them; they go to the target, unless it is there that they
     // lie.
     void place(std::size_t bytes) noexcept {
-      if (job->to != 0 && bytes < job->target.bytes) engine->planner_->shrink_target(*job, bytes);
+      if (job->to != 0 && bytes < job->target.bytes && !engine->planner_->shrink_target(*job, bytes)) {
+        job->write_failed = true;
+        return finish(fail(errc::out_of_capacity, "a tier was made smaller than what was on its way to it"));
+      }
       if (!how->write) {
         // There is an address wherever nothing is written, but a compiler does not see that.
         if (std::byte* const to = engine->address(job->to, job->target); how->stage_target && to != nullptr)
