@@ -126,8 +126,8 @@ result<torture_cache> open(context& ctx, const std::string& dir) {
   if (::mkdir(dir.c_str(), 0700) != 0 && errno != EEXIST)
     return fail(errc::io_error, "the folder of the store cannot be made", errno);
   return torture_cache::open(ctx, layout, {.capacity = 8_MiB}, {.capacity = 4_MiB},
-                             {.capacity = 256_MiB, .path = dir + "/kv", .keep = true},
-                             {.capacity = 3584_MiB, .path = dir, .keep = true});
+                             {.capacity = 64_MiB, .path = dir + "/kv", .keep = true},
+                             {.capacity = 3776_MiB, .path = dir, .keep = true});
 }
 
 int verify(const arguments& a) {
@@ -159,7 +159,10 @@ int verify(const arguments& a) {
       ++found;
     }
   }
-  std::printf("%zu right, %zu missing, %zu wrong\n", found, missing, wrong);
+  const cache_stats stats = cache->stats();
+  std::printf("%zu right, %zu missing, %zu wrong (read from nvme: %llu, from the directory: %llu)\n", found,
+              missing, wrong, static_cast<unsigned long long>(stats.tiers[2].loads),
+              static_cast<unsigned long long>(stats.tiers[3].loads));
   return wrong != 0 ? 3 : missing != 0 ? 1 : 0;
 }
 

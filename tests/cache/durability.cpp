@@ -116,6 +116,36 @@ TEST_CASE("what was forgotten is gone after reopening, and its room can be used"
   CHECK(c.flush());
 }
 
+TEST_CASE("a name that was forgotten, or given to another block, is what it was at the flush") {
+  const sandbox::folder f, copy;
+  kept_cache c(f);
+  REQUIRE(c.opened);
+  sequence s = c.cache().make_sequence();  // refers to the blocks to the end
+  for (std::uint32_t tag : {1u, 2u, 3u}) REQUIRE(pattern::append(s, 16, 1, tag));
+  const auto ids = pattern::sealed(s, 0);
+  for (std::size_t i = 0; i < 3; ++i) REQUIRE(c.cache().name(ids[i], key_of(i)));
+  REQUIRE(c.flush());
+  c.cache().forget(key_of(0));
+  c.cache().forget(key_of(1));
+  REQUIRE(c.cache().name(ids[1], key_of(0)));
+  REQUIRE(c.flush());
+  c.cache().forget(key_of(2));
+  REQUIRE(c.flush());  // of nothing but that
+  // As a crash would leave it: with the cache still at work.
+  std::filesystem::copy(
+      f.path, copy.path,
+      std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing);
+  kept_cache after(copy);
+  REQUIRE(after.opened);
+  CHECK_FALSE(after.cache().find(key_of(1)));
+  CHECK_FALSE(after.cache().find(key_of(2)));
+  const auto id = after.cache().find(key_of(0));
+  REQUIRE(id);
+  const auto held = after.ctx.sync_wait(after.cache().acquire({&*id, 1}));
+  REQUIRE(held);
+  CHECK(pattern::holds(after.cache().layout().groups[0], (*held)[0].data, 0, 1, 2, 16));
+}
+
 TEST_CASE("a full store says so, and keeps what it has acknowledged") {
   const sandbox::folder f;
   std::size_t acknowledged = 0;

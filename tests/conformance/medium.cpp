@@ -93,6 +93,7 @@ struct syncing : Base {
   decltype(ex::just()) sync();
   bool keeps() const;
   bool label(extent, const extent_header&);
+  void unlabel(extent) noexcept;
   void scan(bool (*)(extent, const extent_header&));
 };
 using with_sync = syncing<without_sync>;

@@ -21,7 +21,7 @@ void seal(Bytes& bytes) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const const_bytes in = std::as_bytes(std::span(data, size));
   static_cast<void>(decode_superblock(in));
-  if (size < 80 + 72) return 0;
+  if (size < 80 + 80) return 0;
   superblock_bytes head{};
   std::memcpy(head.data(), data, 80);
   detail::put_le(head, 0, superblock::magic);
@@ -30,7 +30,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto super = decode_superblock(head);
   if (!super) return 0;
   extent_header_bytes bytes{};
-  std::memcpy(bytes.data(), data + 80, 72);
+  std::memcpy(bytes.data(), data + 80, 80);
   detail::put_le(bytes, 0, extent_header::magic);
   detail::put_le(bytes, 4, super->contents.format_id);
   detail::put_le(bytes, 8, super->store);

@@ -33,7 +33,8 @@ extent_header some_header(const superblock& s) {
           .depth = 5,
           .group = 1,
           .row = 2,
-          .loss = 3};
+          .loss = 3,
+          .naming = 0x123456789au};
 }
 
 // Puts the right checksum under bytes that were tampered with, so that only the checks of sense are left.

@@ -283,6 +283,8 @@ class planner {
   void start_sync();
   void synced(std::size_t tier, const result<void>& outcome);
   bool adopt(std::size_t tier, extent at, const extent_header& header);
+  void disown(block_record& r, std::size_t tier) noexcept;
+  void check_copies(block_record& r);
   std::size_t next_tier(std::size_t from) const noexcept;
   void note_failure(std::size_t tier, const error& cause);
   void rank(std::uint32_t block, standing s);
@@ -360,11 +362,13 @@ class planner {
   };
   struct labelled {
     block_id id;
+    block_key name;
     std::size_t tier;
     extent where;
     block_key name;
   };
   std::unordered_map<block_key, std::uint32_t, key_hash> names_;
+  std::uint64_t namings_ = 0;              // names that were ever given, by earlier caches as well
   std::array<bool, max_tiers> keepers_{};  // tiers whose medium keeps
   std::deque<block_id> to_keep_;           // perhaps no keeper has a copy; looked at by the next flush
   std::vector<block_id> to_sync_;          // a keeper has a copy that is not durable
@@ -372,6 +376,7 @@ class planner {
   std::array<keeper_sync, max_tiers> syncs_{};
   unsigned syncs_under_way_ = 0;
   bool sync_wanted_ = false;  // room can be had when copies farther down are durable
+  bool names_taken_ = false;  // a keeper has the header of a name that was forgotten
   std::optional<error> keep_failure_;
 
   bool pumping_ = false, again_ = false, stopping_ = false;

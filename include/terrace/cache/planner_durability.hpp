@@ -22,6 +22,7 @@ inline result<void> planner::name(block_id id, block_key key) {
   if (!names_.emplace(key, id.index).second)
     return fail(errc::invalid_argument, "another block has this name");
   r->name = key;
+  r->naming = ++namings_;
   ++r->refs;
   if (std::find(keepers_.begin(), keepers_.end(), true) != keepers_.end()) to_keep_.push_back(id);
   for (std::size_t t = 0; t < tiers(); ++t) {
@@ -46,13 +47,11 @@ inline void planner::forget(block_key key) {
   block_record& r = blocks_[block];
   r.name = {};
   for (std::size_t t = 0; t < tiers(); ++t) {
-    block_copy& copy = r.copies[t];
-    copy.durable = false;
-    // The block may stay for others: a header without a name is nobody's when the store is opened again.
-    if (std::exchange(copy.labelled, false))
-      static_cast<void>(tiers_[t]->label(
-          copy.where, {.encoded = copy.where.bytes, .format_id = tiers_[t]->what.codec.format_id}));
-    if (copy.now != state::absent) settle(block, t);
+    r.copies[t].durable = false;
+    names_taken_ = names_taken_ || keepers_[t];
+    if (r.copies[t].now == state::absent) continue;
+    if (keepers_[t]) tiers_[t]->unlabel(r.copies[t].where);  // the block itself may be needed still
+    settle(block, t);
   }
   drop_ref(block);
 }
@@ -108,7 +107,7 @@ inline void planner::start_keeping() {
 }
 
 inline void planner::start_sync() {
-  sync_wanted_ = false;
+  sync_wanted_ = names_taken_ = false;
   for (const block_id id : std::exchange(to_sync_, {})) {
     block_record* const r = blocks_.find(id);
     if (r == nullptr || !r->name.valid()) continue;
@@ -123,10 +122,10 @@ inline void planner::start_sync() {
                                  .depth = r->depth,
                                  .group = r->group,
                                  .row = r->row,
-                                 .loss = copy.quality.loss};
-      copy.labelled = copy.labelled || tiers_[t]->label(copy.where, header);
-      if (copy.labelled)
-        syncing_.push_back({id, t, copy.where, r->name});
+                                 .loss = copy.quality.loss,
+                                 .naming = r->naming};
+      if (tiers_[t]->label(copy.where, header))
+        syncing_.push_back({id, r->name, t, copy.where});
       else
         keep_failure_ = error{errc::out_of_capacity, "a store has no room for another extent header"};
     }
@@ -148,12 +147,14 @@ inline void planner::synced(std::size_t tier, const result<void>& outcome) {
   if (!outcome) {
     note_failure(tier, outcome.error());
     keep_failure_ = outcome.error();
+    names_taken_ = true;
   }
   for (const labelled& l : syncing_) {
     if (l.tier != tier) continue;
     block_record* const r = blocks_.find(l.id);
+    // Meanwhile it may have got another name, which this sync has not seen.
     if (r == nullptr || r->name != l.name || !r->copies[tier].readable() || r->copies[tier].where != l.where)
-      continue;  // the copy is gone, or has another name by now
+      continue;
     if (outcome)
       r->copies[tier].durable = true;
     else
@@ -179,20 +180,25 @@ inline bool planner::adopt(std::size_t tier, extent at, const extent_header& hea
   if (header.format_id != codec.format_id || header.raw != g.block_bytes() || header.encoded > most ||
       (codec.fixed_rate && header.encoded != most))
     return false;
+  namings_ = std::max(namings_, header.naming);
   const auto [found, fresh] = names_.try_emplace(header.key, block_id::no_index);
   if (fresh) {
     found->second = blocks_.create();
     grow();
-    block_record& r = blocks_[found->second];
+  }
+  block_record& r = blocks_[found->second];
+  if (!fresh && header.naming < r.naming) return false;  // another block, which had the name before
+  if (fresh || header.naming > r.naming) {
+    for (std::size_t t = 0; t < tiers(); ++t) disown(r, t);
     r.now = block_record::phase::sealed;
     r.name = header.key;
+    r.naming = header.naming;
     r.group = header.group;
     r.row = header.row;
     r.depth = header.depth;
     r.parent = index_link::none;
     r.refs = 1;
   }
-  block_record& r = blocks_[found->second];
   if (r.copies[tier].now != state::absent || r.group != header.group) return false;
   r.copies[tier].where = at;
   r.copies[tier].now = state::resident;
@@ -201,6 +207,21 @@ inline bool planner::adopt(std::size_t tier, extent at, const extent_header& hea
   r.copies[tier].durable = true;
   r.copies[tier].labelled = true;
   return true;
+}
+
+inline void planner::disown(block_record& r, std::size_t tier) noexcept {
+  if (r.copies[tier].now != state::absent) tiers_[tier]->release(r.copies[tier].where);
+  r.copies[tier] = {};
+}
+
+// A crash may have left the header of an extent whose room was in use again already: the block had another copy by
+// then. So of several copies each is read before it counts as one.
+inline void planner::check_copies(block_record& r) {
+  const auto present = [](const block_copy& c) { return c.now != state::absent; };
+  for (std::size_t t = 0; t < tiers(); ++t)
+    if (std::count_if(r.copies.begin(), r.copies.end(), present) > 1 && present(r.copies[t]) &&
+        !tiers_[t]->intact(context_, r.copies[t].where, r.copies[t].checksum))
+      disown(r, t);
 }
 
 inline void planner::adopt_kept() {
@@ -213,6 +234,7 @@ inline void planner::adopt_kept() {
   each.owner = this;
   for (each.tier = 1; each.tier < tiers(); ++each.tier)
     if (keepers_[each.tier]) tiers_[each.tier]->scan(each);
+  for (const auto& [key, block] : names_) check_copies(blocks_[block]);
   for (const auto& [key, block] : names_)
     for (std::size_t t = 0; t < tiers(); ++t)
       if (blocks_[block].copies[t].now != state::absent) settle(block, t);

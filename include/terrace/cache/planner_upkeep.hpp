@@ -146,7 +146,7 @@ inline void planner::flush(flush_request& r) {
 inline void planner::settle_flushes() {
   if (syncs_under_way_ != 0) return;
   const bool at_rest = flushes_ != nullptr && stores_ == overdue_stores_;
-  if (sync_wanted_ || (at_rest && !keep_failure_ && !to_sync_.empty())) return start_sync();
+  if (sync_wanted_ || (at_rest && !keep_failure_ && (!to_sync_.empty() || names_taken_))) return start_sync();
   if (!at_rest) return;
   if (!to_keep_.empty() && !keep_failure_)
     keep_failure_ =

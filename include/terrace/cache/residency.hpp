@@ -59,6 +59,7 @@ struct block_record {
   std::uint16_t row = 0;     ///< row of layers, over all groups
   std::uint32_t cached = index_link::none;  ///< what a prefix index knows it by; none: no index does
   block_key name{};                         ///< its name; then one of the references is the name's
+  std::uint64_t naming = 0;                 ///< when it got it, counted over all names ever given
   phase now = phase::free;
   standing rank = standing::ordinary;  ///< what hints have said
   float mass = 0;                      ///< what it drew of the softmax mass when it was last weighed

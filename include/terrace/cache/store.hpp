@@ -50,7 +50,8 @@ class kv_store {
   void forget(block_key key) { planner_->forget(key); }
 
   /// A sender that completes when every sealed block is in a tier below tier 0, and every block that has a name is
-  /// durable in a tier that keeps: it survives a crash of the process and of the machine. Errors: out_of_capacity
+  /// durable in a tier that keeps: it survives a crash of the process and of the machine. Names that were forgotten
+  /// before do not come back then. Errors: out_of_capacity
   /// where there is no room for that, io_error where a sync fails, lost where a block with a name is.
   flush_sender flush() noexcept { return flush_sender(*planner_); }
   /// The engine's clock: the step that begins now. It never goes back.

@@ -16,6 +16,8 @@
 
 namespace terrace {
 
+class context;
+
 /// What the planner has to know of a tier, and nothing else: the seam between the composed types (medium,
 /// codec, policy) and the one planner that serves every composition. Calls are per block, never per byte, so
 /// they are plain virtual ones: one planner is compiled, not one for every list of tiers.
@@ -70,6 +72,9 @@ class tier_control {
   virtual bool keeps() const noexcept = 0;
   virtual void scan(visitor& v) = 0;
   virtual bool label(extent at, const extent_header& header) = 0;
+  virtual void unlabel(extent at) noexcept = 0;
+  /// Reads it, and says whether its bytes have this checksum. Waits; for opening only.
+  virtual bool intact(context& ctx, extent at, std::uint32_t checksum) = 0;
   /// One at a time. `r` must stay until it was told.
   virtual void sync(sync_request& r) noexcept = 0;
 

@@ -3,13 +3,17 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "terrace/cache/tier_control.hpp"
+#include "terrace/core/bytes.hpp"
+#include "terrace/core/crc32c.hpp"
 #include "terrace/execution/elide.hpp"
 #include "terrace/execution/ex.hpp"
+#include "terrace/execution/sync_wait.hpp"
 #include "terrace/policy/policy.hpp"
 #include "terrace/tier.hpp"
 
@@ -116,6 +120,22 @@ class tier_runtime final : public ranked_tier<Policy> {
   bool label([[maybe_unused]] extent at, [[maybe_unused]] const extent_header& header) override {
     if constexpr (persistent_medium<Medium>) return medium_->label(at, header);
     return false;
+  }
+  void unlabel([[maybe_unused]] extent at) noexcept override {
+    if constexpr (persistent_medium<Medium>) medium_->unlabel(at);
+  }
+  bool intact([[maybe_unused]] context& ctx, [[maybe_unused]] extent at,
+              [[maybe_unused]] std::uint32_t checksum) override {
+    if constexpr (persistent_medium<Medium>) {
+      constexpr std::align_val_t alignment{Medium::alignment};
+      const auto free = [](std::byte* p) { ::operator delete[](p, alignment); };
+      const std::size_t bytes = align_up(at.bytes, Medium::alignment);
+      const std::unique_ptr<std::byte[], decltype(free)> buffer(
+          new (alignment, std::nothrow) std::byte[bytes], free);
+      return buffer != nullptr && ctx.sync_wait(medium_->read(at, {buffer.get(), bytes})) &&
+             crc32c({buffer.get(), at.bytes}) == checksum;
+    }
+    return true;
   }
   void sync([[maybe_unused]] tier_control::sync_request& r) noexcept override {
     if constexpr (persistent_medium<Medium>) sync_.start(*medium_, r);

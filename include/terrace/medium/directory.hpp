@@ -127,6 +127,7 @@ class directory {
     h.place = e.node;
     return table_.put(e.node, h);
   }
+  void unlabel(extent e) noexcept { table_.erase(e.node); }
   template <class Visitor>
   void scan(Visitor visitor) {
     for (const extent_header& h : std::exchange(found_, {})) {
@@ -232,9 +233,14 @@ class directory {
     if (o.path.empty())
       return fail(errc::invalid_argument, "a directory tier that is to be kept needs a path");
     const std::string folder = o.path + "/kv-store";
-    for (const std::string& p : {o.path, folder})
-      if (::mkdir(p.c_str(), 0700) != 0 && errno != EEXIST)
+    for (const std::string& p : {o.path, folder}) {
+      const bool made = ::mkdir(p.c_str(), 0700) == 0;
+      if (!made && errno != EEXIST)
         return fail(errc::io_error, "the directory of a directory tier cannot be made", errno);
+      const auto named = sync_folder_of(p, "the directory of a directory tier cannot be made durable");
+      if (!named && (made || p == folder))
+        return named;  // what is above a directory of others may be closed to us
+    }
     folder_ = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (folder_ < 0) return fail(errc::io_error, "the folder of a directory tier cannot be opened", errno);
     const int index = ::openat(folder_, "index", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
@@ -247,9 +253,8 @@ class directory {
     if (auto opened = table_.open(index, shape, superblock::bytes + shape.headers * extent_header::bytes);
         !opened)
       return opened;
-    const descriptor above(::open(o.path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!above || ::fsync(above.get()) != 0)
-      return fail(errc::io_error, "the directory of a directory tier cannot be made durable", errno);
+    if (::fsync(folder_) != 0)  // as for the index: what is found counts as durable
+      return fail(errc::io_error, "the folder of a directory tier cannot be made durable", errno);
     folder_path_ = folder;
     take_files();
     sync_.emplace(context_, table_, folder_);

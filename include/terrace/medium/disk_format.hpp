@@ -71,6 +71,8 @@ struct extent_header {
   std::uint16_t group = 0;  ///< of the layout
   std::uint16_t row = 0;    ///< of layers, over all groups
   std::uint8_t loss = 0;    ///< fidelity::loss
+  std::uint64_t naming =
+      0;  ///< rises with every name given: the same for all copies of one block, in any store
   friend constexpr bool operator==(const extent_header&, const extent_header&) noexcept = default;
 };
 
@@ -194,6 +196,7 @@ inline extent_header_bytes encode(const extent_header& h) noexcept {
   detail::put_le(out, 64, h.group);
   detail::put_le(out, 66, h.row);
   detail::put_le(out, 68, h.loss);
+  detail::put_le(out, 72, h.naming);
   detail::put_le(out, extent_header::bytes - 4, crc32c(const_bytes(out).first(extent_header::bytes - 4)));
   return out;
 }
@@ -219,6 +222,7 @@ inline result<extent_header> decode_extent_header(const_bytes in, const superblo
   h.group = get_le<std::uint16_t>(in, 64);
   h.row = get_le<std::uint16_t>(in, 66);
   h.loss = get_le<std::uint8_t>(in, 68);
+  h.naming = get_le<std::uint64_t>(in, 72);
   if (h.store != of.store || h.format_id != of.contents.format_id)
     return fail(errc::corrupt, "the header of an extent is of another store");
   const std::uint64_t room = of.capacity - of.data_offset;

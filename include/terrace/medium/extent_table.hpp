@@ -36,7 +36,7 @@ class extent_table {
   extent_table() = default;
   extent_table(const extent_table&) = delete;
 
-  /// Takes over `file`, locks it, and reads what is in it. A file of nothing but zeros at its beginning becomes a new
+  /// Takes over `file`, locks it, and reads what is in it. A file whose first sector is zeros becomes a new
   /// store, for which `shape` is the superblock; `bytes` is how long the file has to be. Errors, and then the file is
   /// as it was: unavailable where another process has it, or for another version; corrupt for what is no store or is
   /// shorter than it should be; invalid_argument where it holds something else than `shape` says; io_error. O(table).
@@ -51,13 +51,18 @@ class extent_table {
     superblock_bytes head{};
     const auto have = std::min<std::uint64_t>(head.size(), static_cast<std::uint64_t>(what.st_size));
     if (auto read = read_at(mutable_bytes(head).first(have), 0); !read) return read;
-    if (head == superblock_bytes{}) return create(bytes);
+    if (std::all_of(head.begin(), head.begin() + sector, [](std::byte b) { return b == std::byte{}; }))
+      return create(bytes);
     const auto found = decode_superblock(const_bytes(head).first(have));
     if (!found) return propagate(found.error());
     if (auto same = compare(*found); !same) return same;
     if (static_cast<std::uint64_t>(what.st_size) < bytes)
       return fail(errc::corrupt, "a store of KV blocks is shorter than its superblock says");
     shape_.store = found->store;
+    // A process that was killed may have left to the system what it had not yet made durable, and what is found counts
+    // as that.
+    if (::fsync(file_.get()) != 0)
+      return fail(errc::io_error, "a store of KV blocks cannot be made durable", errno);
     return read_table();
   }
 
@@ -126,7 +131,7 @@ class extent_table {
   }
 
  private:
-  static constexpr std::size_t page = 4096;
+  static constexpr std::size_t page = 4096, sector = 512;
   static constexpr std::uint32_t none = 0xffffffffu;
   static constexpr std::uint64_t table_at(std::uint64_t offset) noexcept {
     return superblock::bytes + offset;
@@ -152,10 +157,13 @@ class extent_table {
     shape_.store = (std::uint64_t{random()} << 32) ^ random();
     if (::ftruncate(file_.get(), static_cast<::off_t>(bytes)) != 0)
       return fail(errc::io_error, "a store of KV blocks cannot be made as large as its capacity", errno);
-    // Its length is durable before its superblock is: a store that has one is complete.
+    // Its length, and the rest of its superblock, are durable before the first sector is: a store that has one is
+    // complete, and a file that begins with a sector of zeros never was one.
+    const superblock_bytes head = encode(shape_);
+    if (auto written = write_at(const_bytes(head).subspan(sector), sector); !written) return written;
     if (::fsync(file_.get()) != 0)
       return fail(errc::io_error, "a store of KV blocks cannot be made durable", errno);
-    if (auto written = write_at(encode(shape_), 0); !written) return written;
+    if (auto written = write_at(const_bytes(head).first(sector), 0); !written) return written;
     if (::fsync(file_.get()) != 0)
       return fail(errc::io_error, "a store of KV blocks cannot be made durable", errno);
     return {};

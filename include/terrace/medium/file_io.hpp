@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <utility>
 
 #include "terrace/core/bytes.hpp"
@@ -57,6 +58,17 @@ inline result<void> write_all(int fd, const_bytes from, std::uint64_t at, const 
     from = from.subspan(static_cast<std::size_t>(n));
     at += static_cast<std::uint64_t>(n);
   }
+  return {};
+}
+
+/// Makes the names in the folder that `path` is in durable: a file or folder that was made is there after a crash only
+/// if the one above says so. Blocks. Errors: io_error, with `sentence`.
+inline result<void> sync_folder_of(std::string path, const char* sentence) noexcept {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  const auto slash = path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+  const descriptor above(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!above || ::fsync(above.get()) != 0) return fail(errc::io_error, sentence, errno);
   return {};
 }
 

@@ -101,9 +101,10 @@ concept host_addressable_medium = medium<M> && M::addressable == reach::host&& r
 /// - `scan(visitor)`     once, before anything else: calls visitor(extent, const extent_header&) -> bool for each
 ///   extent with a header that was found at opening. True takes it: it is reserved. False releases it. O(extents)
 /// - `label(extent, const extent_header&) -> bool` gives an extent that was written a header, in memory; false where
-///   there is no room for one. Until the extent is released. O(1)
-/// - `sync() -> sender`  set_value() when everything whose write completed, and every header given, before it was
-///   started survives a crash of the machine; set_error(error) when it may not
+///   there is no room for one. Until the extent is released, or unlabelled. O(1)
+/// - `unlabel(extent)`   takes the header away, in memory; nothing where there is none. O(1)
+/// - `sync() -> sender`  set_value() when everything whose write completed, and every header given or taken away,
+///   before it was started survives a crash of the machine; set_error(error) when it may not
 /// The tier, not the medium, says what is in a header.
 template <class M>
 concept persistent_medium = medium<M> && M::persistent &&
@@ -112,6 +113,8 @@ concept persistent_medium = medium<M> && M::persistent &&
   { c.keeps() } -> std::same_as<bool>;
   { m.sync() } -> ex::sender;
   { m.label(e, h) } -> std::same_as<bool>;
+  { m.unlabel(e) }
+  noexcept;
   m.scan(visitor);
 };
 

@@ -110,6 +110,7 @@ class nvme {
     h.place = e.offset;
     return table_.put(e.node, h);
   }
+  void unlabel(extent e) noexcept { table_.erase(e.node); }
   template <class Visitor>
   void scan(Visitor visitor) {
     for (auto& [at, header] : std::exchange(found_, {})) {
@@ -214,7 +215,8 @@ class nvme {
     if (::fchmod(file_, 0600) != 0)
       return fail(errc::io_error, "the file of an nvme tier cannot be made private", errno);
     if (auto claimed = claim(0, capacity); !claimed) return claimed;
-    if (auto named = sync_folder_of(o.path); !named) return named;
+    if (auto named = sync_folder_of(o.path, "the folder of an nvme tier cannot be made durable"); !named)
+      return named;
     if (o.direct) direct_ = ::fcntl(file_, F_SETFL, O_DIRECT) == 0;
     data_offset_ = begin;
     space_.resize(capacity - begin);
@@ -224,7 +226,8 @@ class nvme {
     return {};
   }
 
-  // Of extents that overlap the latest is right: the others' room has been used again. They come latest first.
+  // Of extents that overlap the latest is right: the others' room has been used again. They come latest first, and are
+  // shown so: of two with one name the latest is right as well.
   void claim_found() {
     std::map<std::uint64_t, extent_header> by_place;
     for (const extent_header& h : table_.take_found()) {
@@ -244,16 +247,8 @@ class nvme {
       else
         table_.discard(h);
     }
-  }
-
-  // A file that was made is there after a crash only if its folder says so.
-  static result<void> sync_folder_of(const std::string& path) {
-    const auto slash = path.rfind('/');
-    const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-    const descriptor above(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!above || ::fsync(above.get()) != 0)
-      return fail(errc::io_error, "the folder of an nvme tier cannot be made durable", errno);
-    return {};
+    std::sort(found_.begin(), found_.end(),
+              [](const auto& a, const auto& b) { return a.second.sequence > b.second.sequence; });
   }
 
   io_ring& ring_;
