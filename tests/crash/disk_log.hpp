@@ -168,6 +168,15 @@ struct disk_log {
     return left;
   }
 
+  /// A moment within one of the syncs, of which there is at least one.
+  tick within_a_sync(std::uint64_t choice) const {
+    std::vector<tick> moments;
+    for (const operation& o : operations)
+      if (o.what == operation::kind::sync_file || o.what == operation::kind::sync_folder)
+        moments.push_back(o.begun + 1);
+    return moments[choice % moments.size()];
+  }
+
   /// The folder that a path is in; empty for the root.
   static std::string parent(const std::string& path) {
     const auto slash = path.rfind('/');

@@ -1,60 +1,43 @@
 // Every codec's decode of hostile bytes: an error or a block, and nothing outside of its spans (the address sanitizer
-// watches).
+// watches). What was decoded is encoded again, and comes back as itself.
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <span>
 
-#include "terrace/codec/chain.hpp"
-#include "terrace/codec/fp8.hpp"
-#include "terrace/codec/identity.hpp"
-#include "terrace/codec/lz4.hpp"
-#include "terrace/codec/q4_0.hpp"
-#include "terrace/codec/q8_0.hpp"
-#include "terrace/codec/zstd.hpp"
+#include "codec_list.hpp"
 
 using namespace terrace;
 
 namespace {
+// Buffers of exactly their sizes, so that a byte beyond them is seen.
+struct buffer {
+  explicit buffer(std::size_t n) : bytes(new std::byte[n]), size(n) {}
+  mutable_bytes all() const { return {bytes.get(), size}; }
+  std::unique_ptr<std::byte[]> bytes;
+  std::size_t size;
+};
+
 template <class C>
 void decode(const layer_group& g, const_bytes in) {
-  // Copies of exactly their sizes, so that a byte beyond them is seen.
-  const auto source = std::make_unique<std::byte[]>(in.size());
-  if (!in.empty()) std::memcpy(source.get(), in.data(), in.size());
-  const auto raw = std::make_unique<std::byte[]>(g.block_bytes());
-  static_cast<void>(C::decode(g, {source.get(), in.size()}, {raw.get(), g.block_bytes()}));
+  const buffer source(in.size()), raw(g.block_bytes()), encoded(C::max_encoded_size(g)),
+      again(g.block_bytes());
+  if (!in.empty()) std::memcpy(source.bytes.get(), in.data(), in.size());
+  if (!C::decode(g, source.all(), raw.all())) return;
+  const auto length = C::encode(g, raw.all(), encoded.all());
+  if (!length || *length > encoded.size) std::abort();
+  if (!C::decode(g, encoded.all().first(*length), again.all())) std::abort();
+  if (C::lossless && std::memcmp(raw.bytes.get(), again.bytes.get(), raw.size) != 0) std::abort();
 }
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static const layer_group group{.tokens = 4, .k = {1, 64}, .v = {1, 64}};
   if (size == 0) return 0;
   const const_bytes in = std::as_bytes(std::span(data + 1, size - 1));
-  switch (data[0] % 8) {
-    case 0:
-      decode<identity>(group, in);
-      break;
-    case 1:
-      decode<q8_0>(group, in);
-      break;
-    case 2:
-      decode<q4_0>(group, in);
-      break;
-    case 3:
-      decode<fp8>(group, in);
-      break;
-    case 4:
-      decode<zstd<>>(group, in);
-      break;
-    case 5:
-      decode<lz4>(group, in);
-      break;
-    case 6:
-      decode<chain<q4_0, zstd<>>>(group, in);
-      break;
-    default:
-      decode<chain<q8_0, lz4>>(group, in);
-  }
+  fuzz::for_each_codec([&](auto codec, std::size_t number) {
+    if (number == data[0] % 12u) decode<typename decltype(codec)::type>(fuzz::group(), in);
+  });
   return 0;
 }
