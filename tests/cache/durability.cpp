@@ -117,30 +117,36 @@ TEST_CASE("what was forgotten is gone after reopening, and its room can be used"
 }
 
 TEST_CASE("a copy that is not what its header says is no reason to drop another one") {
-  const sandbox::folder f, cold;
+  const sandbox::folder f, alone;
   {
     kept_cache c(f, 64, 256);
     REQUIRE(c.opened);
     CHECK(c.write(1000, 100) == 100);
     CHECK(c.flush());
   }
-  // What the directory has, by itself.
-  std::filesystem::copy(f / "cold", cold / "cold", std::filesystem::copy_options::recursive);
-  std::vector<std::size_t> in_directory;
+  // What nvme has, by itself, and of that what the directory has as well.
+  std::filesystem::copy(f / "kv", alone / "kv");
+  std::vector<std::size_t> in_nvme;
   {
-    kept_cache c(cold, 64, 256);
+    kept_cache c(alone, 64, 256);
     for (std::size_t i = 0; i < 100; ++i)
-      if (c.read(1000, i) == answer::right) in_directory.push_back(i);
+      if (c.read(1000, i) == answer::right) in_nvme.push_back(i);
   }
-  // As after a crash, when the room of extents had been used again and their headers were still there.
-  for (std::uint64_t at = 3 * slot; at < 64 * slot; at += slot) flip(f / "kv", at + 77);
+  REQUIRE(in_nvme.size() > 40);
+  // As after a crash, when the numbers of files had been used again and their headers were still there.
+  std::size_t files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(f / "cold/kv-store"))
+    if (entry.path().filename() != "index") {
+      flip(entry.path(), 77);
+      ++files;
+    }
+  REQUIRE(in_nvme.size() + files > 100);  // some have two copies
   kept_cache c(f, 64, 256);
   REQUIRE(c.opened);
   CHECK(c.cache().stats().blocks == 100);
-  CHECK(c.write(5000, 120) == 120);  // presses on all tiers
-  CHECK_FALSE(c.flush());            // what only the other tier had is lost, and that is said
-  REQUIRE(in_directory.size() > 40);
-  for (const std::size_t i : in_directory) REQUIRE(c.read(1000, i) == answer::right);
+  CHECK(c.write(5000, 100) == 100);  // makes nvme let go what it can
+  static_cast<void>(c.flush());
+  for (const std::size_t i : in_nvme) REQUIRE(c.read(1000, i) == answer::right);
 }
 
 TEST_CASE("a name that was forgotten, or given to another block, is what it was at the flush") {
