@@ -46,6 +46,7 @@ struct operation {
   std::string old_path = {};          ///< of rename
   std::uint64_t at = 0;               ///< of write: where; of resize: the new size
   std::vector<std::byte> bytes = {};  ///< of write
+  bool forgotten = false;             ///< a sync of it has failed: no later one makes it durable
   bool data_only = false;             ///< of sync_file: fdatasync, which here promises the same
 
   bool changes_names() const noexcept {
@@ -128,7 +129,7 @@ struct disk_log {
     for (std::size_t i = 0; i < operations.size() && operations[i].begun < crash; ++i) {
       const operation& o = operations[i];
       const tick covered = o.changes_names() ? covered_folders[parent(o.path)] : covered_files[o.file];
-      const bool durable = o.ended < covered;
+      const bool durable = o.ended < covered && !o.forgotten;
       if (!durable && !f.keeps(o, i == last)) continue;
       switch (o.what) {
         case operation::kind::write:

@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdarg>
 #include <map>
 #include <mutex>
@@ -39,6 +40,7 @@ class recorder {
     log_.base = std::move(base);
     now_ = 0;
     recording_ = true;
+    failing_ = false;
   }
   /// Goes on with `log` where a process was killed at `at`: what it had begun is with the system and so with the next
   /// process, but durable only as far as syncs have ended. `root` holds log.at(at, all_kept).
@@ -88,6 +90,27 @@ class recorder {
       }
     }
     return outcome;
+  }
+
+  /// The next sync fails with EIO, once; and as with Linux the one after it succeeds, although what the first was to
+  /// make durable never will be.
+  void fail_next_sync() {
+    const std::lock_guard lock(mutex_);
+    failing_ = true;
+  }
+  /// A sync of `fd`: what is promised is noted, nobody waits for a real disk.
+  int sync_recorded(int fd, bool data_only) {
+    auto o = sync(fd, data_only);
+    if (!o) return 0;
+    {
+      const std::lock_guard lock(mutex_);
+      if (std::exchange(failing_, false)) {
+        forget_what(*o);
+        errno = EIO;
+        return -1;
+      }
+    }
+    return perform(std::move(o), [] { return 0; });
   }
 
   // What a call would be; nothing where it is not of a file below the root. Name changes take effect here as they begin.
@@ -153,6 +176,18 @@ class recorder {
     std::string path = {};  // of a folder
   };
 
+  // What no sync has covered, of what `sync` was to cover.
+  void forget_what(const operation& sync) {
+    const bool folder = sync.what == operation::kind::sync_folder;
+    tick covered = 0;
+    for (const operation& o : log_.operations)
+      if (o.what == sync.what && o.ended != never && (folder ? o.path == sync.path : o.file == sync.file))
+        covered = o.begun;
+    for (operation& o : log_.operations)
+      if (o.ended >= covered && (folder ? o.changes_names() && disk_log::parent(o.path) == sync.path
+                                        : !o.changes_names() && o.file == sync.file))
+        o.forgotten = true;
+  }
   const handle* find(int fd) const {
     const auto found = recording_ ? handles_.find(fd) : handles_.end();
     return found == handles_.end() ? nullptr : &found->second;
@@ -174,6 +209,7 @@ class recorder {
 
   std::mutex mutex_;
   bool recording_ = false;
+  bool failing_ = false;
   std::string root_;
   std::map<int, handle> handles_;
   std::map<std::string, std::size_t> names_;
@@ -233,15 +269,8 @@ int ftruncate(int fd, ::off_t size) noexcept {
 int fallocate(int fd, int mode, ::off_t at, ::off_t size) {
   return static_cast<int>(::syscall(SYS_fallocate, fd, mode, at, size));
 }
-// What is promised is noted; nobody waits for a real disk.
-int fsync(int fd) {
-  return power_loss::recorder::instance().perform(power_loss::recorder::instance().sync(fd, false),
-                                                  [] { return 0; });
-}
-int fdatasync(int fd) {
-  return power_loss::recorder::instance().perform(power_loss::recorder::instance().sync(fd, true),
-                                                  [] { return 0; });
-}
+int fsync(int fd) { return power_loss::recorder::instance().sync_recorded(fd, false); }
+int fdatasync(int fd) { return power_loss::recorder::instance().sync_recorded(fd, true); }
 int mkdir(const char* name, ::mode_t mode) noexcept {
   return power_loss::recorder::instance().perform(power_loss::recorder::instance().new_folder(name), [&] {
     return static_cast<int>(::syscall(SYS_mkdirat, AT_FDCWD, name, mode));
