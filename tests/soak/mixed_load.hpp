@@ -1,27 +1,13 @@
-// A long mixed load over a ladder whose middle tier fails at random: sequences that grow, fork, are cut and forgotten,
-// prefetches, flushes, sizes that change, names that come and go, leases held for a while.
-//
-//     soak --minutes M [--seed N] [--dir DIR]
-//
-// Every token says what it is, and every block that can be had is compared with what was written. 0: all right; 1: a
-// block was wrong, a pin is left, or memory has grown by more than 1% since the first tenth was over.
+#pragma once
 #include <malloc.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <charconv>
-#include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <deque>
-#include <filesystem>
 #include <map>
 #include <random>
-#include <string>
-#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "terrace/medium/directory.hpp"
@@ -29,69 +15,14 @@
 #include "terrace/policy/lru.hpp"
 #include "terrace/terrace.hpp"
 #include "terrace/testing/scripted.hpp"
+#include "tokens.hpp"
 
-namespace {
+namespace soak {
 
-using namespace terrace;
 using soaked_cache = tiered_cache<tier<ram>, tier<ram>, tier<scripted>, tier<nvme>, tier<directory>, lru>;
+inline constexpr std::size_t hot = 48_MiB, warm = 16_MiB;
 
-// Blocks of 16 KiB.
-constexpr std::uint32_t layers = 2, tokens_a_block = 16, heads = 4, dim = 64;
-const kv_layout layout{{{.layers = layers, .tokens = tokens_a_block, .k = {heads, dim}, .v = {heads, dim}}}};
-constexpr std::size_t hot = 48_MiB, warm = 16_MiB;
-
-[[noreturn]] void refuse(const char* sentence) {
-  std::fprintf(stderr, "soak: %s\n", sentence);
-  std::exit(2);
-}
-
-// The elements of one head of one token: four at a time follow from its tag.
-using head_row = std::array<std::uint64_t, dim / 4>;
-head_row row_of(std::uint32_t tag, std::uint32_t layer, bool values, std::uint32_t head) {
-  head_row row;
-  std::uint64_t x =
-      (std::uint64_t{tag} << 16 | layer << 8 | head << 1 | (values ? 1u : 0u)) * 0x9e3779b97f4a7c15u;
-  for (std::uint64_t& part : row) {
-    x = (x ^ (x >> 29)) * 0xbf58476d1ce4e5b9u;
-    part = x;
-  }
-  return row;
-}
-void fill(const reservation& r, const std::vector<std::uint32_t>& tags) {
-  for (std::uint32_t layer = 0; layer < layers; ++layer)
-    for (const bool values : {false, true}) {
-      const plane_rows rows = values ? r.v(layer) : r.k(layer);
-      for (std::uint32_t t = 0; t < rows.tokens(); ++t)
-        for (std::uint32_t h = 0; h < heads; ++h) {
-          const head_row row = row_of(tags[r.first_position() + t], layer, values, h);
-          std::memcpy(static_cast<void*>(rows.row<fp16>(t, h).data()), row.data(), sizeof row);
-        }
-    }
-}
-bool holds(const std::byte* data, std::uint32_t layer, const std::uint32_t* tags) {
-  const layer_group& g = layout.groups[0];
-  for (const bool values : {false, true}) {
-    const plane& p = values ? g.v : g.k;
-    for (std::uint32_t h = 0; h < heads; ++h)
-      for (std::uint32_t t = 0; t < tokens_a_block; ++t) {
-        const head_row row = row_of(tags[t], layer, values, h);
-        const std::byte* const at =
-            data + (values ? g.v_offset() : g.k_offset()) + h * g.head_stride(p) + t * g.token_stride(p);
-        if (std::memcmp(at, row.data(), sizeof row) != 0) return false;
-      }
-  }
-  return true;
-}
-
-std::size_t resident_bytes() {
-  std::size_t size = 0, resident = 0;
-  std::FILE* const file = std::fopen("/proc/self/statm", "r");
-  if (file == nullptr || std::fscanf(file, "%zu %zu", &size, &resident) != 2)
-    refuse("/proc/self/statm cannot be read");
-  std::fclose(file);
-  return resident * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-}
-
+/// What was done, and what came of it.
 struct counts {
   std::uint64_t steps = 0, tokens = 0, verified = 0, wrong = 0, lost = 0, refused = 0, flushes = 0,
                 failed_flushes = 0;
@@ -99,9 +30,10 @@ struct counts {
                 resizes = 0;
 };
 
-class soak {
+/// The mixed load, a step at a time. Everything follows from the seed, but for when transfers complete.
+class mixed_load {
  public:
-  soak(context& ctx, soaked_cache& cache, medium_script& script, std::uint64_t seed)
+  mixed_load(context& ctx, soaked_cache& cache, medium_script& script, std::uint64_t seed)
       : context_(ctx), cache_(cache), script_(script), random_(seed) {}
 
   counts done;
@@ -141,9 +73,9 @@ class soak {
     }
   }
 
-  /// Everything as at the beginning but for what is named, and all of memory touched: what is resident now can be
-  /// compared with what was at another such moment.
-  std::size_t settle() {
+  /// Ends what is held and what fails, and touches all of memory: what is resident then can be compared with what was
+  /// at another such moment.
+  void settle() {
     held_.clear();
     script_.hold = false;
     script_.release_all();
@@ -163,8 +95,8 @@ class soak {
     }
     static_cast<void>(context_.sync_wait(cache_.flush()));
     ::malloc_trim(0);
-    return resident_bytes();
   }
+  /// Lets everything go.
   void end() {
     held_.clear();
     conversations_.clear();
@@ -372,98 +304,4 @@ class soak {
   std::deque<lease> held_;
 };
 
-template <class T>
-T number(std::string_view text, const char* sentence) {
-  T value{};
-  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (status != std::errc{} || end != text.data() + text.size()) refuse(sentence);
-  return value;
-}
-
-int run(double minutes, std::uint64_t seed, const std::string& dir) {
-  context ctx{{.codec_threads = 1}};
-  medium_script script;
-  auto cache = soaked_cache::open(ctx, layout, {.capacity = hot}, {.capacity = warm},
-                                  {.capacity = 16_MiB, .script = &script},
-                                  {.capacity = 48_MiB, .path = dir + "/kv", .keep = true},
-                                  {.capacity = 256_MiB, .path = dir, .keep = true}, {},
-                                  {.transfers = {.deadline = std::chrono::milliseconds(500)}});
-  if (!cache) {
-    std::fprintf(stderr, "soak: %s\n", cache.error().message().c_str());
-    return 2;
-  }
-  soak load(ctx, *cache, script, seed);
-  const auto begin = context::clock::now();
-  const auto share = [&] {
-    const std::chrono::duration<double> passed = context::clock::now() - begin;
-    return minutes > 0 ? passed.count() / 60 / minutes : 1;
-  };
-  while (share() < 0.1) load.step();
-  const std::size_t before = load.settle();
-  while (share() < 1) load.step();
-  const std::size_t after = load.settle();
-  const cache_stats busy = cache->stats();
-  load.end();
-  const std::size_t pins = cache->stats().pins;
-
-  const counts& n = load.done;
-  const auto print = [](const char* what, std::uint64_t value) {
-    std::printf("  %-34s %llu\n", what, static_cast<unsigned long long>(value));
-  };
-  std::printf("soak: %.1f minutes, seed %llu\n", minutes, static_cast<unsigned long long>(seed));
-  print("steps", n.steps);
-  print("tokens written", n.tokens);
-  print("blocks verified", n.verified);
-  print("blocks wrong", n.wrong);
-  print("blocks lost to faults", n.lost);
-  print("refused for want of room", n.refused);
-  print("flushes", n.flushes);
-  print("flushes that said they failed", n.failed_flushes);
-  print("forks", n.forks);
-  print("cuts", n.cuts);
-  print("resizes", n.resizes);
-  print("reads made to fail", n.failed_reads);
-  print("writes made to fail", n.failed_writes);
-  print("bits flipped", n.flipped_bits);
-  print("stalls", n.stalls);
-  for (const tier_stats& t : busy.tiers)
-    std::printf("  %-10.*s stores %9llu  loads %9llu  read %8.1f MiB  written %8.1f MiB\n",
-                static_cast<int>(t.medium.size()), t.medium.data(), static_cast<unsigned long long>(t.stores),
-                static_cast<unsigned long long>(t.loads), static_cast<double>(t.bytes_read) / 1048576,
-                static_cast<double>(t.bytes_written) / 1048576);
-  const double grown = 100.0 * (static_cast<double>(after) / static_cast<double>(before) - 1);
-  std::printf("  resident after warm-up %.2f MiB, at the end %.2f MiB: %+.2f%%\n",
-              static_cast<double>(before) / 1048576, static_cast<double>(after) / 1048576, grown);
-  print("pins left", pins);
-  const bool right = n.wrong == 0 && pins == 0 && grown <= 1;
-  std::puts(right ? "  all right" : "  NOT all right");
-  return right ? 0 : 1;
-}
-
-}  // namespace
-
-int main(int argc, char** argv) {
-  double minutes = -1;
-  std::uint64_t seed = std::random_device{}();
-  std::string dir;
-  for (int i = 1; i < argc; i += 2) {
-    const std::string_view option = argv[i];
-    if (option == "--help") return std::puts("soak --minutes M [--seed N] [--dir DIR]"), 0;
-    if (i + 1 == argc) refuse("every option has a value; --help lists them");
-    if (option == "--minutes")
-      minutes = number<double>(argv[i + 1], "--minutes is a number");
-    else if (option == "--seed")
-      seed = number<std::uint64_t>(argv[i + 1], "--seed is a whole number");
-    else if (option == "--dir")
-      dir = argv[i + 1];
-    else
-      refuse("an option is not known; --help lists them");
-  }
-  if (!(minutes >= 0)) refuse("--minutes says for how long");
-  if (!dir.empty()) return run(minutes, seed, dir);
-  std::string place = std::filesystem::temp_directory_path().string() + "/terrace-soak-XXXXXX";
-  if (::mkdtemp(place.data()) == nullptr) refuse("no temporary folder can be made");
-  const int status = run(minutes, seed, place);
-  std::filesystem::remove_all(place);
-  return status;
-}
+}  // namespace soak
