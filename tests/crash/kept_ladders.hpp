@@ -50,7 +50,7 @@ static_assert(codec<trimmed>);
 inline block_key key_of(std::uint64_t name) { return {.low = name, .high = 0x706f776572}; }
 
 /// What a block holds: which version of what it is, and so many further elements as follow from that.
-inline std::uint16_t element_of(std::uint32_t version, std::size_t i) {
+inline std::uint16_t bits_of(std::uint32_t version, std::size_t i) {
   if (i < 2) return static_cast<std::uint16_t>(version >> (16 * i));
   std::uint64_t x = (version + 1) * 0x9e3779b97f4a7c15u;
   const std::size_t length = 200 + (x >> 33) % (block / 2 - 200);
@@ -65,7 +65,7 @@ inline void fill(const reservation& r, std::uint32_t version) {
     const plane_rows rows = values ? r.v(0) : r.k(0);
     for (std::uint32_t h = 0; h < rows.heads(); ++h)
       for (std::uint32_t t = 0; t < rows.tokens(); ++t)
-        for (fp16& x : rows.row<fp16>(t, h)) x.bits = element_of(version, i++);
+        for (fp16& x : rows.row<fp16>(t, h)) x.bits = bits_of(version, i++);
   }
 }
 

@@ -35,7 +35,7 @@ name_ledger::answer read(context& ctx, kv_store& cache, std::uint64_t name) {
   std::memcpy(elements.data(), (*held)[0].data, block);
   const std::uint32_t version = elements[0] | (std::uint32_t{elements[1]} << 16);
   for (std::size_t i = 0; i < elements.size(); ++i)
-    if (elements[i] != element_of(version, i)) return {kind::garbage};
+    if (elements[i] != bits_of(version, i)) return {kind::garbage};
   return {kind::found, version};
 }
 
