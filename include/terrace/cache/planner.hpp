@@ -346,7 +346,8 @@ class planner {
   unsigned overdue_loads_ = 0, overdue_stores_ = 0;
   std::array<std::size_t, max_tiers> leaving_{};  // bytes that demotions on their way will free, per tier
   std::array<context::clock::time_point, max_tiers>
-      retry_at_{};  // a tier that failed is left alone until then
+      retry_at_{};                              // a tier that failed is left alone until then
+  std::array<unsigned, max_tiers> setbacks_{};  // stores that have failed in a row
   std::size_t grown_ = 0;
   prefetch_stats prefetch_;
   std::uint64_t misses_ = 0, dropped_ = 0, pins_ = 0, step_ = 0;

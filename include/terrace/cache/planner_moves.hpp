@@ -250,6 +250,7 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
                           outcome.error().code != errc::stopped;
   if (outcome) {
     to.health.healthy = true;
+    setbacks_[job.to] = 0;
     target.now = state::resident;
     target.checksum = job.target_checksum;
     if (keepers_[job.to] && r.name.valid()) to_sync_.push_back(blocks_.id_of(job.block));
@@ -284,12 +285,12 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
   collect(job.block);
 }
 
-// A tier that fails to take blocks is left alone for a while, longer each time, and tried again.
+// A tier that fails to take blocks is left alone for a while, longer each time in a row, and tried again.
 inline void planner::note_failure(std::size_t tier, const error& cause) {
   ++tiers_[tier]->stats.failed_stores;
   tier_health& health = tiers_[tier]->health;
   using std::chrono::milliseconds;
-  const auto pause = milliseconds(10) * (1 << std::min<std::uint64_t>(health.failures, 9));
+  const auto pause = milliseconds(10) * (1 << std::min(setbacks_[tier]++, 9u));
   ++health.failures;
   health.healthy = false;
   health.last = cause;
