@@ -169,6 +169,13 @@ struct disk_log {
     return left;
   }
 
+  /// Whether a sync of a folder has failed. No process can do anything about that: file systems then refuse to be
+  /// written until they are mounted anew.
+  bool names_forgotten() const {
+    return std::any_of(operations.begin(), operations.end(),
+                       [](const operation& o) { return o.forgotten && o.changes_names(); });
+  }
+
   /// A moment within one of the syncs, of which there is at least one.
   tick within_a_sync(std::uint64_t choice) const {
     std::vector<tick> moments;

@@ -256,7 +256,7 @@ std::optional<std::string> lose_power(std::size_t images, std::uint64_t seed,
     for (std::size_t i = 0; i < 40 && done < images; ++i)
       if (auto wrong = crash_once(random() % end + 1, any_kind(), nullptr)) return wrong;
     killed.reset();
-    if (random() % 3 == 0) {  // the next run follows a process that was killed
+    if (random() % 3 == 0 && !log.names_forgotten()) {  // the next run follows a process that was killed
       const tick at = random() % 2 == 0 ? random() % end + 1 : log.within_a_sync(random());
       if (auto wrong = crash_once(at, fate::kind::all_kept, nullptr)) return wrong;
       base = log.at(at, fate(fate::kind::all_kept, 0));

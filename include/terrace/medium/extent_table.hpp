@@ -59,11 +59,13 @@ class extent_table {
     if (static_cast<std::uint64_t>(what.st_size) < bytes)
       return fail(errc::corrupt, "a store of KV blocks is shorter than its superblock says");
     shape_.store = found->store;
+    if (auto read = read_table(); !read) return read;
     // A process that was killed may have left to the system what it had not yet made durable, and what is found counts
-    // as that.
+    // as that. Where a sync had failed, the system still shows what it will never write: so it is written again.
+    if (auto written = write_at(image_, table_at(0)); !written) return written;
     if (::fsync(file_.get()) != 0)
       return fail(errc::io_error, "a store of KV blocks cannot be made durable", errno);
-    return read_table();
+    return {};
   }
 
   /// The headers that were found at opening, those of a later sequence number first, each once.
