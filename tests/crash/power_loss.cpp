@@ -1,6 +1,7 @@
 // The power goes at every moment of runs over media that keep, and what the disk may then have is opened again: what a
 // flush has acknowledged is there, nothing is wrong, and nothing is larger than it may be. TERRACE_POWER_LOSS_IMAGES says
 // how many disks are looked at; tests/crash/power_loss sets it.
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -88,16 +89,29 @@ class run {
         return write();
     }
   }
+  // Now and then names change while it is under way.
   void flush() {
+    outcome said = outcome::none;
+    auto operation = ex::connect(opened_->flush(), receiver{&said});
     ledger_.flush_begins();
-    if (ctx_.sync_wait(opened_->flush())) {
-      ledger_.flush_ended(recorder::instance().now());
-      ++flushes;
+    ex::start(operation);
+    while (said == outcome::none) {
+      if (random_() % 3 == 0) random_() % 2 == 0 ? rename() : forget(random_() % Ladder::names);
+      if (said == outcome::none) ctx_.wait(context::clock::now() + std::chrono::seconds(1));
     }
+    if (said == outcome::done) ledger_.flush_ended(recorder::instance().now());
   }
-  int flushes = 0;
 
  private:
+  enum class outcome { none, done, failed };
+  struct receiver {
+    using receiver_concept = ex::receiver_t;
+    outcome* said;
+    void set_value() noexcept { *said = outcome::done; }
+    void set_error(error) noexcept { *said = outcome::failed; }
+    ex::env<> get_env() const noexcept { return {}; }
+  };
+
   void write() {
     sequence s = opened_->make_sequence();
     for (auto n = random_() % 4 + 1; n != 0; --n) {
@@ -136,7 +150,7 @@ class run {
     const block_id id = *opened_->find(key_of(from));
     const std::span<const block_id> ids(&id, 1);
     const auto held = ctx_.sync_wait(opened_->acquire(ids));
-    if (!held || sequences_.empty()) return;
+    if (!held || ledger_.now(from) != version) return;
     forget(to);
     forget(from);
     if (!opened_->name(id, key_of(to))) return;  // nobody else refers to it: it is gone
