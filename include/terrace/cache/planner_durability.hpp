@@ -205,7 +205,6 @@ inline bool planner::adopt(std::size_t tier, extent at, const extent_header& hea
   r.copies[tier].quality = {header.loss};
   r.copies[tier].checksum = header.checksum;
   r.copies[tier].durable = true;
-  r.copies[tier].labelled = true;
   return true;
 }
 

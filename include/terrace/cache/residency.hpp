@@ -31,7 +31,6 @@ struct block_copy {
   std::uint32_t checksum = 0;  ///< CRC32C of its encoded bytes, where the tier's medium has no addresses
   bool in_policy = false;      ///< the tier's policy has charge of it
   bool durable = false;        ///< it has survived a sync of its tier, under its block's key
-  bool labelled = false;       ///< its extent has a header with its block's name
   bool known = false;          ///< the tier's policy has had charge of it before
   bool prefetched = false;     ///< was brought before anybody asked, and has not been asked for yet
 
