@@ -366,7 +366,6 @@ class planner {
     block_key name;
     std::size_t tier;
     extent where;
-    block_key name;
   };
   std::unordered_map<block_key, std::uint32_t, key_hash> names_;
   std::uint64_t namings_ = 0;              // names that were ever given, by earlier caches as well
