@@ -93,7 +93,8 @@ TEST_CASE("when every transfer hangs, those in line are told too") {
   REQUIRE_FALSE(held);
   REQUIRE(held.error().lost.size() == 3);
   CHECK(held.error().lost[0].cause.code == errc::deadline);
-  CHECK(held.error().lost[1].cause.code == errc::unavailable);
+  CHECK(held.error().lost[1].cause.code == errc::deadline);  // as many again as are in flight may hang
+  CHECK(held.error().lost[2].cause.code == errc::unavailable);
   f.script.hold = false;
   f.settle();
   for (std::size_t i = 0; i < ids.size(); ++i) CHECK(f.read(i));

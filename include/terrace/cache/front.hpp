@@ -45,8 +45,7 @@ struct cache_storage<std::tuple<Tiers...>, Policy> {
   cache_storage(context& ctx, kv_layout layout, ladder open, staging cut, const cache_options& o)
       : buffers(std::move(cut)),
         rungs(std::move(open)),
-        engine(ctx, rungs.media, buffers, o.transfers.loads_in_flight + o.transfers.stores_in_flight,
-               o.transfers.deadline),
+        engine(ctx, rungs.media, buffers, o.transfers.jobs(), o.transfers.deadline),
         control(ctx, std::move(layout), rungs.controls, engine, o.transfers) {
     engine.report_to(control);
     control.adopt_kept();

@@ -17,6 +17,7 @@
 #include "terrace/cache/tier_control.hpp"
 #include "terrace/core/layout.hpp"
 #include "terrace/execution/context.hpp"
+#include "terrace/execution/timer.hpp"
 #include "terrace/transfer/job.hpp"
 
 namespace terrace {
@@ -73,15 +74,22 @@ struct flush_request {
 /// - A better copy is never replaced by a worse one; a lossy copy is written to a tier once, not over itself.
 /// - A transfer that passes its deadline has failed for those who wait for it. Its extents stay in quarantine until
 ///   it really ends, for until then it may write them.
+/// - A tier that fails is set aside and tried again later (cache/tier_health.hpp). What would go down to it goes to the
+///   next tier that works, or stays where it is.
 class planner {
  public:
   struct options {
     unsigned loads_in_flight = 32;
     unsigned stores_in_flight = 16;
     unsigned prefetches_in_flight = 16;
-    std::chrono::milliseconds deadline{10'000};  ///< of a transfer, from when it is begun
+    std::chrono::milliseconds deadline{10'000};  ///< of a transfer or sync, from when it is begun
+    health_options health{};                     ///< when a tier that fails is set aside
     /// Whether tier i also holds what tier 0 holds. [0] means nothing.
     std::array<inclusion, max_tiers> inclusions{};
+
+    /// Transfers that there can be: as many again as are in flight may have passed their deadlines, so that one tier
+    /// that hangs does not stop the others.
+    unsigned jobs() const noexcept { return 2 * (loads_in_flight + stores_in_flight); }
   };
 
   /// `tiers`, nearest first, must stay until the planner ends, and what they point at too.
@@ -167,7 +175,9 @@ class planner {
   result<void> resize(std::size_t tier, std::size_t bytes);
   void flush(flush_request& r);
   cache_stats stats() const;
-  tier_health health(std::size_t tier) const { return tiers_[tier]->health; }
+  /// See kv_store::health.
+  tier_health health(std::size_t tier) const { return tiers_[tier]->breaker.health(); }
+  cache_health health() const;
   std::size_t hot_capacity() const noexcept { return tiers_[0]->capacity(); }
   /// Where the slots of tier 0 begin; it does not change.
   const std::byte* hot_data() const noexcept { return tiers_[0]->address({}); }
@@ -198,6 +208,14 @@ class planner {
   /// Takes over the blocks that the media have kept. Once, before anything else.
   void adopt_kept();
 
+  // --- Damage and repair (planner_restore.hpp).
+
+  /// See kv_store::report_damaged.
+  result<void> report_damaged(block_id id, std::size_t tier);
+  /// See kv_store::restore. The block is the caller's until end_restore, which says whether it is whole.
+  result<std::byte*> begin_restore(block_id id);
+  void end_restore(std::uint32_t block, bool whole);
+
   // --- What transfers call.
 
   void finished(transfer_job& job, result<void> outcome);
@@ -224,6 +242,8 @@ class planner {
         false;  // a prefetch, which may not take the room of another one that is still to be used
   };
   using state = block_copy::state;
+  static constexpr error no_answer{errc::unavailable,
+                                   "the tier that has this block is set aside, for it does not answer"};
 
   const layer_group& group_of(const block_record& r) const noexcept { return layout_.groups[r.group]; }
   std::size_t slot_bytes(const block_record& r) const noexcept { return group_of(r).block_bytes(); }
@@ -244,11 +264,16 @@ class planner {
   void settle_all(std::uint32_t block);
   void expire(std::uint32_t block);
   std::size_t headroom(std::size_t tier, std::size_t bytes) const noexcept;
-  bool set_aside(std::size_t tier) const noexcept;
-  room start_store(std::uint32_t block, std::size_t from, bool evict, need n);
+  room start_store(std::uint32_t block, std::size_t from, bool evict, need n, bool kept = false);
   room start_store_to(std::uint32_t block, std::size_t from, std::size_t to, bool evict, need n);
   void choose_inclusions();
   void leave_exclusive(std::uint32_t block);
+  bool loads_full() const noexcept {
+    return loads_ - overdue_loads_ == options_.loads_in_flight || loads_ == 2 * options_.loads_in_flight;
+  }
+  bool stores_full() const noexcept {
+    return stores_ - overdue_stores_ == options_.stores_in_flight || stores_ == 2 * options_.stores_in_flight;
+  }
   // A transfer that is overdue may never end: nobody waits for it.
   bool something_may_leave() const noexcept {
     return loads_ + stores_ != overdue_loads_ + overdue_stores_ || blocks_.any_to_load();
@@ -266,6 +291,7 @@ class planner {
   enum class prefetch_outcome : std::uint8_t { begun, needless, no_room };
   prefetch_outcome begin_prefetch(block_id id, lease_form form);
   void begin_load(std::uint32_t block, extent slot, bool speculative);
+  void redirect_load(std::uint32_t block, const error& cause);
   void drop_queued_load(std::uint32_t block);
   void count_demand(std::uint32_t block, std::size_t tier);
   void finish_load(transfer_job& job, const result<void>& outcome);
@@ -276,17 +302,31 @@ class planner {
   void make_ready(acquire_request& r);
   void complete_ready();
   void settle_flushes();
+  error why_unsaved() const noexcept;
   bool guarded(const block_record& r, std::size_t tier) const noexcept;
   bool may_leave_keeper(const block_record& r, std::size_t tier) const noexcept;
   std::size_t next_keeper(std::size_t from) const noexcept;
   void start_keeping();
   void start_sync();
-  void synced(std::size_t tier, const result<void>& outcome);
+  bool may_sync(std::size_t tier) const noexcept;
+  void begin_sync(std::size_t tier);
+  void give_up_syncs(context::clock::time_point now);
+  void sync_ended(std::size_t tier, const result<void>& outcome);
+  void answer_sync(std::size_t tier, const result<void>& outcome);
   bool adopt(std::size_t tier, extent at, const extent_header& header);
+  static constexpr error not_restored{errc::lost, "a block that was to be computed anew was given up"};
+
+  bool open(std::size_t tier) const noexcept;
+  bool takes_blocks(std::size_t tier) const noexcept;
   void disown(block_record& r, std::size_t tier) noexcept;
   void check_copies(block_record& r);
   std::size_t next_tier(std::size_t from) const noexcept;
-  void note_failure(std::size_t tier, const error& cause);
+  std::size_t load_source(const block_record& r, unsigned tried = 0) const noexcept;
+  bool note_begin(std::size_t tier, circuit_breaker::work w) noexcept;
+  void note_failure(std::size_t tier, circuit_breaker::work w, const error& cause,
+                    bool probe = false) noexcept;
+  bool admits_load(std::size_t tier) const noexcept;
+  void ring() noexcept;
   void rank(std::uint32_t block, standing s);
   void run_due_hints();
   transfer_job& take_job() noexcept;
@@ -344,10 +384,9 @@ class planner {
   std::size_t last_open_ = 0;  // the farthest tier that was not left out
   unsigned loads_ = 0, stores_ = 0, prefetches_ = 0;
   unsigned overdue_loads_ = 0, overdue_stores_ = 0;
+  std::array<unsigned, max_tiers> hung_{};        // of these, by the tier whose fault it is
   std::array<std::size_t, max_tiers> leaving_{};  // bytes that demotions on their way will free, per tier
-  std::array<context::clock::time_point, max_tiers>
-      retry_at_{};                              // a tier that failed is left alone until then
-  std::array<unsigned, max_tiers> setbacks_{};  // stores that have failed in a row
+  timer alarm_{context_, [](void* self) noexcept { static_cast<planner*>(self)->ring(); }, this};
   std::size_t grown_ = 0;
   prefetch_stats prefetch_;
   std::uint64_t misses_ = 0, dropped_ = 0, pins_ = 0, step_ = 0;
@@ -360,6 +399,10 @@ class planner {
   struct keeper_sync : tier_control::sync_request {
     planner* owner = nullptr;
     std::size_t tier = 0;
+    bool under_way = false;  // the medium has not told yet
+    bool waited_for = false;
+    bool probe = false;
+    context::clock::time_point due{};
   };
   struct labelled {
     block_id id;
@@ -374,9 +417,10 @@ class planner {
   std::vector<block_id> to_sync_;          // a keeper has a copy that is not durable
   std::vector<labelled> syncing_;          // what the syncs under way will make durable
   std::array<keeper_sync, max_tiers> syncs_{};
-  unsigned syncs_under_way_ = 0;
-  bool sync_wanted_ = false;  // room can be had when copies farther down are durable
-  bool names_taken_ = false;  // a keeper has the header of a name that was forgotten
+  unsigned syncs_under_way_ = 0;  // and waited for
+  bool sync_wanted_ = false;      // room can be had when copies farther down are durable
+  bool names_taken_ = false;      // a keeper has the header of a name that was forgotten
+  bool names_syncing_ = false;    // likewise, before the syncs under way
   std::optional<error> keep_failure_;
 
   bool pumping_ = false, again_ = false, stopping_ = false;
@@ -386,7 +430,9 @@ class planner {
 
 #include "terrace/cache/planner_cached.hpp"      // IWYU pragma: export
 #include "terrace/cache/planner_durability.hpp"  // IWYU pragma: export
+#include "terrace/cache/planner_health.hpp"      // IWYU pragma: export
 #include "terrace/cache/planner_loads.hpp"       // IWYU pragma: export
 #include "terrace/cache/planner_moves.hpp"       // IWYU pragma: export
 #include "terrace/cache/planner_reads.hpp"       // IWYU pragma: export
+#include "terrace/cache/planner_restore.hpp"     // IWYU pragma: export
 #include "terrace/cache/planner_upkeep.hpp"      // IWYU pragma: export

@@ -80,7 +80,7 @@ inline bool planner::may_leave_keeper(const block_record& r, std::size_t tier) c
 
 inline std::size_t planner::next_keeper(std::size_t from) const noexcept {
   std::size_t t = from + 1;
-  while (t < tiers() && (!keepers_[t] || set_aside(t))) ++t;
+  while (t < tiers() && (!keepers_[t] || !takes_blocks(t))) ++t;
   return t;
 }
 
@@ -94,26 +94,46 @@ inline void planner::start_keeping() {
     if (r == nullptr || !r->name.valid()) continue;
     bool kept = false;
     for (std::size_t t = 0; t < tiers(); ++t)
-      kept = kept || (keepers_[t] && r->copies[t].now != state::absent);
+      kept = kept || r->copies[t].durable ||
+             (keepers_[t] && r->copies[t].now != state::absent && !tiers_[t]->breaker.sync_failed());
     if (kept) continue;
     const std::size_t from = blocks_.best_copy(*r);
     if (from == tiers()) {
       keep_failure_ = error{errc::lost, "a block that has a name is lost"};
       continue;
     }
-    const room found = start_store_to(id.index, from, next_keeper(from), false, {.ahead = to_keep_.size()});
-    if (found != room::ready) return;
+    if (start_store(id.index, from, false, {.ahead = to_keep_.size()}, true) != room::ready) return;
   }
 }
 
+inline bool planner::may_sync(std::size_t tier) const noexcept {
+  return keepers_[tier] && !syncs_[tier].under_way && tiers_[tier]->breaker.admits_sync(context_.now());
+}
+
 inline void planner::start_sync() {
-  sync_wanted_ = names_taken_ = false;
+  sync_wanted_ = false;
+  names_syncing_ = std::exchange(names_taken_, false);
+  std::array<bool, max_tiers> ready{};
+  for (std::size_t t = 0; t < tiers(); ++t) {
+    ready[t] = may_sync(t);
+    if (!names_syncing_ || !keepers_[t] || ready[t]) continue;
+    names_taken_ = true;
+    keep_failure_ = health(t).last;
+  }
   for (const block_id id : std::exchange(to_sync_, {})) {
     block_record* const r = blocks_.find(id);
     if (r == nullptr || !r->name.valid()) continue;
+    bool hopeful = false;
+    std::optional<error> obstacle;
     for (std::size_t t = 0; t < tiers(); ++t) {
       block_copy& copy = r->copies[t];
-      if (!keepers_[t] || !copy.readable() || copy.durable) continue;
+      if (!keepers_[t] || !copy.readable()) continue;
+      if (!copy.durable && !ready[t]) {
+        obstacle = health(t).last;
+        continue;
+      }
+      hopeful = true;
+      if (copy.durable) continue;
       const extent_header header{.key = r->name,
                                  .encoded = copy.where.bytes,
                                  .checksum = copy.checksum,
@@ -129,25 +149,61 @@ inline void planner::start_sync() {
       else
         keep_failure_ = error{errc::out_of_capacity, "a store has no room for another extent header"};
     }
+    if (hopeful || !obstacle) continue;
+    keep_failure_ = obstacle;
+    to_sync_.push_back(id);
   }
-  for (std::size_t t = 0; t < tiers(); ++t) syncs_under_way_ += keepers_[t] ? 1u : 0u;
+  for (std::size_t t = 0; t < tiers(); ++t) syncs_under_way_ += ready[t] ? 1u : 0u;
+  for (std::size_t t = 0; t < tiers(); ++t)
+    if (ready[t]) begin_sync(t);
+}
+
+inline void planner::begin_sync(std::size_t tier) {
+  keeper_sync& s = syncs_[tier];
+  s.owner = this;
+  s.tier = tier;
+  s.under_way = s.waited_for = true;
+  s.due = context_.now() + options_.deadline;
+  s.done = [](tier_control::sync_request* r, result<void> outcome) noexcept {
+    auto& asked = *static_cast<keeper_sync*>(r);
+    asked.owner->sync_ended(asked.tier, outcome);
+  };
+  alarm_.call_by(s.due);
+  s.probe = note_begin(tier, circuit_breaker::work::sync);
+  tiers_[tier]->sync(s);
+}
+
+// A sync that passes its deadline has failed for those who wait for it. There is no other one of that tier before it
+// has really ended.
+inline void planner::give_up_syncs(context::clock::time_point now) {
+  constexpr error late{errc::deadline, "a sync has passed its deadline"};
   for (std::size_t t = 0; t < tiers(); ++t) {
-    if (!keepers_[t]) continue;
-    syncs_[t].owner = this;
-    syncs_[t].tier = t;
-    syncs_[t].done = [](tier_control::sync_request* r, result<void> outcome) noexcept {
-      auto& asked = *static_cast<keeper_sync*>(r);
-      asked.owner->synced(asked.tier, outcome);
-    };
-    tiers_[t]->sync(syncs_[t]);
+    keeper_sync& s = syncs_[t];
+    if (!s.waited_for) continue;
+    if (s.due > now) {
+      alarm_.call_by(s.due);
+      continue;
+    }
+    note_failure(t, circuit_breaker::work::sync, late);
+    answer_sync(t, propagate(late));
   }
 }
 
-inline void planner::synced(std::size_t tier, const result<void>& outcome) {
+inline void planner::sync_ended(std::size_t tier, const result<void>& outcome) {
+  syncs_[tier].under_way = false;
+  if (outcome)
+    tiers_[tier]->breaker.succeeded(circuit_breaker::work::sync, syncs_[tier].probe);
+  else
+    note_failure(tier, circuit_breaker::work::sync, outcome.error());
+  if (syncs_[tier].waited_for) answer_sync(tier, outcome);
+  pump();
+}
+
+inline void planner::answer_sync(std::size_t tier, const result<void>& outcome) {
+  syncs_[tier].waited_for = false;
   if (!outcome) {
-    note_failure(tier, outcome.error());
     keep_failure_ = outcome.error();
-    names_taken_ = true;
+    names_taken_ = names_taken_ || names_syncing_;
   }
   for (const labelled& l : syncing_) {
     if (l.tier != tier) continue;
@@ -155,10 +211,12 @@ inline void planner::synced(std::size_t tier, const result<void>& outcome) {
     // Meanwhile it may have got another name, which this sync has not seen.
     if (r == nullptr || r->name != l.name || !r->copies[tier].readable() || r->copies[tier].where != l.where)
       continue;
-    if (outcome)
+    if (outcome) {
       r->copies[tier].durable = true;
-    else
+    } else {
       to_sync_.push_back(l.id);
+      to_keep_.push_back(l.id);  // another tier may keep it
+    }
   }
   if (--syncs_under_way_ != 0) return;
   for (const labelled& l : std::exchange(syncing_, {})) {
@@ -166,7 +224,6 @@ inline void planner::synced(std::size_t tier, const result<void>& outcome) {
     for (std::size_t t = 0; t < tiers(); ++t)
       if (blocks_[l.id.index].copies[t].now != state::absent) settle(l.id.index, t);
   }
-  pump();
 }
 
 // --- Opening.

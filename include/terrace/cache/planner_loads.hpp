@@ -10,7 +10,9 @@ namespace terrace {
 
 inline void planner::begin_load(std::uint32_t block, extent slot, bool speculative) {
   block_record& r = blocks_[block];
-  const std::size_t from = blocks_.best_copy(r, 1);
+  std::size_t from = load_source(r);
+  if (from == tiers())
+    from = blocks_.best_copy(r, 1);  // set aside since it was looked at: start_loads sees to it
   r.load_from = static_cast<std::uint8_t>(from);
   r.tried = 0;
   r.speculative = speculative;
@@ -27,10 +29,15 @@ inline void planner::begin_load(std::uint32_t block, extent slot, bool speculati
 }
 
 inline void planner::start_loads() {
-  while (!stopping_ && loads_ < options_.loads_in_flight && blocks_.any_to_load()) {
+  while (!stopping_ && !loads_full() && blocks_.any_to_load()) {
     const std::uint32_t block = blocks_.first_to_load();
     blocks_.mark_to_load(block, false);
     block_record& r = blocks_[block];
+    if (!admits_load(r.load_from)) {
+      unpin(block, r.load_from);
+      redirect_load(block, no_answer);
+      continue;
+    }
     transfer_job& job = take_job();
     job = {.block = block,
            .from = r.load_from,
@@ -38,11 +45,12 @@ inline void planner::start_loads() {
            .group = &group_of(r),
            .source = r.copies[r.load_from].where,
            .target = r.copies[0].where,
-           .source_checksum = r.copies[r.load_from].checksum};
+           .source_checksum = r.copies[r.load_from].checksum,
+           .probe = note_begin(r.load_from, circuit_breaker::work::read)};
     ++loads_;
     transfers_.start(job);
   }
-  if (overdue_loads_ != options_.loads_in_flight) return;
+  if (overdue_loads_ != 2 * options_.loads_in_flight) return;
   // Every job is stuck beyond its deadline: those in line would wait for ever.
   while (blocks_.any_to_load()) {
     const std::uint32_t block = blocks_.first_to_load();
@@ -86,14 +94,31 @@ inline void planner::lose_load(std::uint32_t block, const error& cause) {
   collect(block);
 }
 
+// The copy that the load of `block` was to read, and that is not pinned any more, cannot be read: another one takes its
+// place, or who waits is told.
+inline void planner::redirect_load(std::uint32_t block, const error& cause) {
+  block_record& r = blocks_[block];
+  const std::size_t other = load_source(r, r.tried);
+  if (other == tiers()) {
+    tiers_[0]->release(r.copies[0].where);
+    return lose_load(block, cause);
+  }
+  r.load_from = static_cast<std::uint8_t>(other);
+  pin(block, other);
+  r.copies[0].quality = r.copies[other].quality;
+  blocks_.mark_to_load(block, true);
+}
+
 inline void planner::finish_load(transfer_job& job, const result<void>& outcome) {
   block_record& r = blocks_[job.block];
   block_copy& slot = r.copies[0];
   tier_control& from = *tiers_[job.from];
   if (outcome) {
+    from.breaker.succeeded(circuit_breaker::work::read, job.probe);
     ++from.stats.loads;
     from.stats.bytes_read += job.source.bytes;
     tiers_[0]->stats.bytes_written += slot.where.bytes;
+    tiers_[0]->breaker.succeeded(circuit_breaker::work::write);
     slot.now = state::resident;
     if (std::exchange(r.speculative, false)) --prefetches_;
     unpin(job.block, job.from);
@@ -104,31 +129,21 @@ inline void planner::finish_load(transfer_job& job, const result<void>& outcome)
     return;
   }
   if (job.write_failed) {  // a device took no copy: this time the block cannot be had
-    ++tiers_[0]->health.failures;
-    tiers_[0]->health.last = outcome.error();
+    note_failure(0, circuit_breaker::work::write, outcome.error());
+    if (job.probe) from.breaker.withdrawn();
     unpin(job.block, job.from);
     tiers_[0]->release(slot.where);
     return lose_load(job.block, outcome.error());
   }
   // This copy is of no use to anybody. Another one may be; only when there is none the block is lost.
   ++from.stats.lost;
-  ++from.health.failures;
-  from.health.last = outcome.error();
+  note_failure(job.from, circuit_breaker::work::read, outcome.error(), job.probe);
   unpin(job.block, job.from);
   if (r.copies[job.from].pins == 0 && r.copies[job.from].now == state::resident)
     drop_copy(job.block, job.from);
   // It may still be there, pinned by whoever else reads it: it is not tried again.
   r.tried |= static_cast<std::uint8_t>(1u << job.from);
-  const std::size_t other = blocks_.best_copy(r, 1, r.tried);
-  if (other != tiers()) {
-    r.load_from = static_cast<std::uint8_t>(other);
-    pin(job.block, other);
-    slot.quality = r.copies[other].quality;
-    blocks_.mark_to_load(job.block, true);
-    return;
-  }
-  tiers_[0]->release(slot.where);
-  lose_load(job.block, outcome.error());
+  redirect_load(job.block, outcome.error());
 }
 
 // --- The end of a job, and those that do not end.
@@ -152,11 +167,14 @@ inline void planner::overdue(transfer_job& job) {
   block_record& r = blocks_[job.block];
   if (job.to == 0) {
     ++overdue_loads_;
-    tier_health& health = tiers_[job.from]->health;
-    ++health.failures;
-    health.last = late;
+    if (job.begun) {
+      ++hung_[job.from];
+      note_failure(job.from, circuit_breaker::work::read, late, job.probe);
+    } else if (job.probe) {
+      tiers_[job.from]->breaker.withdrawn();
+    }
     r.tried |= static_cast<std::uint8_t>(1u << job.from);
-    const std::size_t other = blocks_.best_copy(r, 1, r.tried);
+    const std::size_t other = load_source(r, r.tried);
     if (other != tiers()) pin(job.block, other);  // else the claim might drop it
     const claim slot = other == tiers() ? claim{room::impossible, {}} : claim_slot(slot_bytes(r), {});
     if (slot.what != room::ready) {
@@ -170,7 +188,12 @@ inline void planner::overdue(transfer_job& job) {
     }
   } else {
     ++overdue_stores_;
-    note_failure(job.to, late);
+    if (job.begun) {
+      ++hung_[job.to];
+      note_failure(job.to, circuit_breaker::work::write, late, job.probe);
+    } else if (job.probe) {
+      tiers_[job.to]->breaker.withdrawn();
+    }
     r.copies[job.to] = {};
     if (keepers_[job.to] && r.name.valid()) to_keep_.push_back(blocks_.id_of(job.block));
     if (job.evict) {
@@ -185,6 +208,7 @@ inline void planner::overdue(transfer_job& job) {
 
 inline void planner::end_quarantine(transfer_job& job) {
   --(job.to == 0 ? overdue_loads_ : overdue_stores_);
+  if (job.begun) --hung_[job.to == 0 ? job.from : job.to];
   tiers_[job.to]->release(job.target);
   unpin(job.block, job.from);
 }

@@ -149,35 +149,31 @@ inline std::size_t planner::headroom(std::size_t tier, std::size_t bytes) const 
                                                           : std::min(tiers_[tier]->capacity() / 8, 8 * bytes);
 }
 
-inline bool planner::set_aside(std::size_t tier) const noexcept {
-  return tiers_[tier]->capacity() == 0 || (!tiers_[tier]->health.healthy && context_.now() < retry_at_[tier]);
-}
-
-// Where a block goes from `from`: the next tier that is there and not set aside for having failed. tiers()
-// where there is none.
-inline std::size_t planner::next_tier(std::size_t from) const noexcept {
-  std::size_t t = from + 1;
-  while (t < tiers() && set_aside(t)) ++t;
-  return t;
-}
-
 // --- Down: write-behind and demotion.
 
-inline planner::room planner::start_store(std::uint32_t block, std::size_t from, bool evict, need n) {
-  const bool moves_name = evict && guarded(blocks_[block], from);
-  return start_store_to(block, from, moves_name ? next_keeper(from) : next_tier(from), evict, n);
+// To the next tier that can take it: one that is full, with nothing that may leave it, is passed by. `kept`: only to
+// one that keeps.
+inline planner::room planner::start_store(std::uint32_t block, std::size_t from, bool evict, need n,
+                                          bool kept) {
+  kept = kept || (evict && guarded(blocks_[block], from));
+  room found = room::impossible;
+  for (std::size_t to = from; found == room::impossible;) {
+    to = kept ? next_keeper(to) : next_tier(to);
+    if (to == tiers()) break;
+    found = start_store_to(block, from, to, evict, n);
+  }
+  return found;
 }
 
 inline planner::room planner::start_store_to(std::uint32_t block, std::size_t from, std::size_t to,
                                              bool evict, need n) {
-  if (stopping_ || to == tiers()) return room::impossible;
-  if (stores_ == options_.stores_in_flight)
-    return overdue_stores_ == stores_ ? room::impossible : room::pending;
+  if (stopping_) return room::impossible;
+  if (stores_full()) return overdue_stores_ == stores_ ? room::impossible : room::pending;
   block_record& r = blocks_[block];
   if (r.copies[to].now == state::filling) return room::pending;  // a flush has begun to write it there
   const claim found = claim_room(to, tiers_[to]->what.codec.max_encoded_size(group_of(r)), n);
   if (found.what != room::ready) return found.what;
-  if (stores_ == options_.stores_in_flight) {  // demotions that made the room took the last job
+  if (stores_full()) {  // demotions that made the room took the last job
     tiers_[to]->release(found.where);
     return room::pending;
   }
@@ -199,7 +195,8 @@ inline planner::room planner::start_store_to(std::uint32_t block, std::size_t fr
          .source = source.where,
          .target = found.where,
          .source_checksum = source.checksum,
-         .evict = evict};
+         .evict = evict,
+         .probe = note_begin(to, circuit_breaker::work::write)};
   ++stores_;
   transfers_.start(job);
   return room::ready;
@@ -249,8 +246,7 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
   const bool unreadable = !outcome && !job.write_failed && !tiers_[job.from]->address(job.source) &&
                           outcome.error().code != errc::stopped;
   if (outcome) {
-    to.health.healthy = true;
-    setbacks_[job.to] = 0;
+    to.breaker.succeeded(circuit_breaker::work::write, job.probe);
     target.now = state::resident;
     target.checksum = job.target_checksum;
     if (keepers_[job.to] && r.name.valid()) to_sync_.push_back(blocks_.id_of(job.block));
@@ -258,7 +254,10 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
     to.stats.bytes_written += job.target.bytes;
     tiers_[job.from]->stats.bytes_read += job.source.bytes;
   } else {
-    if (!unreadable) note_failure(job.to, outcome.error());
+    if (!unreadable)
+      note_failure(job.to, circuit_breaker::work::write, outcome.error(), job.probe);
+    else if (job.probe)
+      to.breaker.withdrawn();
     if (job.target.bytes != 0) to.release(job.target);
     target = {};
     if (keepers_[job.to] && r.name.valid()) to_keep_.push_back(blocks_.id_of(job.block));
@@ -270,10 +269,8 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
   settle(job.block, job.to);
   unpin(job.block, job.from);
   if (unreadable) {  // as for a load: of no use to anybody
-    tier_control& from = *tiers_[job.from];
-    ++from.stats.lost;
-    ++from.health.failures;
-    from.health.last = outcome.error();
+    ++tiers_[job.from]->stats.lost;
+    note_failure(job.from, circuit_breaker::work::read, outcome.error());
     if (source.now == state::resident && source.pins == 0) drop_copy(job.block, job.from);
   }
   if (job.evict && outcome && source.now == state::resident && source.pins == 0) {
@@ -283,18 +280,6 @@ inline void planner::finish_store(transfer_job& job, const result<void>& outcome
       drop_copy(job.block, job.from, departure::evicted);
   }
   collect(job.block);
-}
-
-// A tier that fails to take blocks is left alone for a while, longer each time in a row, and tried again.
-inline void planner::note_failure(std::size_t tier, const error& cause) {
-  ++tiers_[tier]->stats.failed_stores;
-  tier_health& health = tiers_[tier]->health;
-  using std::chrono::milliseconds;
-  const auto pause = milliseconds(10) * (1 << std::min(setbacks_[tier]++, 9u));
-  ++health.failures;
-  health.healthy = false;
-  health.last = cause;
-  retry_at_[tier] = context_.now() + pause;
 }
 
 }  // namespace terrace

@@ -16,7 +16,8 @@ inline planner::planner(context& ctx, kv_layout layout, std::span<tier_control* 
       transfers_(transfers),
       options_(o),
       blocks_(tiers_.size()) {
-  const std::size_t count = options_.loads_in_flight + options_.stores_in_flight;
+  for (tier_control* tier : tiers_) tier->breaker = circuit_breaker(options_.health);
+  const std::size_t count = options_.jobs();
   jobs_ = std::make_unique<transfer_job[]>(count);
   for (std::size_t i = 0; i < count; ++i) jobs_[i].next = std::exchange(free_jobs_, &jobs_[i]);
   choose_inclusions();
@@ -152,6 +153,9 @@ inline bool planner::serve(acquire_request& r) {
     } else if (blocks_.best_copy(*found, 1) == tiers()) {
       e.now = lease_entry::state::lost;
       e.cause = error{errc::lost, "no tier has this block any more"};
+    } else if (load_source(*found) == tiers()) {
+      e.now = lease_entry::state::lost;
+      e.cause = no_answer;
     }
   }
 
@@ -316,8 +320,7 @@ inline planner::prefetch_outcome planner::begin_prefetch(block_id id, lease_form
   if (b == nullptr || b->now != block_record::phase::sealed || b->copies[0].now != state::absent ||
       b->refs == 0)
     return prefetch_outcome::needless;
-  if (blocks_.best_copy(*b, 1) == tiers() || readable_copy(*b, form) != tiers())
-    return prefetch_outcome::needless;
+  if (load_source(*b) == tiers() || readable_copy(*b, form) != tiers()) return prefetch_outcome::needless;
   if (stopping_ || prefetches_ == options_.prefetches_in_flight) return prefetch_outcome::no_room;
   const claim slot = claim_slot(slot_bytes(*b), {.speculative = true});
   if (slot.what != room::ready) return prefetch_outcome::no_room;

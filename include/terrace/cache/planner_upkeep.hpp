@@ -146,8 +146,8 @@ inline void planner::flush(flush_request& r) {
 inline void planner::settle_flushes() {
   if (syncs_under_way_ != 0) return;
   const bool at_rest = flushes_ != nullptr && stores_ == overdue_stores_;
-  if (sync_wanted_ || (at_rest && !keep_failure_ && (!to_sync_.empty() || names_taken_))) return start_sync();
-  if (!at_rest) return;
+  if (sync_wanted_ || (at_rest && !keep_failure_ && (!to_sync_.empty() || names_taken_))) start_sync();
+  if (!at_rest || syncs_under_way_ != 0) return;
   if (!to_keep_.empty() && !keep_failure_)
     keep_failure_ =
         error{errc::out_of_capacity, "the tiers that keep blocks have no room for all that have names"};
@@ -155,12 +155,17 @@ inline void planner::settle_flushes() {
   while (r != nullptr) {
     flush_request* const next = r->next;
     r->failure = keep_failure_;
-    if (!r->failure && blocks_.any_unsaved())
-      r->failure =
-          error{errc::out_of_capacity, "the tiers below tier 0 have no room for what is to be saved"};
+    if (!r->failure && blocks_.any_unsaved()) r->failure = why_unsaved();
     r->done(r);
     r = next;
   }
+}
+
+// What a tier that is set aside has failed with, where there is one.
+inline error planner::why_unsaved() const noexcept {
+  for (std::size_t t = 1; t < tiers(); ++t)
+    if (open(t) && health(t).now != tier_health::state::working) return health(t).last;
+  return {errc::out_of_capacity, "the tiers below tier 0 have no room for what is to be saved"};
 }
 
 inline cache_stats planner::stats() const {
@@ -189,7 +194,9 @@ inline void planner::shut_down() {
   for (;;) {
     // A load that fails queues up for another copy: these come until the last transfer has ended.
     while (blocks_.any_to_load()) drop_queued_load(blocks_.first_to_load());
-    if (loads_ + stores_ + syncs_under_way_ == 0) return;
+    const bool syncs =
+        std::any_of(syncs_.begin(), syncs_.end(), [](const keeper_sync& s) { return s.under_way; });
+    if (loads_ + stores_ == 0 && !syncs) return;
     context_.wait(context_.now() + std::chrono::seconds(1));
   }
 }

@@ -4,8 +4,6 @@
 #include <string_view>
 #include <vector>
 
-#include "terrace/core/error.hpp"
-
 namespace terrace {
 
 /// What happened in one tier since the cache was opened. Bytes are as stored in the tier, encoded.
@@ -48,13 +46,6 @@ struct cache_stats {
   std::size_t staging_bytes = 0;
   std::size_t hot_bytes_peak = 0;  ///< most bytes of tier-0 slots plus staging ever in use
   std::uint64_t step = 0;
-};
-
-/// Whether a tier does its work now.
-struct tier_health {
-  bool healthy = true;
-  std::uint64_t failures = 0;  ///< since the cache was opened
-  error last{};                ///< the last failure; meaningful where failures > 0
 };
 
 }  // namespace terrace

@@ -7,6 +7,7 @@
 
 #include "terrace/cache/acquire.hpp"
 #include "terrace/cache/planner.hpp"
+#include "terrace/cache/restoration.hpp"
 #include "terrace/prefetch/layer_ahead.hpp"
 #include "terrace/sequence.hpp"
 
@@ -51,11 +52,26 @@ class kv_store {
 
   /// A sender that completes when every sealed block is in a tier below tier 0, and every block that has a name is
   /// durable in a tier that keeps: it survives a crash of the process and of the machine. Names that were forgotten
-  /// before do not come back then. Errors: out_of_capacity
-  /// where there is no room for that, io_error where a sync fails, lost where a block with a name is.
+  /// before do not come back then. Errors: out_of_capacity where there is no room for that, what a tier has failed with
+  /// where one is set aside or its sync fails (deadline where it hangs), lost where a block with a name is.
   flush_sender flush() noexcept { return flush_sender(*planner_); }
   /// The engine's clock: the step that begins now. It never goes back.
   void advance_step(std::uint64_t step) { planner_->advance_step(step); }
+
+  /// Room to compute a lost block anew, under its id (cache/restoration.hpp): one that an acquire has named in a
+  /// block_error. Where a tier still has it, as one that does not answer in time, what is written is as good as new and
+  /// takes its place. Drives the context while a transfer on its way may free a slot. Errors: invalid_argument where
+  /// the block is gone, was never sealed, or is in tier 0 or on its way there; out_of_capacity as for `reserve`.
+  result<restoration> restore(block_id id) {
+    const auto data = planner_->begin_restore(id);
+    if (!data) return propagate(data.error());
+    return restoration(*planner_, id, *data);
+  }
+  /// Gives up the copy of a block in a tier below tier 0: for engines that find damage themselves (a memory error, a
+  /// check of their own). It is never served again and counts as lost there; other copies stay. Errors:
+  /// invalid_argument where there is no such copy, unavailable while it is pinned or moved. O(1) but for what policies
+  /// do.
+  result<void> report_damaged(block_id id, std::size_t tier) { return planner_->report_damaged(id, tier); }
 
   /// Which prefetcher streams ask; `layer_ahead` until told otherwise, none with `any_prefetcher{}`.
   void use(any_prefetcher p) { prefetcher_ = std::move(p); }
@@ -69,7 +85,10 @@ class kv_store {
   result<void> resize(std::size_t tier, std::size_t bytes) { return planner_->resize(tier, bytes); }
 
   cache_stats stats() const { return planner_->stats(); }
+  /// How a tier, and the whole cache, do their work now: what works, what is set aside since when and until when, and
+  /// what it has failed with (cache/tier_health.hpp). O(tiers).
   tier_health health(std::size_t tier) const { return planner_->health(tier); }
+  cache_health health() const { return planner_->health(); }
 
   /// For streams: what decides where blocks go, and buffers that outlive a stream.
   planner& control() noexcept { return *planner_; }

@@ -7,6 +7,7 @@
 
 #include "terrace/cache/hints.hpp"
 #include "terrace/cache/stats.hpp"
+#include "terrace/cache/tier_health.hpp"
 #include "terrace/codec/any_codec.hpp"
 #include "terrace/core/bytes.hpp"
 #include "terrace/core/index_list.hpp"
@@ -33,7 +34,7 @@ class tier_control {
   };
   const traits what;
   tier_stats stats;
-  tier_health health;
+  circuit_breaker breaker;
 
   explicit tier_control(traits t) noexcept : what(t) {}
   tier_control(const tier_control&) = delete;

@@ -155,6 +155,7 @@ class transfer_engine final : public transfer_port, private event_source {
     std::optional<result<void>> ended;  // how, while it was giving up
 
     void begin() noexcept {
+      job->begun = true;
       staging& buffers = engine->staging_;
       if (how->stage_source) staged_source = buffers.take();
       if (how->stage_target) staged_target = buffers.take();
@@ -226,10 +227,12 @@ class transfer_engine final : public transfer_port, private event_source {
     void give_up() noexcept {
       engine->on_time_.erase(*this);
       job->overdue = true;
+      const bool in_line = !job->begun && engine->leave_line(*this);
       giving_up = true;
       stop->request_stop();
       engine->planner_->overdue(*job);
       giving_up = false;
+      if (in_line) return release(fail(errc::deadline, "a transfer found no staging before its deadline"));
       if (ended) finish(*std::exchange(ended, std::nullopt));
     }
 
@@ -297,6 +300,9 @@ class transfer_engine final : public transfer_port, private event_source {
       if (how->stage_source) buffers.give_back(staged_source);
       if (how->stage_target) buffers.give_back(staged_target);
       if (how->scratch) buffers.give_back(scratch);
+      release(outcome);
+    }
+    void release(result<void> outcome) noexcept {
       transfer_engine& e = *engine;
       transfer_job& done = *job;
       next = std::exchange(e.free_, this);
@@ -343,6 +349,17 @@ class transfer_engine final : public transfer_port, private event_source {
       carrier& c = *std::exchange(waiting_, waiting_->next);
       c.begin();
     }
+  }
+  // O(jobs in line). False where it is not in line any more.
+  bool leave_line(carrier& c) noexcept {
+    carrier* before = nullptr;
+    for (carrier* at = waiting_; at != nullptr; before = at, at = at->next) {
+      if (at != &c) continue;
+      (before == nullptr ? waiting_ : before->next) = c.next;
+      if (last_waiting_ == &c) last_waiting_ = before;
+      return true;
+    }
+    return false;
   }
   std::byte* address(std::size_t tier, const extent& e) noexcept {
     std::byte* at = nullptr;

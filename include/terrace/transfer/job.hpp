@@ -19,7 +19,9 @@ struct transfer_job {
   std::uint32_t source_checksum = 0;  ///< CRC32C of the encoded source, where its tier is checked
   std::uint32_t target_checksum = 0;  ///< likewise of the target; the transfer fills it in
   bool evict = false;                 ///< the source goes when the target is in place
-  bool overdue = false;               ///< has passed its deadline: nobody waits for it any more
+  bool probe = false;                 ///< finds out whether a tier that was set aside works again
+  bool begun = false;         ///< has left the line for staging; only then it may be late for a tier's fault
+  bool overdue = false;       ///< has passed its deadline: nobody waits for it any more
   bool write_failed = false;  ///< it was the target's medium that failed, so the source is as good as it was
   transfer_job* next = nullptr;  ///< belongs to whoever queues it
 };

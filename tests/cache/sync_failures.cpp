@@ -1,0 +1,205 @@
+// Syncs that fail or hang: flush says so in time, and what has a name is kept elsewhere.
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "small_cache.hpp"
+#include "terrace/medium/disk_format.hpp"
+
+using namespace terrace;
+using std::chrono::milliseconds;
+using state = tier_health::state;
+
+namespace {
+
+/// What syncs of a `keeper` do, and how many there were.
+struct sync_script {
+  bool hold = false;
+  unsigned fail = 0;
+  unsigned syncs = 0;
+  std::function<void()> waiting;  // ends the sync that is held
+
+  void release() {
+    hold = false;
+    if (auto end = std::exchange(waiting, nullptr)) end();
+  }
+};
+
+/// A scripted medium that keeps, as far as a cache can tell.
+class keeper : public scripted {
+ public:
+  static constexpr std::string_view name = "keeper";
+  static constexpr bool persistent = true;
+  struct options {
+    std::size_t capacity = 0;
+    medium_script* script = nullptr;
+    sync_script* syncs = nullptr;
+    store_contents contents = {};
+  };
+  static result<std::unique_ptr<keeper>> open(context& ctx, options o) {
+    return std::make_unique<keeper>(ctx, o);
+  }
+  keeper(context& ctx, const options& o)
+      : scripted(ctx, {.capacity = o.capacity, .script = o.script}), ctx_(ctx), syncs_(o.syncs) {}
+
+  bool keeps() const noexcept { return true; }
+  bool label(extent, const extent_header&) noexcept { return true; }
+  void unlabel(extent) noexcept {}
+  template <class Visitor>
+  void scan(Visitor) {}
+
+  template <class R>
+  struct operation : task {
+    using operation_state_concept = ex::operation_state_t;
+    operation(keeper& k, R r) : task(&end), medium(k), receiver(std::move(r)) {}
+    void start() noexcept {
+      sync_script& s = *medium.syncs_;
+      ++s.syncs;
+      fails = s.fail != 0;
+      if (fails) --s.fail;
+      if (!s.hold) return medium.ctx_.post(*this);
+      REQUIRE_FALSE(s.waiting);
+      s.waiting = [this] { medium.ctx_.post(*this); };
+    }
+    static void end(task* t) noexcept {
+      auto& o = *static_cast<operation*>(t);
+      if (o.fails) return ex::set_error(std::move(o.receiver), error{errc::io_error, "a scripted sync", EIO});
+      ex::set_value(std::move(o.receiver));
+    }
+    keeper& medium;
+    R receiver;
+    bool fails = false;
+  };
+  struct sender {
+    using sender_concept = ex::sender_t;
+    template <class Self, class... E>
+    static consteval auto get_completion_signatures() {
+      return ex::completion_signatures<ex::set_value_t(), ex::set_error_t(error)>{};
+    }
+    template <class R>
+    operation<R> connect(R r) const {
+      return {*medium, std::move(r)};
+    }
+    keeper* medium;
+  };
+  sender sync() noexcept { return {this}; }
+
+ private:
+  context& ctx_;
+  sync_script* syncs_;
+};
+static_assert(persistent_medium<keeper>);
+
+// Two tiers that keep below a few slots.
+struct fixture {
+  using type = tiered_cache<tier<ram>, tier<keeper>, tier<keeper>, lru>;
+  explicit fixture(milliseconds pause = std::chrono::hours(1)) {
+    cache_options o;
+    o.transfers.deadline = milliseconds(5);
+    o.transfers.health.first_pause = pause;
+    o.transfers.health.longest_pause = pause;
+    opened.emplace(
+        type::open(ctx, pattern::layout(1), {.capacity = 8 * pattern::block_bytes},
+                   {.capacity = 64 * pattern::block_bytes, .script = &media[0], .syncs = &syncs[0]},
+                   {.capacity = 64 * pattern::block_bytes, .script = &media[1], .syncs = &syncs[1]}, {}, o));
+    REQUIRE(*opened);
+    tokens.emplace(cache().make_sequence());
+  }
+  type& cache() { return **opened; }
+  void append_named(std::size_t blocks) {
+    for (std::size_t i = 0; i < blocks; ++i) {
+      REQUIRE(pattern::append(*tokens, 16, 1, 1));
+      const block_id id = pattern::sealed(*tokens, 0).back();
+      REQUIRE(cache().name(id, {.low = ++names, .high = 7}));
+    }
+  }
+  result<void> flush() { return ctx.sync_wait(cache().flush()); }
+  bool durable(std::size_t tier) {
+    for (const block_id id : pattern::sealed(*tokens, 0))
+      if (!cache().control().record(id.index).copies[tier].durable) return false;
+    return true;
+  }
+
+  context ctx{{.codec_threads = 0}};
+  medium_script media[2];
+  sync_script syncs[2];
+  std::optional<result<type>> opened;
+  std::optional<sequence> tokens;
+  std::uint64_t names = 0;
+};
+
+}  // namespace
+
+TEST_CASE("a flush whose sync hangs fails when its deadline passes, and the next one at once") {
+  fixture f;
+  f.append_named(4);
+  f.syncs[0].hold = true;
+  const auto late = f.flush();
+  REQUIRE_FALSE(late);
+  CHECK(late.error().code == errc::deadline);
+  CHECK_FALSE(f.durable(1));
+  const tier_health health = f.cache().health(1);
+  CHECK(health.now == state::set_aside);
+  CHECK(health.last.code == errc::deadline);
+  CHECK(f.cache().health().now == cache_health::verdict::degraded);
+  CHECK(f.syncs[0].syncs == 1);
+
+  // What has a name goes to the other tier that keeps.
+  CHECK(f.flush());
+  CHECK(f.durable(2));
+  CHECK(f.syncs[0].syncs == 1);
+
+  // The hung one ends at last, and has done its work: the tier is well again.
+  f.syncs[0].release();
+  f.ctx.poll();
+  CHECK(f.cache().health(1).healthy);
+  CHECK(f.flush());
+}
+
+TEST_CASE("where the only tier that keeps cannot sync, flush says so each time, and nothing is lost") {
+  fixture f(milliseconds(0));
+  f.media[1].fail_writes = 1u << 30;
+  f.append_named(4);
+  f.syncs[0].fail = 3;
+  for (int i = 0; i < 2; ++i) {
+    const auto failed = f.flush();
+    REQUIRE_FALSE(failed);
+    CHECK(failed.error().code == errc::io_error);
+    CHECK_FALSE(f.cache().health(1).healthy);
+  }
+  const auto ids = pattern::sealed(*f.tokens, 0);
+  for (const block_id& id : ids) CHECK(f.ctx.sync_wait(f.cache().acquire({&id, 1})));
+  for (int i = 0; i < 10 && !f.flush(); ++i) {
+  }
+  CHECK(f.durable(1));
+  CHECK(f.cache().health(1).healthy);
+}
+
+TEST_CASE("a sync that failed is tried again without a flush, and then the tier takes blocks again") {
+  fixture f(milliseconds(1));
+  f.append_named(2);
+  f.syncs[0].fail = 2;
+  REQUIRE_FALSE(f.flush());
+  CHECK(f.cache().health(1).now == state::set_aside);
+  while (!f.cache().health(1).healthy) f.ctx.wait(context::clock::now() + std::chrono::seconds(10));
+  CHECK(f.syncs[0].syncs == 3);
+  const std::uint64_t before = f.cache().stats().tiers[1].stores;
+  f.append_named(2);
+  CHECK(f.flush());
+  CHECK(f.cache().stats().tiers[1].stores == before + 2);
+  CHECK(f.durable(1));
+}
+
+TEST_CASE("a cache ends well while a sync hangs that ends at last") {
+  fixture f;
+  f.append_named(2);
+  f.syncs[0].hold = true;
+  REQUIRE_FALSE(f.flush());
+  f.tokens.reset();
+  f.syncs[0].release();  // posted; the cache's end waits for it
+  f.opened.reset();
+  CHECK(f.syncs[0].syncs == 1);
+}
