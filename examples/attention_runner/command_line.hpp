@@ -57,7 +57,9 @@ inline void declare(CLI::App& app, command_line& c) {
   app.add_option("--device", c.device,
                  "host, or cuda: the hot tier in device memory and the warm one in pinned RAM; with --shape");
   app.add_option("--attend", c.attend, "dense");
-  app.add_option("--inject", c.inject, "share of stored copies to make unreadable; not yet");
+  app.add_option("--inject", c.inject,
+                 "share of the stored copies to make unreadable; lost blocks are computed anew")
+      ->check(CLI::Range(0.0, 1.0));
   app.add_flag("--baseline", c.baseline,
                "also run with everything in tier 0, and compare: a model, or a shape with --device cuda");
   app.add_flag("--control", c.control, "also score with all but the nearest tokens hidden, and compare");
@@ -77,7 +79,10 @@ inline outcome<std::optional<std::size_t>> size_option(const char* name, const s
 
 // What is declared and this version cannot do is refused, never ignored; and so is what contradicts itself.
 inline outcome<bool> refuse_what_cannot_be(const command_line& c) {
-  if (c.inject != 0) return refuse("--inject is not available yet");
+  if (c.inject != 0 && c.device == "cuda")
+    return refuse("--inject needs --device host: nothing computes lost blocks anew on a device so far");
+  if (c.inject != 0 && c.control && !c.baseline)
+    return refuse("--inject goes with --control only beside --baseline, which is then what is controlled");
   if (c.device != "host" && c.device != "cuda")
     return refuse("--device knows host and cuda, not " + in_quotes(c.device));
   if (c.device == "cuda" && c.shape.empty())
@@ -115,6 +120,7 @@ inline outcome<run_request> request_of(const command_line& c) {
   r.cold_path = c.cold_path;
   r.prefetch = c.prefetch;
   r.control = c.control;
+  r.inject = c.inject;
   r.policy = any_policy::index_of(c.policy).value_or(0);
   auto hot = detail::size_option("--hot", c.hot), warm = detail::size_option("--warm", c.warm),
        cool = detail::size_option("--cool", c.cool), cold = detail::size_option("--cold", c.cold);

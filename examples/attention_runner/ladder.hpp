@@ -1,13 +1,17 @@
 #pragma once
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include "fault_injector.hpp"
 #include "kv_backend.hpp"
 #include "terrace/terrace.hpp"
 
@@ -15,6 +19,23 @@ namespace runner {
 
 /// What a step does, for measuring: all of it, its transfers alone, or its compute alone.
 enum class step_parts : std::uint8_t { whole, transfers, compute };
+
+class ladder;
+
+/// A block by its place in a sequence.
+struct block_place {
+  std::uint32_t layer = 0, index = 0;
+  friend auto operator<=>(const block_place&, const block_place&) = default;
+};
+
+/// Computes lost blocks anew.
+class recomputation {
+ public:
+  virtual ~recomputation() = default;
+  /// Restores the block at `place` of `kv`, by kv.restore. Where it needs other blocks that turn out to be lost too, it
+  /// says so by kv.find_lost_too and fails: those come first then. They are of nearer layers, so this comes to an end.
+  virtual terrace::result<void> compute(ladder& kv, block_place place) = 0;
+};
 
 /// The runner's side of a Terrace cache: one sequence in it, fed and read through `kv_backend`. The cache
 /// behind it is any `tiered_cache`, so the model is compiled once for all ladders.
@@ -26,18 +47,28 @@ class ladder : public kv_backend {
   /// Another sequence in the same cache, with the same tokens: it shares every block. Both end before the
   /// cache does, whichever lives longer. Precondition: nothing is reserved.
   std::unique_ptr<ladder> fork() {
-    return std::unique_ptr<ladder>(
-        new ladder(owned_, cache_.fork(sequence_), static_cast<std::uint32_t>(last_queries_.size())));
+    auto forked = std::unique_ptr<ladder>(new ladder(owned_, cache_.fork(sequence_), layers()));
+    forked->repair_ = repair_;
+    return forked;
   }
+  /// From now on blocks that are lost are computed anew by `by`, which is referred to; and a share of the stored copies
+  /// is made unreadable. Forks that are made from here on share this.
+  void repair_with(recomputation& by, double rate) {
+    repair_ = std::make_shared<repair_state>(repair_state{fault_injector(rate), &by});
+  }
+  /// Blocks that were computed anew, in all sequences that share it.
+  std::uint64_t recomputed_blocks() const noexcept { return repair_ == nullptr ? 0 : repair_->recomputed; }
   /// Attention does not see the tokens before `position` any more, block-wise.
   void forget_before(std::uint64_t position) { sequence_.forget(0, position); }
 
   terrace::result<void> reserve(std::uint32_t tokens) override {
     reservation_.reset();
-    auto made = sequence_.reserve(tokens);
-    if (!made) return terrace::propagate(made.error());
-    reservation_.emplace(std::move(*made));
-    return {};
+    for (patience left;;) {
+      auto made = sequence_.reserve(tokens);
+      if (made) reservation_.emplace(std::move(*made));
+      if (made) return {};
+      if (!wait_for_tiers(made.error(), left)) return terrace::propagate(explained(made.error()));
+    }
   }
   std::span<terrace::fp16> k(std::uint32_t layer, std::uint32_t token, std::uint32_t kv_head) override {
     return reservation_->k(layer).row<terrace::fp16>(token, kv_head);
@@ -47,9 +78,9 @@ class ladder : public kv_backend {
   }
   terrace::result<void> attend(std::uint32_t layer, std::span<const float> q, std::span<float> out) override {
     if (reservation_->tokens() == 1) last_queries_[layer].assign(q.begin(), q.end());
-    auto done = cache_.owner().sync_wait(terrace::stream(cache_, sequence_, *reservation_, layer, q, out));
-    if (!done) return terrace::propagate(done.error());
-    return {};
+    return repairing([&] {
+      return cache_.owner().sync_wait(terrace::stream(cache_, sequence_, *reservation_, layer, q, out));
+    });
   }
   terrace::result<void> commit(std::uint32_t tokens) override {
     keep(tokens);
@@ -60,6 +91,7 @@ class ladder : public kv_backend {
   void keep(std::uint32_t tokens) {
     sequence_.commit(std::move(*reservation_), tokens);
     reservation_.reset();
+    if (repair_ != nullptr) repair_->faults.look_at(cache_, sequence_);
   }
   void end_step() { cache_.advance_step(cache_.control().step() + 1); }
 
@@ -77,13 +109,56 @@ class ladder : public kv_backend {
       terrace::stream_options o;
       o.attend = parts != step_parts::transfers;
       if (parts == step_parts::compute) o.stand_in = stand_in;
-      auto done =
-          cache_.owner().sync_wait(terrace::stream(cache_, sequence_, *reservation_, layer, q, scratch_, o));
-      if (!done) return terrace::propagate(done.error());
+      auto done = repairing([&] {
+        return cache_.owner().sync_wait(
+            terrace::stream(cache_, sequence_, *reservation_, layer, q, scratch_, o));
+      });
+      if (!done) return done;
     }
     reservation_.reset();
     return {};
   }
+
+  // --- What a recomputation needs. The layout has one group, and one layer a block.
+
+  std::uint32_t layers() const noexcept { return static_cast<std::uint32_t>(last_queries_.size()); }
+  std::uint32_t block_tokens() const noexcept { return cache_.layout().groups[0].tokens; }
+  /// A sequence of the first `blocks` blocks of this one, by reference, with a backend of its own that repairs nothing;
+  /// nullptr where some of them have been forgotten.
+  std::unique_ptr<ladder> past_of(std::uint32_t blocks) {
+    std::vector<terrace::block_id> shared;
+    for (const auto& row : sequence_.pages().rows)
+      shared.insert(shared.end(), row.begin(), row.begin() + blocks);
+    if (!std::ranges::all_of(shared, &terrace::block_id::valid)) return nullptr;
+    auto past = std::unique_ptr<ladder>(new ladder(owned_, cache_.make_sequence(), layers()));
+    past->sequence_.append_shared(std::uint64_t{blocks} * block_tokens(), shared);
+    return past;
+  }
+  /// Stores a lost block anew: write(restoration) writes it. Nothing where it is not lost.
+  template <class Write>
+  terrace::result<void> restore(block_place place, Write write) {
+    const terrace::block_id id = sequence_.pages().rows[place.layer][place.index];
+    const bool lost = lost_.erase(place) != 0 || !cache_.control().resident(id);
+    if (!lost || cache_.control().record(id.index).copies[0].now != terrace::block_copy::state::absent)
+      return {};
+    auto anew = cache_.restore(id);
+    for (patience left; !anew && wait_for_tiers(anew.error(), left);) anew = cache_.restore(id);
+    if (!anew) return terrace::propagate(explained(anew.error()));
+    write(*anew);
+    std::move(*anew).complete();
+    if (repair_ == nullptr) return {};
+    repair_->faults.spare(id);
+    ++repair_->recomputed;
+    return {};
+  }
+  /// The block of `layer` that is being written here goes into `to`. Precondition: a whole block is reserved.
+  void copy_reserved(std::uint32_t layer, terrace::restoration& to) const noexcept {
+    const terrace::mutable_bytes into = to.data();
+    std::memcpy(into.data(), cache_.control().open_data(sequence_.pages().rows[layer].back().index),
+                into.size());
+  }
+  /// What `past` has found lost is lost here too.
+  void find_lost_too(ladder& past) { lost_.merge(past.lost_); }
 
   /// For those who write or ask in their own way: where the reserved tokens go.
   const terrace::reservation& reserved() const noexcept { return *reservation_; }
@@ -93,10 +168,70 @@ class ladder : public kv_backend {
 
   terrace::result<void> flush() { return cache_.owner().sync_wait(cache_.flush()); }
   terrace::cache_stats stats() const { return cache_.stats(); }
+  terrace::cache_health health() const { return cache_.health(); }
 
  private:
   ladder(std::shared_ptr<terrace::kv_store> cache, terrace::sequence tokens, std::uint32_t layers)
       : owned_(std::move(cache)), cache_(*owned_), sequence_(std::move(tokens)), last_queries_(layers) {}
+
+  struct repair_state {
+    fault_injector faults;
+    recomputation* by;
+    std::uint64_t recomputed = 0;
+  };
+
+  // How long a run waits, in all, for tiers that may work again.
+  struct patience {
+    std::chrono::milliseconds left{2000};
+  };
+  // The cache says at once that there is no room. Where that is because a tier is set aside, there may be some when it
+  // has been tried again. False: there is nothing to wait for, or no patience left.
+  bool wait_for_tiers(const terrace::error& why, patience& p) {
+    if (why.code != terrace::errc::out_of_capacity || p.left.count() <= 0) return false;
+    if (cache_.health().now != terrace::cache_health::verdict::failing) return false;
+    constexpr std::chrono::milliseconds nap{5};
+    p.left -= nap;
+    cache_.owner().wait(terrace::context::clock::now() + nap);
+    return true;
+  }
+
+  // No room, and a tier that would have some has failed: with what, for people.
+  terrace::error explained(const terrace::error& why) const {
+    if (why.code != terrace::errc::out_of_capacity) return why;
+    for (const terrace::tier_health& h : cache_.health().tiers)
+      if (h.now != terrace::tier_health::state::working)
+        return {why.code, "tier 0 is full, and a tier below it is set aside for having failed",
+                h.last.system};
+    return why;
+  }
+
+  // Attends; where blocks are lost computes them anew, in ascending order, and attends again.
+  template <class Attend>
+  terrace::result<void> repairing(Attend attend) {
+    for (patience left;;) {
+      auto done = attend();
+      if (done) return {};
+      const terrace::error why = done.error();
+      for (const terrace::lost_block& lost : done.error().lost) {
+        const terrace::block_record& r = cache_.control().record(lost.id.index);
+        lost_.insert({r.row, r.depth});
+      }
+      done.error().rest.release();
+      if (lost_.empty() && wait_for_tiers(why, left)) continue;
+      if (repair_ == nullptr || lost_.empty()) return terrace::propagate(explained(why));
+      if (auto repaired = repair(); !repaired) return repaired;
+    }
+  }
+  terrace::result<void> repair() {
+    while (!lost_.empty()) {
+      const block_place first = *lost_.begin();
+      if (auto done = repair_->by->compute(*this, first); !done && *lost_.begin() == first) {
+        lost_.clear();
+        return done;
+      }
+    }
+    return {};
+  }
 
   std::shared_ptr<terrace::kv_store> owned_;
   terrace::kv_store& cache_;
@@ -104,6 +239,8 @@ class ladder : public kv_backend {
   std::optional<terrace::reservation> reservation_;
   std::vector<std::vector<float>> last_queries_;  // of a decode step, for repeat_last_token
   std::vector<float> scratch_;
+  std::set<block_place> lost_;  // and not yet computed anew
+  std::shared_ptr<repair_state> repair_;
 };
 
 }  // namespace runner

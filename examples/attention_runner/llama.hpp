@@ -44,27 +44,48 @@ class llama {
   terrace::result<std::span<const float>> forward(std::span<const std::uint32_t> tokens,
                                                   std::uint32_t first_position, kv_backend& kv,
                                                   logits_for wanted) {
-    if (tokens.empty())
-      return terrace::fail(terrace::errc::invalid_argument, "a chunk needs at least one token");
-    for (const std::uint32_t token : tokens)
-      if (token >= config().vocab_size)
-        return terrace::fail(terrace::errc::invalid_argument, "a token id is not in the model's vocabulary");
-
-    const auto count = static_cast<std::uint32_t>(tokens.size());
-    if (auto done = kv.reserve(count); !done) return terrace::propagate(done.error());
-    grow(count);
-    rope_.prepare(first_position, count, parallel_);
-    embed(tokens);
+    if (auto done = begin(tokens, first_position, kv); !done) return terrace::propagate(done.error());
     for (std::uint32_t i = 0; i < config().num_hidden_layers; ++i)
       if (auto done = layer(i, kv); !done) return terrace::propagate(done.error());
-    if (auto done = kv.commit(count); !done) return terrace::propagate(done.error());
+    if (auto done = kv.commit(static_cast<std::uint32_t>(count_)); !done)
+      return terrace::propagate(done.error());
     return logits(wanted);
   }
+
+  /// Reserves room in `kv` for `tokens` and writes their keys and values of the layers up to and with `last`, as
+  /// `forward` does; no more, and nothing is committed. The backend's errors.
+  terrace::result<void> keys_and_values(std::span<const std::uint32_t> tokens, std::uint32_t first_position,
+                                        kv_backend& kv, std::uint32_t last) {
+    if (auto done = begin(tokens, first_position, kv); !done) return done;
+    for (std::uint32_t i = 0; i < last; ++i)
+      if (auto done = layer(i, kv); !done) return done;
+    store_kv_of(last, kv);
+    return {};
+  }
+
+  /// A model of the same weights, with buffers of its own.
+  llama another() const { return llama(weights_, parallel_); }
 
  private:
   static std::size_t padded(std::size_t size) noexcept { return llama_weights::padded(size); }
   /// Rows of `width` floats that make a piece of elementwise work worth handing to another thread.
   static std::size_t grain(std::size_t width) noexcept { return std::max<std::size_t>(1, 65536 / width); }
+
+  // Room in `kv`, and the rows of the chunk as they enter the first layer.
+  terrace::result<void> begin(std::span<const std::uint32_t> tokens, std::uint32_t first_position,
+                              kv_backend& kv) {
+    if (tokens.empty())
+      return terrace::fail(terrace::errc::invalid_argument, "a chunk needs at least one token");
+    for (const std::uint32_t token : tokens)
+      if (token >= config().vocab_size)
+        return terrace::fail(terrace::errc::invalid_argument, "a token id is not in the model's vocabulary");
+    const auto count = static_cast<std::uint32_t>(tokens.size());
+    if (auto done = kv.reserve(count); !done) return done;
+    grow(count);
+    rope_.prepare(first_position, count, parallel_);
+    embed(tokens);
+    return {};
+  }
 
   void grow(std::size_t count) {
     count_ = count;
@@ -91,10 +112,7 @@ class llama {
 
   terrace::result<void> layer(std::uint32_t index, kv_backend& kv) {
     const llama_layer& w = weights_.layers[index];
-    normalise(hidden_, count_, w.attention_norm, normed_);
-    product(normed_, w.qkv, qkv_, store::replace);
-    rotate();
-    store_kv(index, kv);
+    store_kv_of(index, kv);
     const std::size_t q_floats = count_ * q_.stride;
     if (auto done = kv.attend(index, {q_.data, q_floats}, {attended_.data, q_floats}); !done) return done;
     product(attended_, w.output, hidden_, store::add);
@@ -108,6 +126,15 @@ class llama {
     });
     product(gate_up_, w.down, hidden_, store::add);
     return {};
+  }
+
+  // From the rows that enter the layer to its queries, and its keys and values in `kv`.
+  void store_kv_of(std::uint32_t index, kv_backend& kv) {
+    const llama_layer& w = weights_.layers[index];
+    normalise(hidden_, count_, w.attention_norm, normed_);
+    product(normed_, w.qkv, qkv_, store::replace);
+    rotate();
+    store_kv(index, kv);
   }
 
   void product(rows_of<float> x, const packed_matrix& w, rows_of<float> y, store how) {

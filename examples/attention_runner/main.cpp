@@ -88,6 +88,7 @@ outcome<bool> run_shape(const command_line& c, run_request request) {
     everything.hot.reset();
     everything.block_tokens = made->layout.groups[0].tokens;  // what is compared is cut alike
     everything.trace = nullptr;
+    everything.inject = 0;
     auto resident = plan(everything, {shape->layers, shape->kv_heads, shape->head_dim});
     if (!resident) return refuse(resident.error());
     auto ran = run(everything, *resident);
@@ -131,6 +132,7 @@ outcome<bool> run_model(const command_line& c, run_request request) {
     everything.hot.reset();
     everything.block_tokens = plans.front().layout.groups[0].tokens;  // what is compared is cut alike
     everything.trace = nullptr;
+    everything.inject = 0;
     everything.control = c.control || c.default_job();
     request.control = false;  // once is enough, and this run is the fastest
     auto made = plan(everything, shape);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "llama.hpp"
+#include "model_recomputation.hpp"
 #include "open_ladder.hpp"
 #include "progress.hpp"
 #include "run_result.hpp"
@@ -21,7 +22,13 @@ class model_job {
  public:
   /// `text` is the context, then the tokens to be scored. All of it is referred to.
   model_job(llama& model, const run_request& request, std::span<const std::uint32_t> text)
-      : model_(model), request_(request), text_(text) {}
+      : model_(model),
+        request_(request),
+        text_(text),
+        history_(text.begin(), text.end()),
+        second_model_(model.another()),
+        recomputation_(second_model_, history_) {}
+  model_job(model_job&&) = delete;
 
   outcome<run_result> run(const run_plan& plan, terrace::context& ctx) {
     run_result r;
@@ -32,6 +39,7 @@ class model_job {
     auto opened = open_ladder(ctx, plan, request_.policy, prefetcher_named(request_.prefetch, plan));
     if (!opened) return refuse_opening(opened.error());
     ladder& kv = **opened;
+    kv.repair_with(recomputation_, request_.inject);
     progress bar(plan.codec);
     bar_ = &bar;
 
@@ -52,6 +60,8 @@ class model_job {
     if (auto done = decode(kv, r); !done) return failed(done.error(), "decode failed");
     ctx.trace(nullptr);
     r.stats = kv.stats();
+    r.health = kv.health();
+    r.recomputed_blocks = kv.recomputed_blocks();
     if (plan.codec != "resident") {
       auto measured = measure_steps({&*opened, 1});
       if (!measured) return failed(measured.error(), "measuring a step failed");
@@ -117,6 +127,7 @@ class model_job {
       const auto start = std::chrono::steady_clock::now();
       const std::uint32_t token = greedy_token(next_);
       r.generated.push_back(token);
+      history_.push_back(token);
       auto logits = model_.forward({&token, 1}, at, kv, logits_for::last);
       if (!logits) return terrace::propagate(logits.error());
       next_.assign(logits->begin(), logits->end());
@@ -129,6 +140,9 @@ class model_job {
   llama& model_;
   const run_request& request_;
   std::span<const std::uint32_t> text_;
+  std::vector<std::uint32_t> history_;  // the text, and what was generated since
+  llama second_model_;                  // for blocks that are found lost while the first computes
+  model_recomputation recomputation_;
   std::vector<float> next_;  // logits that foretell the next token
   progress* bar_ = nullptr;
 };

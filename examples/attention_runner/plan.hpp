@@ -37,6 +37,7 @@ struct run_request {
   std::size_t policy = 0;  ///< index into any_policy::names
   std::string prefetch = "layer_ahead";
   terrace::trace_log* trace = nullptr;               ///< where the decode is recorded
+  double inject = 0;                                 ///< share of the stored copies to make unreadable
   bool control = false;                              ///< also score with the far context hidden
   std::uint32_t block_tokens = 256;                  ///< at most; equal blocks give equal bits
   std::size_t block_bytes = std::size_t{128} << 10;  ///< likewise
@@ -130,7 +131,8 @@ inline outcome<run_plan> plan(const run_request& request, const kv_shape& shape)
   if (codecs == nullptr) return refuse("--codec knows lossless, q8 and q4, not " + in_quotes(request.codec));
   const std::size_t staging = codecs->staging_buffers * codecs->staging_bytes(group);
   const std::size_t open_blocks = std::max<std::size_t>(2, request.batch) * group.layers;
-  const std::size_t least = (open_blocks + 1) * block + staging;
+  const std::size_t anew = request.inject > 0 ? group.layers + 1 : 0;  // blocks that are computed anew
+  const std::size_t least = (open_blocks + 1 + anew) * block + staging;
   if (p.sizes.hot < least)
     return refuse("--hot " + detail::size_text(p.sizes.hot) +
                   " cannot hold one window and the open blocks: " + detail::size_text(least) + " suffice");

@@ -46,8 +46,19 @@ inline std::string text_of(const std::vector<std::uint32_t>& tokens, bool bytes)
   return out;
 }
 
+inline std::string_view state_name(const terrace::tier_health& h) {
+  return h.healthy ? "working" : h.now == terrace::tier_health::state::working ? "failing" : "set aside";
+}
+inline nlohmann::json to_json(const terrace::tier_health& h) {
+  return {{"state", state_name(h)},
+          {"failures", h.failures},
+          {"times_set_aside", h.times_aside},
+          {"last_error", h.last.message()}};
+}
+
 /// The tiers that are there: one of capacity 0 was left out.
-inline nlohmann::json tiers_to_json(const terrace::cache_stats& stats) {
+inline nlohmann::json tiers_to_json(const run_result& r) {
+  const terrace::cache_stats& stats = r.stats;
   nlohmann::json tiers = nlohmann::json::array();
   for (std::size_t t = 0; t < stats.tiers.size(); ++t) {
     const terrace::tier_stats& s = stats.tiers[t];
@@ -62,7 +73,10 @@ inline nlohmann::json tiers_to_json(const terrace::cache_stats& stats) {
                      {"stores", s.stores},
                      {"bytes_read", s.bytes_read},
                      {"bytes_written", s.bytes_written},
-                     {"lost", s.lost}});
+                     {"lost", s.lost},
+                     {"failed_stores", s.failed_stores}});
+    if (t < r.health.tiers.size() && r.health.tiers[t].failures != 0)
+      tiers.back()["health"] = to_json(r.health.tiers[t]);
   }
   return tiers;
 }
@@ -99,7 +113,7 @@ inline nlohmann::json to_json(const run_result& r, const run_result* baseline, b
       {"overlap_ratio", r.step.overlap_ratio},
       {"copy_hidden", r.step.copy > 0 ? std::clamp(1 - stall / r.step.copy, 0.0, 1.0) : 1.0},
       {"compute_bytes_per_s", r.compute_bytes_per_s()},
-      {"tiers", tiers_to_json(r.stats)},
+      {"tiers", tiers_to_json(r)},
       {"misses", r.stats.misses},
       {"dropped", r.stats.dropped},
       {"prefetch",
@@ -107,7 +121,7 @@ inline nlohmann::json to_json(const run_result& r, const run_result* baseline, b
         {"used", r.stats.prefetch.used},
         {"wasted", r.stats.prefetch.wasted},
         {"late", r.stats.prefetch.late}}},
-      {"recomputed_blocks", 0}};
+      {"recomputed_blocks", r.recomputed_blocks}};
   if (r.step.read_bytes_per_s > 0) out["read_bytes_per_s"] = r.step.read_bytes_per_s;
   if (r.device) {
     out["device"] = r.device->name;
@@ -212,6 +226,14 @@ inline void print(std::FILE* to, const run_result& r, const run_result* baseline
   if (r.scored_tokens != 0) std::fprintf(to, "teacher forcing %.1f s, ", r.scoring_s);
   std::fprintf(to, "decode %.1f tokens/s (p50 %.1f ms, p95 %.1f ms)\n", r.tokens_per_s(),
                percentile(r.decode_s, .5) * 1e3, percentile(r.decode_s, .95) * 1e3);
+  if (r.recomputed_blocks != 0)
+    std::fprintf(to, "  %llu blocks were lost, and computed anew\n",
+                 static_cast<unsigned long long>(r.recomputed_blocks));
+  for (std::size_t t = 0; t < r.health.tiers.size(); ++t)
+    if (const terrace::tier_health& h = r.health.tiers[t]; h.failures != 0)
+      std::fprintf(to, "  the %s tier has failed %llu times and is %s: %s\n", tier_names[t].data(),
+                   static_cast<unsigned long long>(h.failures), std::string(state_name(h)).c_str(),
+                   h.last.message().c_str());
   print_step(to, r);
   if (r.error)
     std::fprintf(to, "  against attention in float64: relative error %.2e, largest %.2e; process peak %s\n",

@@ -7,6 +7,7 @@
 #include "measure.hpp"
 #include "plan.hpp"
 #include "terrace/cache/stats.hpp"
+#include "terrace/cache/tier_health.hpp"
 
 namespace runner {
 
@@ -42,7 +43,9 @@ struct run_result {
   std::optional<device_figures> device;  ///< of a run on one
   std::optional<difference> error;       ///< where the run knows what its results should be
   step_times step;
-  terrace::cache_stats stats;  ///< at the end of the decode, before steps were repeated for measuring
+  terrace::cache_stats stats;    ///< at the end of the decode, before steps were repeated for measuring
+  terrace::cache_health health;  ///< likewise
+  std::uint64_t recomputed_blocks = 0;  ///< by then
   std::size_t process_bytes_peak = 0;
 
   double tokens_per_s() const {

@@ -18,7 +18,7 @@ namespace runner {
 
 /// Attention alone over synthetic KV: fills the cache with a context, then decodes. Nothing is prefilled, no
 /// layer is computed but attention.
-class shape_job {
+class shape_job : recomputation {
  public:
   shape_job(const model_shape& shape, const run_request& request)
       : request_(request), kv_(shape), outputs_(shape.layers), accuracy_(kv_, request) {}
@@ -31,8 +31,9 @@ class shape_job {
     r.batch = request_.batch;
     auto opened = open_ladder(ctx, plan, request_.policy, prefetcher_named(request_.prefetch, plan));
     if (!opened) return refuse_opening(opened.error());
-    std::vector<std::unique_ptr<ladder>> sequences;
+    std::vector<std::unique_ptr<ladder>>& sequences = sequences_;
     sequences.push_back(std::move(*opened));
+    sequences.front()->repair_with(*this, request_.inject);
     progress bar(plan.codec);
 
     const auto start = std::chrono::steady_clock::now();
@@ -57,12 +58,15 @@ class shape_job {
     ctx.trace(nullptr);
     r.error = accuracy_.found();
     r.stats = sequences.front()->stats();
+    r.health = sequences.front()->health();
+    r.recomputed_blocks = sequences.front()->recomputed_blocks();
     if (plan.codec != "resident") {
       auto measured = measure_steps(sequences);
       if (!measured) return failed(measured.error(), "measuring a step failed");
       r.step = *measured;
     }
     r.process_bytes_peak = process_bytes_peak();
+    sequences.clear();
     return r;
   }
 
@@ -79,6 +83,27 @@ class shape_job {
         std::ranges::copy(kv_.row(plane::v, layer, h, first + t, sequence),
                           v.row<terrace::fp16>(t, h).begin());
       }
+  }
+
+  // What is synthetic is made again.
+  terrace::result<void> compute(ladder& kv, block_place place) override {
+    std::uint32_t sequence = 0;
+    while (sequences_[sequence].get() != &kv) ++sequence;
+    return kv.restore(place, [&](terrace::restoration& to) {
+      const terrace::layer_group& g = to.group();
+      const auto write_rows = [&](plane which, const terrace::plane& p, std::size_t offset) {
+        for (std::uint32_t h = 0; h < p.heads; ++h)
+          for (std::uint32_t t = 0; t < g.tokens; ++t) {
+            const std::uint64_t position = std::uint64_t{place.index} * g.tokens + t;
+            const auto row =
+                kv_.row(which, place.layer, h, position, position < request_.context_tokens ? 0 : sequence);
+            std::memcpy(to.data().data() + offset + h * g.head_stride(p) + t * g.token_stride(p), row.data(),
+                        row.size_bytes());
+          }
+      };
+      write_rows(plane::k, g.k, g.k_offset());
+      write_rows(plane::v, g.v, g.v_offset());
+    });
   }
 
   terrace::result<void> fill(ladder& kv, std::uint32_t chunk, progress& bar) {
@@ -122,6 +147,7 @@ class shape_job {
   std::vector<float> queries_;               // [layer][q_head][dim]
   std::vector<std::vector<float>> outputs_;  // likewise
   accuracy accuracy_;
+  std::vector<std::unique_ptr<ladder>> sequences_;  // while it runs
 };
 
 }  // namespace runner

@@ -140,6 +140,56 @@ TEST_CASE("a model's answers do not depend on where its KV was") {
   CHECK(spans["io"] > 0);
 }
 
+TEST_CASE("blocks that are lost are computed anew, bit for bit, while prefilling, scoring and decoding") {
+  const workplace here;
+  const std::string rate = GENERATE("0.01", "1");
+  CAPTURE(rate);
+  const auto ran =
+      here.run("--codec lossless --baseline --context 1024 --decode 8 --hot 1MiB --json - --inject " + rate);
+  CAPTURE(ran.err);
+  REQUIRE(ran.status == 0);
+  const json j = ran.value();
+  CHECK(j.at("recomputed_blocks").get<int>() > (rate == "0.01" ? 0 : 100));
+  CHECK(j.at("baseline").at("identical_tokens") == true);
+  CHECK(j.at("error").at("max_abs") == 0);
+  CHECK(j.at("bits_per_byte") == j.at("baseline").at("bits_per_byte"));
+  std::uint64_t lost = 0;
+  for (const json& tier : j.at("tiers")) lost += tier.at("lost").get<std::uint64_t>();
+  CHECK(lost >= j.at("recomputed_blocks").get<std::uint64_t>());
+}
+
+TEST_CASE("what a lossy ladder computes anew is as good as what it had") {
+  const workplace here;
+  const std::string codec = GENERATE("q8", "q4");
+  const auto ran =
+      here.run("--baseline --context 1024 --decode 4 --hot 1MiB --json - --inject 0.2 --codec " + codec);
+  REQUIRE(ran.status == 0);
+  const json j = ran.value();
+  CHECK(j.at("recomputed_blocks").get<int>() > 50);
+  CHECK(j.at("error").at("rel_l2").get<double>() < (codec == "q8" ? 1e-3 : 1e-2));
+}
+
+TEST_CASE("lost blocks of synthetic KV are made again, those that sequences decoded for themselves too") {
+  const workplace here;
+  const auto ran = here.run(small_shape + "--batch 3 --inject 0.3");
+  REQUIRE(ran.status == 0);
+  const json j = ran.value();
+  CHECK(j.at("recomputed_blocks").get<int>() > 10);
+  CHECK(j.at("error").at("rel_l2").get<double>() < 1e-5);
+}
+
+TEST_CASE("the least hot tier that is named suffices for computing blocks anew too") {
+  const workplace here;
+  const std::string job = "--codec lossless --context 512 --decode 2 --json - --inject 0.5 --hot ";
+  const auto refused = here.run(job + "4KiB");
+  check_refused(refused, "suffice");
+  const std::size_t at = refused.err.find(": ", refused.err.find("--hot")) + 2;
+  const auto ran = here.run(job + refused.err.substr(at, refused.err.find(" suffice") - at));
+  CAPTURE(ran.err);
+  REQUIRE(ran.status == 0);
+  CHECK(ran.value().at("recomputed_blocks").get<int>() > 0);
+}
+
 TEST_CASE("the JSON goes to a file, and the table to standard output") {
   const workplace here;
   const auto ran = here.run("--shape 2,4,2,32 --context 1024 --decode 1 --json r.json --trace t.json");
@@ -162,7 +212,9 @@ TEST_CASE("what cannot be is refused in one sentence") {
   check_refused(here.run(shape + "--device tpu"), "--device knows host and cuda");
   check_refused(here.run("--device cuda"), "needs --shape");
   check_refused(here.run(shape + "--attend top-k=5"), "--attend knows dense");
-  check_refused(here.run(shape + "--inject 0.1"), "--inject is not available");
+  check_refused(here.run(shape + "--inject 1.5"), "--inject");
+  check_refused(here.run(shape + "--inject 0.1 --device cuda"), "--inject needs --device host");
+  check_refused(here.run("--codec q8 --inject 0.1 --control"), "beside --baseline");
   check_refused(here.run(shape + "--baseline"), "no text");
   check_refused(here.run("--batch 2"), "--batch needs --shape");
   check_refused(here.run("--context 0"), "--context");

@@ -1,0 +1,67 @@
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "terrace/terrace.hpp"
+
+namespace runner {
+
+/// Makes a share of the stored copies unreadable for good (--inject): a copy that lies below tier 0 alone is looked at
+/// once, and a hash of its place and a seed says whether it is lost. What is computed anew and stored again is spared.
+/// Forks of a sequence share one, as they share blocks.
+class fault_injector {
+ public:
+  explicit fault_injector(double rate, std::uint64_t seed = 1) noexcept
+      : threshold_(std::ldexp(rate, 53)), seed_(seed) {}
+
+  /// Looks at the blocks of a sequence; O(blocks). What is being read or moved now is looked at the next time.
+  void look_at(terrace::kv_store& cache, const terrace::sequence& tokens) {
+    if (threshold_ == 0) return;
+    const terrace::page_table& pages = tokens.pages();
+    const std::size_t tiers = cache.control().tiers();
+    for (std::uint32_t row = 0; row < pages.rows.size(); ++row)
+      for (std::uint32_t i = 0; i < pages.sealed(row); ++i) {
+        const terrace::block_id id = pages.rows[row][i];
+        if (!id.valid() || settled(id).spared) continue;
+        for (std::size_t tier = 1; tier < tiers; ++tier) {
+          const auto& copies = cache.control().record(id.index).copies;
+          const bool alone = copies[0].now == terrace::block_copy::state::absent;
+          const terrace::block_copy& copy = copies[tier];
+          if (!alone || copy.now != terrace::block_copy::state::resident || copy.pins != 0) continue;
+          std::uint32_t& seen = settled(id).seen;
+          if ((seen >> tier & 1) != 0) continue;
+          seen |= 1u << tier;
+          if (unlucky(row, i, tier)) static_cast<void>(cache.report_damaged(id, tier));
+        }
+      }
+  }
+  /// This block has been computed anew.
+  void spare(terrace::block_id id) { settled(id).spared = true; }
+
+ private:
+  struct block_state {
+    std::uint32_t generation = 0;
+    std::uint32_t seen = 0;  // tiers, a bit each
+    bool spared = false;
+  };
+  block_state& settled(terrace::block_id id) {
+    if (id.index >= blocks_.size()) blocks_.resize(id.index + 1);
+    block_state& s = blocks_[id.index];
+    if (s.generation != id.generation) s = {.generation = id.generation};
+    return s;
+  }
+  // SplitMix64's finaliser over the place; the highest 53 bits are a number in [0, 1).
+  bool unlucky(std::uint64_t row, std::uint64_t block, std::uint64_t tier) const noexcept {
+    std::uint64_t x = seed_ + (row << 40 | block << 8 | tier) * 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return static_cast<double>((x ^ (x >> 31)) >> 11) < threshold_;
+  }
+
+  double threshold_;
+  std::uint64_t seed_;
+  std::vector<block_state> blocks_;
+};
+
+}  // namespace runner
