@@ -8,6 +8,7 @@
 
 #include "catch.hpp"
 #include "pattern.hpp"
+#include "simulator/ladders.hpp"
 #include "terrace/codec/q8_0.hpp"
 #include "terrace/execution/sync_wait.hpp"
 #include "terrace/medium/ram.hpp"
@@ -188,4 +189,27 @@ TEST_CASE("a sync makes the name durable that it wrote, not one that was given m
   f.open(8);
   CHECK(f.cache->find(second_name));
   CHECK_FALSE(f.cache->find(first_name));
+}
+
+TEST_CASE("a tier may be made smaller while a block is on its way to it that turns out to need less room") {
+  using compressed = tiered_cache<tier<ram>, tier<faulty, simulated::padding>, lru>;
+  virtual_clock clock;
+  context ctx{{.codec_threads = 0, .time = &clock}};
+  faulty_device device(64 * slot);
+  cache_options tuning;
+  tuning.transfers.inclusions[1] = inclusion::inclusive;
+  auto cache = compressed::open(ctx, pattern::layout(1), {.capacity = 16 * slot},
+                                {.capacity = 32 * slot, .device = &device}, {}, tuning);
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  for (int i = 0; i < 4; ++i) REQUIRE(pattern::append(s, 16, 1, 1));  // encoded by now, and not yet written
+  REQUIRE(cache->resize(1, 0));
+  while (!ctx.idle()) ctx.wait(ctx.now() + std::chrono::hours(1));
+  CHECK(cache->stats().tiers[1].resident_bytes == 0);
+  CHECK(cache->stats().pins == 0);
+  REQUIRE(cache->resize(1, 32 * slot));
+  clock.advance(std::chrono::hours(1));
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  for (const block_id id : pattern::sealed(s, 0))
+    CHECK(cache->control().record(id.index).copies[1].now == block_copy::state::resident);
 }

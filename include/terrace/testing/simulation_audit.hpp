@@ -109,16 +109,17 @@ class simulation_audit {
 class simulation_watch {
  public:
   explicit simulation_watch(simulated_ladder& l) : ladder_(l) {
-    for (const auto& rung : ladder_.rungs)
-      if (rung.device != nullptr)
-        begin_.push_back(failed_writes(*rung.device));
-      else
-        begin_.push_back(0);
+    for (const auto& rung : ladder_.rungs) {
+      const bool faulty_tier = rung.device != nullptr;
+      begin_.push_back(faulty_tier ? writes{failed(*rung.device), stored(*rung.device)} : writes{});
+    }
   }
   /// The first figure that cannot be, as a sentence; empty where all can.
   std::string look() {
     const cache_stats stats = ladder_.cache().stats();
     if (stats.pins > 1'000'000) return "the number of pins is negative";
+    if (stats.hot_bytes_peak > ladder_.setup.capacities[0])
+      return "slots and staging have taken more than tier 0's capacity";
     for (std::size_t t = 0; t < stats.tiers.size(); ++t) {
       const tier_stats& tier = stats.tiers[t];
       // A tier that was made smaller may be overfull, and then only gives back.
@@ -128,19 +129,35 @@ class simulation_watch {
       const faulty_device* device = ladder_.rungs[t].device.get();
       if (device == nullptr) continue;
       if (tier.capacity_bytes > device->capacity()) return "a tier says that it is larger than its device";
-      const std::uint64_t failures = failed_writes(*device) - begin_[t];
+      const std::uint64_t failures = failed(*device) - begin_[t].failed;
       if (tier.failed_stores < failures || ladder_.cache().health(t).failures < failures)
         return "stores to tier " + std::to_string(t) + " have failed, and its figures do not say so";
     }
     return {};
   }
+  /// The same while nothing is on its way.
+  std::string look_at_rest() {
+    const cache_stats stats = ladder_.cache().stats();
+    for (std::size_t t = 0; t < stats.tiers.size(); ++t)
+      if (const faulty_device* device = ladder_.rungs[t].device.get();
+          device != nullptr && stats.tiers[t].stores > stored(*device) - begin_[t].stored)
+        return "tier " + std::to_string(t) + " counts stores that its device has not seen";
+    return {};
+  }
 
  private:
-  static std::uint64_t failed_writes(const faulty_device& d) noexcept {
+  struct writes {
+    std::uint64_t failed = 0, stored = 0;
+  };
+  static std::uint64_t failed(const faulty_device& d) noexcept {
     return d.seen(device_call::write).failed + d.seen(device_call::sync).failed;
   }
+  static std::uint64_t stored(const faulty_device& d) noexcept {
+    return d.seen(device_call::write).succeeded;
+  }
+
   simulated_ladder& ladder_;
-  std::vector<std::uint64_t> begin_;
+  std::vector<writes> begin_;  // what the devices had seen before
   std::array<std::size_t, max_tiers> resident_{};
 };
 

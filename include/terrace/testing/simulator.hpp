@@ -285,6 +285,7 @@ class simulator {
     }
     for (const extent& e : borrowed_) audit.add_borrowed(e.bytes);
     violate(audit.compare());
+    violate(watch_->look_at_rest());
   }
 
   // --- The verbs: testing/simulator_verbs.hpp.
