@@ -246,6 +246,7 @@ class faulty {
     headers.insert_or_assign(e.offset, h);
     return true;
   }
+  void unlabel(extent e) noexcept { calls_.headers().erase(e.offset); }
   template <class Visitor>
   void scan(Visitor visitor) {
     std::vector<extent_header> found;

@@ -96,8 +96,10 @@ class simulator {
   // --- Opening and closing.
 
   void open() {
-    if (const auto opened = ladder_.open(ctx_); !opened)
-      return violate("a cache cannot be opened: " + opened.error().message());
+    between_ = true;
+    const auto opened = ladder_.open(ctx_);
+    between_ = false;
+    if (!opened) return violate("a cache cannot be opened: " + opened.error().message());
     watch_.emplace(ladder_);
   }
   void drive_until_nothing_waits() {
@@ -123,9 +125,9 @@ class simulator {
     for (const extent& e : std::exchange(borrowed_, {})) control().give_back(e);
     for (simulated_sequence& s : sequences_) s.open.reset();
     sequences_.clear();
-    closing_ = true;
+    between_ = true;
     ladder_.close();
-    closing_ = false;
+    between_ = false;
     model_.forget_ids();
   }
   void reopen(bool crash) {
@@ -133,7 +135,7 @@ class simulator {
     if (!violation_.empty()) return;
     open();
     if (!violation_.empty()) return;
-    if (std::exchange(struck_while_closing_, false))
+    if (std::exchange(struck_between_, false))
       for (auto& [number, named] : model_.names) named.struck = true;
     auto names = std::exchange(model_.names, {}), forgotten = std::exchange(model_.forgotten, {});
     for (const auto& [number, named] : names)
@@ -157,8 +159,8 @@ class simulator {
 
   void strike(std::size_t tier, device_call call, std::uint64_t at, fault what) {
     ++counts.faults;
-    if (closing_) {  // nobody can be asked which block that was
-      struck_while_closing_ = true;
+    if (between_) {  // nobody can be asked which block that was
+      struck_between_ = true;
       return;
     }
     if (what == fault::stall) {
@@ -330,7 +332,7 @@ class simulator {
   std::vector<extent> borrowed_;
   context::clock::time_point late_until_{};
   std::uint64_t step_ = 0, next_name_ = 0;
-  bool closing_ = false, struck_while_closing_ = false;
+  bool between_ = false, struck_between_ = false;  // while the cache is opened or closed
   std::string violation_;
 };
 
