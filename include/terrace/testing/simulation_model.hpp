@@ -58,15 +58,15 @@ class simulated_acquire {
   acquire_sender::operation<receiver> operation_;
 };
 
-/// A flush of a simulated engine, and the names that it has to make durable.
+/// A flush of a simulated engine, the names that it has to make durable, and those that must not come back after it.
 class simulated_flush {
  public:
-  simulated_flush(kv_store& cache, std::vector<std::uint64_t> n)
-      : names(std::move(n)), operation_(cache.flush().connect(receiver{this})) {}
+  simulated_flush(kv_store& cache, std::vector<std::uint64_t> n, std::vector<std::uint64_t> f = {})
+      : names(std::move(n)), forgotten(std::move(f)), operation_(cache.flush().connect(receiver{this})) {}
   simulated_flush(simulated_flush&&) = delete;
   void start() noexcept { operation_.start(); }
 
-  const std::vector<std::uint64_t> names;
+  const std::vector<std::uint64_t> names, forgotten;
   std::optional<result<void>> outcome;
 
  private:
@@ -95,6 +95,7 @@ class simulation_model {
     simulated_content content;
     bool struck = false;   ///< a fault has hit some copy of it: it may be lost
     bool durable = false;  ///< a flush has covered it
+    bool gone = false;     ///< a flush has covered that it was forgotten
   };
 
   /// The block of a sequence at `index` of a row, as its stamps say. Precondition: it is sealed.

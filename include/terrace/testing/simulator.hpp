@@ -40,7 +40,7 @@ struct simulation_counts {
 /// - a block that is handed out has the right bytes, when it is acquired and until it is released
 /// - a block is lost only where a fault has struck a copy of it, or late where something stalls
 /// - no tier grows beyond its capacity; stores that fail are counted, and show in the tier's health
-/// - what a flush has covered is found again after a power cut
+/// - what a flush has covered is found again after a power cut, and what was forgotten before it is not
 /// and whenever nothing is on its way:
 /// - nobody waits; references, pins, staging and room are exactly what the users of the cache hold
 class simulator {
@@ -140,7 +140,7 @@ class simulator {
     auto names = std::exchange(model_.names, {}), forgotten = std::exchange(model_.forgotten, {});
     for (const auto& [number, named] : names)
       find_again(number, named, named.durable && !named.struck, false);
-    for (const auto& [number, named] : forgotten) find_again(number, named, false, !crash);
+    for (const auto& [number, named] : forgotten) find_again(number, named, false, !crash || named.gone);
   }
   void find_again(std::uint64_t number, simulation_model::named_block named, bool must, bool must_not) {
     const auto id = cache().find(model_.key(number));
@@ -258,6 +258,9 @@ class simulator {
           counts.durable += found->second.durable ? 0 : 1;
           found->second.durable = true;
         }
+      for (const std::uint64_t number : f->forgotten)
+        if (const auto found = model_.forgotten.find(number); *f->outcome && found != model_.forgotten.end())
+          found->second.gone = true;
       f = flushes_.erase(f);
     }
   }

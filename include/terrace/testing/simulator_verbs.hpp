@@ -208,9 +208,10 @@ inline void simulator::hint_at(const simulated_operation& o) {
 
 inline void simulator::flush() {
   if (flushes_.size() >= 3) return;
-  std::vector<std::uint64_t> names;
+  std::vector<std::uint64_t> names, forgotten;
   for (const auto& [number, named] : model_.names) names.push_back(number);
-  flushes_.emplace_back(cache(), std::move(names));
+  for (const auto& [number, named] : model_.forgotten) forgotten.push_back(number);
+  flushes_.emplace_back(cache(), std::move(names), std::move(forgotten));
   flushes_.back().start();
 }
 
