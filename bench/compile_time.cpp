@@ -1,6 +1,7 @@
 // What Terrace costs to compile: a translation unit that opens a cache of four tiers, and one that attends over it as
-// well, beside one that only includes terrace.hpp, with each compiler that was found when this was configured. Seconds are of
-// the processor and not of the clock, so that a busy machine does not change them much; memory is the compiler's peak.
+// well, as headers alone and with TERRACE_PREBUILT, beside one that only includes terrace.hpp, with each compiler that
+// was found when this was configured. Seconds are of the processor and not of the clock, so that a busy machine does
+// not change them much; memory is the compiler's peak.
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -59,8 +60,8 @@ struct cost {
 // A source in a folder of its own, compiled with one command; the folder goes at the end.
 class compilation {
  public:
-  compilation(std::vector<std::string> command, const std::string& flag, std::string_view extension,
-              std::string_view source)
+  compilation(std::vector<std::string> command, const std::vector<std::string>& flags,
+              std::string_view extension, std::string_view source)
       : command_(std::move(command)) {
     char name[] = "/tmp/terrace-compile-XXXXXX";
     if (::mkdtemp(name) == nullptr) give_up("a folder for the sources cannot be made");
@@ -71,7 +72,8 @@ class compilation {
     if (file == nullptr || std::fwrite(source.data(), 1, source.size(), file) != source.size() ||
         std::fclose(file) != 0)
       give_up("a source cannot be written");
-    command_.insert(command_.end(), {flag, "-c", source_, "-o", object_});
+    command_.insert(command_.end(), flags.begin(), flags.end());
+    command_.insert(command_.end(), {"-c", source_, "-o", object_});
   }
   compilation(compilation&&) = delete;
   ~compilation() {
@@ -113,7 +115,7 @@ class compilation {
 struct unit {
   std::string name;
   std::string_view source;
-  std::string flag = "-UATTEND";
+  std::vector<std::string> flags = {};
   std::optional<double> promised = {};  // seconds
 };
 void measure(bench::report& out, const std::string& compiler, const std::vector<std::string>& command,
@@ -123,7 +125,7 @@ void measure(bench::report& out, const std::string& compiler, const std::vector<
     return;
   std::vector<std::unique_ptr<compilation>> compilations;
   for (const unit& u : units)
-    compilations.push_back(std::make_unique<compilation>(command, u.flag, extension, u.source));
+    compilations.push_back(std::make_unique<compilation>(command, u.flags, extension, u.source));
   std::vector<std::vector<double>> seconds(units.size()), memory(units.size());
   const int rounds = std::min(out.rounds(), 7);  // each takes most of a minute
   for (int round = 0; round < rounds; ++round)
@@ -155,12 +157,15 @@ int main(int argc, char** argv) {
     return more;
   };
   const unit bare{"include alone", include_only}, opened{"four tiers", four_tiers};
-  unit promised = opened;
-  if (TERRACE_CXX_IS_GNU) promised.promised = 4.0;
-  const unit attended{"four tiers, attention", four_tiers, "-DATTEND"};
-  measure(out, TERRACE_CXX_NAME, with(TERRACE_CXX), "cpp", {bare, promised, attended});
+  const unit attended{"four tiers, attention", four_tiers, {"-DATTEND"}};
+  unit prebuilt{"four tiers, prebuilt", four_tiers, {"-DTERRACE_PREBUILT"}};
+  if (TERRACE_CXX_IS_GNU) prebuilt.promised = 4.0;
+  const unit attended_prebuilt{
+      "four tiers, attention, prebuilt", four_tiers, {"-DATTEND", "-DTERRACE_PREBUILT"}};
+  measure(out, TERRACE_CXX_NAME, with(TERRACE_CXX), "cpp",
+          {bare, opened, prebuilt, attended, attended_prebuilt});
 #if defined(TERRACE_CLANG)
-  measure(out, "clang++", with(TERRACE_CLANG), "cpp", {bare, opened});
+  measure(out, "clang++", with(TERRACE_CLANG), "cpp", {bare, opened, prebuilt});
 #endif
 #if defined(TERRACE_NVCC)
   measure(out, "nvcc", with(TERRACE_NVCC, {"--extended-lambda", "--expt-relaxed-constexpr", "-w"}), "cu",

@@ -15,4 +15,5 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/terrace-config-version.cm
 install(TARGETS terrace EXPORT terrace-targets FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT terrace-targets NAMESPACE terrace:: DESTINATION ${package_directory})
 install(FILES ${PROJECT_BINARY_DIR}/terrace-config.cmake ${PROJECT_BINARY_DIR}/terrace-config-version.cmake
-              ${PROJECT_SOURCE_DIR}/cmake/terrace-dependencies.cmake DESTINATION ${package_directory})
+              ${PROJECT_SOURCE_DIR}/cmake/terrace-dependencies.cmake
+              ${PROJECT_SOURCE_DIR}/cmake/terrace-prebuilt.cmake DESTINATION ${package_directory})

@@ -2,7 +2,7 @@
 // START HERE: the composed cache. The path of a block from here: sequence.hpp (reserve, commit) >
 // cache/planner.hpp (write-behind, demotion, promotion) > policy/ (who leaves) > transfer/ (route, engine) >
 // codec/ > medium/; and back: cache/acquire.hpp > cache/lease.hpp > attention/stream.hpp >
-// attention/attend.hpp > attention/partial_state.hpp.
+// attention/attend.hpp > attention/partial_state.hpp. NAME_body.hpp has the functions of NAME.hpp.
 #include <cstddef>
 #include <tuple>
 

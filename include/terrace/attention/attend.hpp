@@ -3,9 +3,10 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "terrace/attention/kernel.hpp"
+#include "terrace/attention/attend_item.hpp"
 #include "terrace/attention/partial_state.hpp"
 #include "terrace/attention/query_tile.hpp"
+#include "terrace/attention/visible_tokens.hpp"
 #include "terrace/core/config.hpp"
 #include "terrace/core/cpu.hpp"
 #include "terrace/core/error.hpp"
@@ -90,12 +91,7 @@ inline void attend(const query_tile& tile, const block_view& block, partial_stat
       .first_query = first_query,
       .count = queries,
   };
-#if TERRACE_X86
-  if (set == isa::avx512) return kernels::avx512::attend(item);
-  if (set == isa::avx2) return kernels::avx2::attend(item);
-#endif
-  static_cast<void>(set);
-  kernels::portable::attend(item);
+  kernels::attend(item, set);
 }
 
 }  // namespace terrace

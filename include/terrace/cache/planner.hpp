@@ -428,6 +428,7 @@ class planner {
 
 }  // namespace terrace
 
+#if !defined(TERRACE_PREBUILT)
 #include "terrace/cache/planner_cached.hpp"      // IWYU pragma: export
 #include "terrace/cache/planner_durability.hpp"  // IWYU pragma: export
 #include "terrace/cache/planner_health.hpp"      // IWYU pragma: export
@@ -436,3 +437,4 @@ class planner {
 #include "terrace/cache/planner_reads.hpp"       // IWYU pragma: export
 #include "terrace/cache/planner_restore.hpp"     // IWYU pragma: export
 #include "terrace/cache/planner_upkeep.hpp"      // IWYU pragma: export
+#endif

@@ -4,22 +4,23 @@
 #include <utility>
 
 #include "terrace/cache/planner.hpp"
+#include "terrace/core/config.hpp"
 
 namespace terrace {
 
 // Whether anybody refers to a block decides who has charge of it.
-inline void planner::settle_all(std::uint32_t block) {
+TERRACE_BODY void planner::settle_all(std::uint32_t block) {
   block_record& r = blocks_[block];
   blocks_.mark_idle(block, r.refs == 0 && r.cached != index_link::none);
   for (std::size_t t = 0; t < tiers(); ++t)
     if (r.copies[t].now != state::absent) settle(block, t);
 }
 
-inline void planner::add_ref(std::uint32_t block) {
+TERRACE_BODY void planner::add_ref(std::uint32_t block) {
   if (blocks_[block].refs++ == 0) settle_all(block);
 }
 
-inline void planner::cache_block(std::uint32_t block, std::uint32_t entry, std::uint64_t key) {
+TERRACE_BODY void planner::cache_block(std::uint32_t block, std::uint32_t entry, std::uint64_t key) {
   block_record& r = blocks_[block];
   TERRACE_ASSERT(r.now == block_record::phase::sealed, "only sealed blocks can be cached");
   TERRACE_ASSERT(r.cached == index_link::none, "a block was cached twice");
@@ -32,27 +33,27 @@ inline void planner::cache_block(std::uint32_t block, std::uint32_t entry, std::
   settle_all(block);
 }
 
-inline void planner::uncache_block(std::uint32_t block) {
+TERRACE_BODY void planner::uncache_block(std::uint32_t block) {
   TERRACE_ASSERT(blocks_[block].cached != index_link::none, "a block was taken out of the cached ones twice");
   blocks_[block].cached = index_link::none;
   settle_all(block);
   collect(block);
 }
 
-inline bool planner::resident(block_id id) const noexcept {
+TERRACE_BODY bool planner::resident(block_id id) const noexcept {
   const block_record& r = blocks_[id.index];
   return r.generation == id.generation && r.now == block_record::phase::sealed &&
          (blocks_.best_copy(r) != tiers() || r.copies[0].now == state::filling);
 }
 
 // The index is told when it next asks: here, in the middle of a move, nobody else's blocks may change.
-inline void planner::expire(std::uint32_t block) {
+TERRACE_BODY void planner::expire(std::uint32_t block) {
   expired_.push_back(std::exchange(blocks_[block].cached, index_link::none));
   blocks_.mark_idle(block, false);
 }
 
 // A copy leaves its tier for good; with it the block, where nobody refers to it and no farther tier has it.
-inline void planner::let_go(std::uint32_t block, std::size_t tier) {
+TERRACE_BODY void planner::let_go(std::uint32_t block, std::size_t tier) {
   block_record& r = blocks_[block];
   const bool cached = r.cached != index_link::none;
   if (r.refs == 0 && !(cached && blocks_.saved_below(r, tier))) {
@@ -65,7 +66,7 @@ inline void planner::let_go(std::uint32_t block, std::size_t tier) {
 
 // The victim is referred to and can go nowhere: one that nobody refers to may stand behind it. O(cached blocks that
 // nobody refers to), and only where all tiers below are full or fail.
-inline planner::room planner::vacate_idle(std::size_t tier) {
+TERRACE_BODY planner::room planner::vacate_idle(std::size_t tier) {
   std::uint32_t block = blocks_.first_idle();
   while (block != index_link::none && !blocks_[block].copies[tier].in_policy)
     block = blocks_.next_idle(block);

@@ -6,13 +6,14 @@
 #include <utility>
 
 #include "terrace/cache/planner.hpp"
+#include "terrace/core/config.hpp"
 #include "terrace/medium/disk_format.hpp"
 
 namespace terrace {
 
 // --- Names.
 
-inline result<void> planner::name(block_id id, block_key key) {
+TERRACE_BODY result<void> planner::name(block_id id, block_key key) {
   block_record* const r = blocks_.find(id);
   if (r == nullptr || r->now != block_record::phase::sealed)
     return fail(errc::invalid_argument, "only sealed blocks can have names");
@@ -33,13 +34,13 @@ inline result<void> planner::name(block_id id, block_key key) {
   return {};
 }
 
-inline std::optional<block_id> planner::find(block_key key) const noexcept {
+TERRACE_BODY std::optional<block_id> planner::find(block_key key) const noexcept {
   const auto found = names_.find(key);
   if (found == names_.end()) return std::nullopt;
   return id_of(found->second);
 }
 
-inline void planner::forget(block_key key) {
+TERRACE_BODY void planner::forget(block_key key) {
   const auto found = names_.find(key);
   if (found == names_.end()) return;
   const std::uint32_t block = found->second;
@@ -60,7 +61,7 @@ inline void planner::forget(block_key key) {
 
 // Whether this copy is all that would be left of a named block after a crash: it may not go before another one is
 // durable.
-inline bool planner::guarded(const block_record& r, std::size_t tier) const noexcept {
+TERRACE_BODY bool planner::guarded(const block_record& r, std::size_t tier) const noexcept {
   if (!r.name.valid() || !keepers_[tier]) return false;
   for (std::size_t t = 0; t < tiers(); ++t)
     if (t != tier && r.copies[t].durable) return false;
@@ -68,7 +69,7 @@ inline bool planner::guarded(const block_record& r, std::size_t tier) const noex
 }
 
 // A guarded copy may leave for a farther tier that keeps, unless it has gone there already and awaits the sync.
-inline bool planner::may_leave_keeper(const block_record& r, std::size_t tier) const noexcept {
+TERRACE_BODY bool planner::may_leave_keeper(const block_record& r, std::size_t tier) const noexcept {
   if (!guarded(r, tier)) return true;
   bool somewhere = false;
   for (std::size_t t = tier + 1; t < tiers(); ++t) {
@@ -78,7 +79,7 @@ inline bool planner::may_leave_keeper(const block_record& r, std::size_t tier) c
   return somewhere;
 }
 
-inline std::size_t planner::next_keeper(std::size_t from) const noexcept {
+TERRACE_BODY std::size_t planner::next_keeper(std::size_t from) const noexcept {
   std::size_t t = from + 1;
   while (t < tiers() && (!keepers_[t] || !takes_blocks(t))) ++t;
   return t;
@@ -86,7 +87,7 @@ inline std::size_t planner::next_keeper(std::size_t from) const noexcept {
 
 // --- Flush: first every named block gets a copy in a tier that keeps, then those tiers are synced.
 
-inline void planner::start_keeping() {
+TERRACE_BODY void planner::start_keeping() {
   if (flushes_ == nullptr || keep_failure_) return;
   for (; !to_keep_.empty(); to_keep_.pop_front()) {
     const block_id id = to_keep_.front();
@@ -106,11 +107,11 @@ inline void planner::start_keeping() {
   }
 }
 
-inline bool planner::may_sync(std::size_t tier) const noexcept {
+TERRACE_BODY bool planner::may_sync(std::size_t tier) const noexcept {
   return keepers_[tier] && !syncs_[tier].under_way && tiers_[tier]->breaker.admits_sync(context_.now());
 }
 
-inline void planner::start_sync() {
+TERRACE_BODY void planner::start_sync() {
   sync_wanted_ = false;
   names_syncing_ = std::exchange(names_taken_, false);
   std::array<bool, max_tiers> ready{};
@@ -158,7 +159,7 @@ inline void planner::start_sync() {
     if (ready[t]) begin_sync(t);
 }
 
-inline void planner::begin_sync(std::size_t tier) {
+TERRACE_BODY void planner::begin_sync(std::size_t tier) {
   keeper_sync& s = syncs_[tier];
   s.owner = this;
   s.tier = tier;
@@ -175,7 +176,7 @@ inline void planner::begin_sync(std::size_t tier) {
 
 // A sync that passes its deadline has failed for those who wait for it. There is no other one of that tier before it
 // has really ended.
-inline void planner::give_up_syncs(context::clock::time_point now) {
+TERRACE_BODY void planner::give_up_syncs(context::clock::time_point now) {
   constexpr error late{errc::deadline, "a sync has passed its deadline"};
   for (std::size_t t = 0; t < tiers(); ++t) {
     keeper_sync& s = syncs_[t];
@@ -189,7 +190,7 @@ inline void planner::give_up_syncs(context::clock::time_point now) {
   }
 }
 
-inline void planner::sync_ended(std::size_t tier, const result<void>& outcome) {
+TERRACE_BODY void planner::sync_ended(std::size_t tier, const result<void>& outcome) {
   syncs_[tier].under_way = false;
   if (outcome)
     tiers_[tier]->breaker.succeeded(circuit_breaker::work::sync, syncs_[tier].probe);
@@ -199,7 +200,7 @@ inline void planner::sync_ended(std::size_t tier, const result<void>& outcome) {
   pump();
 }
 
-inline void planner::answer_sync(std::size_t tier, const result<void>& outcome) {
+TERRACE_BODY void planner::answer_sync(std::size_t tier, const result<void>& outcome) {
   syncs_[tier].waited_for = false;
   if (!outcome) {
     keep_failure_ = outcome.error();
@@ -229,7 +230,7 @@ inline void planner::answer_sync(std::size_t tier, const result<void>& outcome) 
 // --- Opening.
 
 // What a header says is the word of a file: it must fit the layout and the codec, whose buffers are as large as that.
-inline bool planner::adopt(std::size_t tier, extent at, const extent_header& header) {
+TERRACE_BODY bool planner::adopt(std::size_t tier, extent at, const extent_header& header) {
   if (!header.key.valid() || header.group >= layout_.groups.size()) return false;
   const layer_group& g = layout_.groups[header.group];
   const any_codec& codec = tiers_[tier]->what.codec;
@@ -265,14 +266,14 @@ inline bool planner::adopt(std::size_t tier, extent at, const extent_header& hea
   return true;
 }
 
-inline void planner::disown(block_record& r, std::size_t tier) noexcept {
+TERRACE_BODY void planner::disown(block_record& r, std::size_t tier) noexcept {
   if (r.copies[tier].now != state::absent) tiers_[tier]->release(r.copies[tier].where);
   r.copies[tier] = {};
 }
 
 // A crash may have left the header of an extent whose room was in use again already: the block had another copy by
 // then. So of several copies each is read before it counts as one.
-inline void planner::check_copies(block_record& r) {
+TERRACE_BODY void planner::check_copies(block_record& r) {
   const auto present = [](const block_copy& c) { return c.now != state::absent; };
   for (std::size_t t = 0; t < tiers(); ++t)
     if (std::count_if(r.copies.begin(), r.copies.end(), present) > 1 && present(r.copies[t]) &&
@@ -280,7 +281,7 @@ inline void planner::check_copies(block_record& r) {
       disown(r, t);
 }
 
-inline void planner::adopt_kept() {
+TERRACE_BODY void planner::adopt_kept() {
   struct adopter final : tier_control::visitor {
     bool visit(extent at, const extent_header& header) override { return owner->adopt(tier, at, header); }
     planner* owner = nullptr;

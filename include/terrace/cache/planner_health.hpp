@@ -4,31 +4,32 @@
 #include <algorithm>
 
 #include "terrace/cache/planner.hpp"
+#include "terrace/core/config.hpp"
 
 namespace terrace {
 
-inline bool planner::open(std::size_t tier) const noexcept { return tiers_[tier]->capacity() != 0; }
+TERRACE_BODY bool planner::open(std::size_t tier) const noexcept { return tiers_[tier]->capacity() != 0; }
 
-inline bool planner::takes_blocks(std::size_t tier) const noexcept {
+TERRACE_BODY bool planner::takes_blocks(std::size_t tier) const noexcept {
   const circuit_breaker& breaker = tiers_[tier]->breaker;
   // While what hangs has not ended, a probe would only hang as well.
   const bool probe = breaker.health().now != tier_health::state::working;
   return open(tier) && breaker.admits_store(context_.now()) && !(probe && hung_[tier] != 0);
 }
-inline bool planner::admits_load(std::size_t tier) const noexcept {
+TERRACE_BODY bool planner::admits_load(std::size_t tier) const noexcept {
   const circuit_breaker& breaker = tiers_[tier]->breaker;
   return breaker.health().answers || (breaker.admits_load(context_.now()) && hung_[tier] == 0);
 }
 
 // Where a block goes from `from`: the next tier that is there and takes blocks. tiers() where there is none.
-inline std::size_t planner::next_tier(std::size_t from) const noexcept {
+TERRACE_BODY std::size_t planner::next_tier(std::size_t from) const noexcept {
   std::size_t t = from + 1;
   while (t < tiers() && !takes_blocks(t)) ++t;
   return t;
 }
 
 // The best copy below tier 0 that may be read now: the highest fidelity, then the nearest. tiers() where there is none.
-inline std::size_t planner::load_source(const block_record& r, unsigned tried) const noexcept {
+TERRACE_BODY std::size_t planner::load_source(const block_record& r, unsigned tried) const noexcept {
   std::size_t best = tiers();
   for (std::size_t t = 1; t < tiers(); ++t)
     if ((tried >> t & 1) == 0 && r.copies[t].readable() && admits_load(t) &&
@@ -37,12 +38,12 @@ inline std::size_t planner::load_source(const block_record& r, unsigned tried) c
   return best;
 }
 
-inline bool planner::note_begin(std::size_t tier, circuit_breaker::work w) noexcept {
+TERRACE_BODY bool planner::note_begin(std::size_t tier, circuit_breaker::work w) noexcept {
   return tiers_[tier]->breaker.begun(w, context_.now());
 }
 
-inline void planner::note_failure(std::size_t tier, circuit_breaker::work w, const error& cause,
-                                  bool probe) noexcept {
+TERRACE_BODY void planner::note_failure(std::size_t tier, circuit_breaker::work w, const error& cause,
+                                        bool probe) noexcept {
   if (w == circuit_breaker::work::write) ++tiers_[tier]->stats.failed_stores;
   circuit_breaker& breaker = tiers_[tier]->breaker;
   breaker.failed(w, cause, context_.now(), probe);
@@ -50,7 +51,7 @@ inline void planner::note_failure(std::size_t tier, circuit_breaker::work w, con
 }
 
 // A pause may be over, or a sync overdue. Nothing else may happen meanwhile, so that the timer has to say so.
-inline void planner::ring() noexcept {
+TERRACE_BODY void planner::ring() noexcept {
   const auto now = context_.now();
   give_up_syncs(now);
   for (std::size_t t = 0; t < tiers(); ++t)  // as a probe, so that it heals without a flush
@@ -63,7 +64,7 @@ inline void planner::ring() noexcept {
   pump();
 }
 
-inline cache_health planner::health() const {
+TERRACE_BODY cache_health planner::health() const {
   cache_health all;
   bool takes = false, any_below = false;
   for (std::size_t t = 0; t < tiers(); ++t) {

@@ -3,12 +3,13 @@
 #include <utility>
 
 #include "terrace/cache/planner.hpp"
+#include "terrace/core/config.hpp"
 
 namespace terrace {
 
 // --- Loads.
 
-inline void planner::begin_load(std::uint32_t block, extent slot, bool speculative) {
+TERRACE_BODY void planner::begin_load(std::uint32_t block, extent slot, bool speculative) {
   block_record& r = blocks_[block];
   std::size_t from = load_source(r);
   if (from == tiers())
@@ -28,7 +29,7 @@ inline void planner::begin_load(std::uint32_t block, extent slot, bool speculati
   blocks_.mark_to_load(block, true);
 }
 
-inline void planner::start_loads() {
+TERRACE_BODY void planner::start_loads() {
   while (!stopping_ && !loads_full() && blocks_.any_to_load()) {
     const std::uint32_t block = blocks_.first_to_load();
     blocks_.mark_to_load(block, false);
@@ -63,7 +64,7 @@ inline void planner::start_loads() {
 }
 
 // Takes back a load that has not begun and that nobody waits for.
-inline void planner::drop_queued_load(std::uint32_t block) {
+TERRACE_BODY void planner::drop_queued_load(std::uint32_t block) {
   block_record& r = blocks_[block];
   blocks_.mark_to_load(block, false);
   if (std::exchange(r.speculative, false)) --prefetches_;
@@ -74,7 +75,7 @@ inline void planner::drop_queued_load(std::uint32_t block) {
 }
 
 // What comes up from an exclusive tier leaves it, once somebody has a use for it.
-inline void planner::leave_exclusive(std::uint32_t block) {
+TERRACE_BODY void planner::leave_exclusive(std::uint32_t block) {
   block_record& r = blocks_[block];
   for (std::size_t t = 1; t < tiers(); ++t) {
     const block_copy& copy = r.copies[t];
@@ -85,7 +86,7 @@ inline void planner::leave_exclusive(std::uint32_t block) {
 }
 
 // Nobody will bring this block into the slot that was claimed for it; whose the slot is now is the caller's affair.
-inline void planner::lose_load(std::uint32_t block, const error& cause) {
+TERRACE_BODY void planner::lose_load(std::uint32_t block, const error& cause) {
   block_record& r = blocks_[block];
   if (std::exchange(r.speculative, false)) --prefetches_;
   if (r.copies[0].prefetched) ++prefetch_.wasted;
@@ -96,7 +97,7 @@ inline void planner::lose_load(std::uint32_t block, const error& cause) {
 
 // The copy that the load of `block` was to read, and that is not pinned any more, cannot be read: another one takes its
 // place, or who waits is told.
-inline void planner::redirect_load(std::uint32_t block, const error& cause) {
+TERRACE_BODY void planner::redirect_load(std::uint32_t block, const error& cause) {
   block_record& r = blocks_[block];
   const std::size_t other = load_source(r, r.tried);
   if (other == tiers()) {
@@ -109,7 +110,7 @@ inline void planner::redirect_load(std::uint32_t block, const error& cause) {
   blocks_.mark_to_load(block, true);
 }
 
-inline void planner::finish_load(transfer_job& job, const result<void>& outcome) {
+TERRACE_BODY void planner::finish_load(transfer_job& job, const result<void>& outcome) {
   block_record& r = blocks_[job.block];
   block_copy& slot = r.copies[0];
   tier_control& from = *tiers_[job.from];
@@ -148,7 +149,7 @@ inline void planner::finish_load(transfer_job& job, const result<void>& outcome)
 
 // --- The end of a job, and those that do not end.
 
-inline void planner::finished(transfer_job& job, result<void> outcome) {
+TERRACE_BODY void planner::finished(transfer_job& job, result<void> outcome) {
   --(job.to == 0 ? loads_ : stores_);
   if (job.overdue)
     end_quarantine(job);
@@ -161,7 +162,7 @@ inline void planner::finished(transfer_job& job, result<void> outcome) {
 }
 
 // The job goes on by itself, with its extents and the pin on its source; the block goes on without it.
-inline void planner::overdue(transfer_job& job) {
+TERRACE_BODY void planner::overdue(transfer_job& job) {
   constexpr error late{errc::deadline, "a transfer has passed its deadline"};
   job.overdue = true;
   block_record& r = blocks_[job.block];
@@ -206,7 +207,7 @@ inline void planner::overdue(transfer_job& job) {
   pump();
 }
 
-inline void planner::end_quarantine(transfer_job& job) {
+TERRACE_BODY void planner::end_quarantine(transfer_job& job) {
   --(job.to == 0 ? overdue_loads_ : overdue_stores_);
   if (job.begun) --hung_[job.to == 0 ? job.from : job.to];
   tiers_[job.to]->release(job.target);

@@ -4,19 +4,20 @@
 #include <utility>
 
 #include "terrace/cache/planner.hpp"
+#include "terrace/core/config.hpp"
 
 namespace terrace {
 
 // --- Copies: pinned, in the policy's charge, dropped.
 
-inline void planner::pin(std::uint32_t block, std::size_t tier) {
+TERRACE_BODY void planner::pin(std::uint32_t block, std::size_t tier) {
   block_copy& copy = blocks_[block].copies[tier];
   if (std::exchange(copy.in_policy, false)) tiers_[tier]->remove(block);
   ++copy.pins;
   ++pins_;
 }
 
-inline void planner::unpin(std::uint32_t block, std::size_t tier) {
+TERRACE_BODY void planner::unpin(std::uint32_t block, std::size_t tier) {
   block_record& r = blocks_[block];
   TERRACE_ASSERT(r.copies[tier].pins > 0, "a block was unpinned more often than pinned");
   --pins_;
@@ -27,7 +28,7 @@ inline void planner::unpin(std::uint32_t block, std::size_t tier) {
 
 // Puts a copy into its policy's charge, or takes it out, as its state now says; and a block that only tier 0
 // has into the write-behind queue. Called whenever any of what it looks at has changed.
-inline void planner::settle(std::uint32_t block, std::size_t tier) {
+TERRACE_BODY void planner::settle(std::uint32_t block, std::size_t tier) {
   block_record& r = blocks_[block];
   block_copy& copy = r.copies[tier];
   const bool at_rest = r.now == block_record::phase::sealed && copy.now == state::resident;
@@ -61,7 +62,7 @@ inline void planner::settle(std::uint32_t block, std::size_t tier) {
 }
 
 // Evicted: its room was needed, and it may be asked for again.
-inline void planner::drop_copy(std::uint32_t block, std::size_t tier, departure why) {
+TERRACE_BODY void planner::drop_copy(std::uint32_t block, std::size_t tier, departure why) {
   block_record& r = blocks_[block];
   block_copy& copy = r.copies[tier];
   TERRACE_ASSERT(copy.pins == 0, "a pinned copy was dropped");
@@ -80,7 +81,7 @@ inline void planner::drop_copy(std::uint32_t block, std::size_t tier, departure 
 }
 
 // Lets a block go that nobody refers to, as far as nothing reads or writes it still.
-inline void planner::collect(std::uint32_t block) {
+TERRACE_BODY void planner::collect(std::uint32_t block) {
   block_record& r = blocks_[block];
   if (r.refs != 0 || r.now == block_record::phase::free) return;
   if (r.loading && r.waiting == nullptr) return drop_queued_load(block);  // which comes back here
@@ -105,7 +106,7 @@ inline void planner::collect(std::uint32_t block) {
 // --- Room.
 
 // A slot in tier 0.
-inline planner::claim planner::claim_slot(std::size_t bytes, need n) {
+TERRACE_BODY planner::claim planner::claim_slot(std::size_t bytes, need n) {
   claim found = claim_room(0, bytes, n);
   if (found.what == room::ready) note_hot_bytes();
   if (found.what == room::impossible && something_may_leave()) found.what = room::pending;
@@ -113,7 +114,7 @@ inline planner::claim planner::claim_slot(std::size_t bytes, need n) {
 }
 
 // Room in a tier: what is free, or what its victims leave behind.
-inline planner::claim planner::claim_room(std::size_t tier, std::size_t bytes, need n) {
+TERRACE_BODY planner::claim planner::claim_room(std::size_t tier, std::size_t bytes, need n) {
   tier_control& t = *tiers_[tier];
   for (;;) {
     if (!n.fresh || t.used() + bytes + headroom(tier, bytes) <= t.capacity())
@@ -127,7 +128,7 @@ inline planner::claim planner::claim_room(std::size_t tier, std::size_t bytes, n
 }
 
 // Takes the victim of a tier out of it: lets it go where that loses nothing, else begins to move it down.
-inline planner::room planner::vacate(std::size_t tier, need n) {
+TERRACE_BODY planner::room planner::vacate(std::size_t tier, need n) {
   const std::uint32_t victim = tiers_[tier]->victim();
   if (victim == index_link::none)
     return sync_wanted_ || syncs_under_way_ != 0 ? room::pending : room::impossible;
@@ -144,7 +145,7 @@ inline planner::room planner::vacate(std::size_t tier, need n) {
 
 // What new tokens leave free of the last of exclusive tiers: a block can come up from it only when one that goes
 // down finds room.
-inline std::size_t planner::headroom(std::size_t tier, std::size_t bytes) const noexcept {
+TERRACE_BODY std::size_t planner::headroom(std::size_t tier, std::size_t bytes) const noexcept {
   return write_behind_ || tier != last_open_ || tier == 0 ? 0
                                                           : std::min(tiers_[tier]->capacity() / 8, 8 * bytes);
 }
@@ -153,8 +154,8 @@ inline std::size_t planner::headroom(std::size_t tier, std::size_t bytes) const 
 
 // To the next tier that can take it: one that is full, with nothing that may leave it, is passed by. `kept`: only to
 // one that keeps.
-inline planner::room planner::start_store(std::uint32_t block, std::size_t from, bool evict, need n,
-                                          bool kept) {
+TERRACE_BODY planner::room planner::start_store(std::uint32_t block, std::size_t from, bool evict, need n,
+                                                bool kept) {
   kept = kept || (evict && guarded(blocks_[block], from));
   room found = room::impossible;
   for (std::size_t to = from; found == room::impossible;) {
@@ -165,8 +166,8 @@ inline planner::room planner::start_store(std::uint32_t block, std::size_t from,
   return found;
 }
 
-inline planner::room planner::start_store_to(std::uint32_t block, std::size_t from, std::size_t to,
-                                             bool evict, need n) {
+TERRACE_BODY planner::room planner::start_store_to(std::uint32_t block, std::size_t from, std::size_t to,
+                                                   bool evict, need n) {
   if (stopping_) return room::impossible;
   if (stores_full()) return overdue_stores_ == stores_ ? room::impossible : room::pending;
   block_record& r = blocks_[block];
@@ -202,7 +203,7 @@ inline planner::room planner::start_store_to(std::uint32_t block, std::size_t fr
   return room::ready;
 }
 
-inline void planner::start_stores() {
+TERRACE_BODY void planner::start_stores() {
   if (!write_behind_ && flushes_ == nullptr) return make_room_ahead();
   while (blocks_.any_unsaved()) {
     const std::uint32_t block = blocks_.first_unsaved();
@@ -216,7 +217,7 @@ inline void planner::start_stores() {
 
 // Above an exclusive tier, and once tier 0 has been full: a few blocks leave it before their slots are asked for, so
 // that who asks does not wait for a transfer.
-inline void planner::make_room_ahead() {
+TERRACE_BODY void planner::make_room_ahead() {
   tier_control& hot = *tiers_[0];
   const std::size_t spare = hot.capacity() / 8;
   while (pressed_ && hot.capacity() + leaving_[0] < hot.used() + spare) {
@@ -226,7 +227,7 @@ inline void planner::make_room_ahead() {
   }
 }
 
-inline bool planner::shrink_target(transfer_job& job, std::size_t bytes) {
+TERRACE_BODY bool planner::shrink_target(transfer_job& job, std::size_t bytes) {
   if (job.overdue) return true;
   tier_control& tier = *tiers_[job.to];
   tier.release(job.target);
@@ -237,7 +238,7 @@ inline bool planner::shrink_target(transfer_job& job, std::size_t bytes) {
   return smaller.has_value();
 }
 
-inline void planner::finish_store(transfer_job& job, const result<void>& outcome) {
+TERRACE_BODY void planner::finish_store(transfer_job& job, const result<void>& outcome) {
   block_record& r = blocks_[job.block];
   block_copy& source = r.copies[job.from];
   block_copy& target = r.copies[job.to];

@@ -5,11 +5,12 @@
 #include <utility>
 
 #include "terrace/cache/planner.hpp"
+#include "terrace/core/config.hpp"
 
 namespace terrace {
 
-inline planner::planner(context& ctx, kv_layout layout, std::span<tier_control* const> tiers,
-                        transfer_port& transfers, options o)
+TERRACE_BODY planner::planner(context& ctx, kv_layout layout, std::span<tier_control* const> tiers,
+                              transfer_port& transfers, options o)
     : context_(ctx),
       layout_(std::move(layout)),
       tiers_(tiers),
@@ -23,17 +24,17 @@ inline planner::planner(context& ctx, kv_layout layout, std::span<tier_control* 
   choose_inclusions();
 }
 
-inline planner::~planner() {
+TERRACE_BODY planner::~planner() {
   TERRACE_ASSERT(loads_ + stores_ == 0, "a planner ended with transfers on their way");
   TERRACE_ASSERT(pins_ == 0, "a cache ended before the sequences, leases and reservations that use it");
 }
 
-inline transfer_job& planner::take_job() noexcept {
+TERRACE_BODY transfer_job& planner::take_job() noexcept {
   TERRACE_ASSERT(free_jobs_ != nullptr, "more transfers than jobs");
   return *std::exchange(free_jobs_, free_jobs_->next);
 }
 
-inline void planner::grow() {
+TERRACE_BODY void planner::grow() {
   if (blocks_.size() <= grown_) return;
   grown_ = std::max<std::size_t>(64, blocks_.size() * 2);
   for (tier_control* tier : tiers_) tier->grow(grown_);
@@ -41,7 +42,7 @@ inline void planner::grow() {
 
 // --- The round of everything that may have become possible.
 
-inline void planner::pump() {
+TERRACE_BODY void planner::pump() {
   again_ = true;
   if (pumping_) return;
   pumping_ = true;
@@ -58,14 +59,14 @@ inline void planner::pump() {
   complete_ready();
 }
 
-inline void planner::complete_ready() {
+TERRACE_BODY void planner::complete_ready() {
   while (acquire_request* r = ready_.pop()) {
     r->now = acquire_request::phase::ended;
     r->done(r);
   }
 }
 
-inline void planner::queue::erase(acquire_request& r) noexcept {
+TERRACE_BODY void planner::queue::erase(acquire_request& r) noexcept {
   acquire_request* before = nullptr;
   for (acquire_request* at = head; at != nullptr; before = at, at = at->next) {
     if (at != &r) continue;
@@ -77,13 +78,13 @@ inline void planner::queue::erase(acquire_request& r) noexcept {
 
 // --- Acquires.
 
-inline void planner::request(acquire_request& r) {
+TERRACE_BODY void planner::request(acquire_request& r) {
   r.now = acquire_request::phase::queued;
   line_.push(r);
   pump();
 }
 
-inline void planner::serve_line() {
+TERRACE_BODY void planner::serve_line() {
   while (acquire_request* const first = line_.head) {
     acquire_request* const rest = first->next;  // serving may put it into the queue of those that are ready
     if (!serve(*first)) return;
@@ -93,7 +94,7 @@ inline void planner::serve_line() {
 
 // The best copy that attention reads where it is: the highest fidelity, then the nearest. tiers() where none
 // is.
-inline std::size_t planner::readable_copy(const block_record& r, lease_form form) const noexcept {
+TERRACE_BODY std::size_t planner::readable_copy(const block_record& r, lease_form form) const noexcept {
   std::size_t best = tiers();
   for (std::size_t t = 0; t < tiers(); ++t)
     if (r.copies[t].readable() &&
@@ -104,11 +105,11 @@ inline std::size_t planner::readable_copy(const block_record& r, lease_form form
   return best;
 }
 
-inline bool planner::needs_slot(block_id id, lease_form form) const noexcept {
+TERRACE_BODY bool planner::needs_slot(block_id id, lease_form form) const noexcept {
   return readable_copy(blocks_[id.index], form) == tiers();
 }
 
-inline leased_block planner::readable_now(block_id id, lease_form form) noexcept {
+TERRACE_BODY leased_block planner::readable_now(block_id id, lease_form form) noexcept {
   const block_record& r = blocks_[id.index];
   const std::size_t t = readable_copy(r, form);
   if (t == tiers()) return {.id = id, .quality = {}};
@@ -120,7 +121,7 @@ inline leased_block planner::readable_now(block_id id, lease_form form) noexcept
 }
 
 // Gives the first in line all that it needs, or nothing. False: it has to wait for a transfer.
-inline bool planner::serve(acquire_request& r) {
+TERRACE_BODY bool planner::serve(acquire_request& r) {
   if (r.record == nullptr) r.record = take_record(r.wanted.size());
   std::size_t i = 0;
   for (lease_entry& e : r.record->entries) {
@@ -214,7 +215,7 @@ inline bool planner::serve(acquire_request& r) {
   return true;
 }
 
-inline void planner::count_demand(std::uint32_t block, std::size_t tier) {
+TERRACE_BODY void planner::count_demand(std::uint32_t block, std::size_t tier) {
   block_copy& copy = blocks_[block].copies[tier];
   if (std::exchange(copy.prefetched, false)) {
     ++prefetch_.used;
@@ -226,7 +227,7 @@ inline void planner::count_demand(std::uint32_t block, std::size_t tier) {
 }
 
 // The load of `block` has ended: well, or because of `cause`.
-inline void planner::answer_waiting(std::uint32_t block, const error* cause) {
+TERRACE_BODY void planner::answer_waiting(std::uint32_t block, const error* cause) {
   block_record& b = blocks_[block];
   lease_entry* e = std::exchange(b.waiting, nullptr);
   while (e != nullptr) {
@@ -247,12 +248,12 @@ inline void planner::answer_waiting(std::uint32_t block, const error* cause) {
   }
 }
 
-inline void planner::make_ready(acquire_request& r) {
+TERRACE_BODY void planner::make_ready(acquire_request& r) {
   r.now = acquire_request::phase::ready;
   ready_.push(r);
 }
 
-inline void planner::cancel(acquire_request& r) {
+TERRACE_BODY void planner::cancel(acquire_request& r) {
   using phase = acquire_request::phase;
   if (r.now == phase::queued) line_.erase(r);
   if (r.now == phase::ready) ready_.erase(r);
@@ -262,7 +263,7 @@ inline void planner::cancel(acquire_request& r) {
   pump();
 }
 
-inline void planner::abandon(acquire_request& r) {
+TERRACE_BODY void planner::abandon(acquire_request& r) {
   for (lease_entry& e : r.record->entries) {
     if (e.now == lease_entry::state::pinned) unpin(e.id.index, e.tier);
     if (e.now != lease_entry::state::waiting) continue;
@@ -275,14 +276,14 @@ inline void planner::abandon(acquire_request& r) {
   }
 }
 
-inline void planner::release(lease_record* record) {
+TERRACE_BODY void planner::release(lease_record* record) {
   for (const lease_entry& e : record->entries)
     if (e.now == lease_entry::state::pinned) unpin(e.id.index, e.tier);
   give_back(record);
   pump();
 }
 
-inline void planner::release(lease_record* record, std::uint8_t tier) {
+TERRACE_BODY void planner::release(lease_record* record, std::uint8_t tier) {
   for (lease_entry& e : record->entries) {
     if (e.now != lease_entry::state::pinned || e.tier != tier) continue;
     unpin(e.id.index, tier);
@@ -292,15 +293,15 @@ inline void planner::release(lease_record* record, std::uint8_t tier) {
   pump();
 }
 
-inline void lease::release_tier(std::uint8_t tier) noexcept {
+TERRACE_BODY void lease::release_tier(std::uint8_t tier) noexcept {
   if (record_ != nullptr) record_->owner->release(record_, tier);
 }
 
-inline void lease::release() noexcept {
+TERRACE_BODY void lease::release() noexcept {
   if (lease_record* record = std::exchange(record_, nullptr)) record->owner->release(record);
 }
 
-inline lease_record* planner::take_record(std::size_t entries) {
+TERRACE_BODY lease_record* planner::take_record(std::size_t entries) {
   if (free_records_ == nullptr) {
     free_records_ = &records_.emplace_front();
     free_records_->owner = this;
@@ -310,12 +311,12 @@ inline lease_record* planner::take_record(std::size_t entries) {
   return record;
 }
 
-inline void planner::give_back(lease_record* record) noexcept {
+TERRACE_BODY void planner::give_back(lease_record* record) noexcept {
   record->entries.clear();
   record->next = std::exchange(free_records_, record);
 }
 
-inline planner::prefetch_outcome planner::begin_prefetch(block_id id, lease_form form) {
+TERRACE_BODY planner::prefetch_outcome planner::begin_prefetch(block_id id, lease_form form) {
   const block_record* b = blocks_.find(id);
   if (b == nullptr || b->now != block_record::phase::sealed || b->copies[0].now != state::absent ||
       b->refs == 0)
@@ -328,7 +329,7 @@ inline planner::prefetch_outcome planner::begin_prefetch(block_id id, lease_form
   return prefetch_outcome::begun;
 }
 
-inline std::size_t planner::prefetch(std::span<const block_id> wanted, lease_form form) {
+TERRACE_BODY std::size_t planner::prefetch(std::span<const block_id> wanted, lease_form form) {
   std::size_t begun = 0;
   for (const block_id id : wanted) {
     const prefetch_outcome outcome = begin_prefetch(id, form);
@@ -341,7 +342,7 @@ inline std::size_t planner::prefetch(std::span<const block_id> wanted, lease_for
 
 // --- Blocks that are being written, and room that others use.
 
-inline result<extent> planner::borrow(std::size_t bytes) {
+TERRACE_BODY result<extent> planner::borrow(std::size_t bytes) {
   claim slot = claim_slot(bytes, {.fresh = true});
   while (slot.what == room::pending) {
     context_.wait(context_.now() + std::chrono::seconds(1));
@@ -352,8 +353,9 @@ inline result<extent> planner::borrow(std::size_t bytes) {
   return slot.where;
 }
 
-inline result<std::uint32_t> planner::open_block(std::uint16_t group, std::uint16_t row, std::uint32_t parent,
-                                                 std::uint32_t depth, std::uint32_t turn) {
+TERRACE_BODY result<std::uint32_t> planner::open_block(std::uint16_t group, std::uint16_t row,
+                                                       std::uint32_t parent, std::uint32_t depth,
+                                                       std::uint32_t turn) {
   const auto slot = borrow(layout_.groups[group].block_bytes());
   if (!slot) return propagate(slot.error());
   const std::uint32_t block = blocks_.create();
@@ -371,18 +373,18 @@ inline result<std::uint32_t> planner::open_block(std::uint16_t group, std::uint1
   return block;
 }
 
-inline std::byte* planner::open_data(std::uint32_t block) noexcept {
+TERRACE_BODY std::byte* planner::open_data(std::uint32_t block) noexcept {
   TERRACE_ASSERT(blocks_[block].now == block_record::phase::open, "a sealed block was asked for writing");
   return tiers_[0]->address(blocks_[block].copies[0].where);
 }
 
-inline void planner::seal(std::uint32_t block) {
+TERRACE_BODY void planner::seal(std::uint32_t block) {
   blocks_[block].now = block_record::phase::sealed;
   unpin(block, 0);
   pump();
 }
 
-inline void planner::drop_ref(std::uint32_t block) {
+TERRACE_BODY void planner::drop_ref(std::uint32_t block) {
   block_record& r = blocks_[block];
   TERRACE_ASSERT(r.refs > 0, "a reference to a block was dropped twice");
   if (--r.refs != 0) return;

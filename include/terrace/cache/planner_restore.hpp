@@ -1,10 +1,11 @@
 #pragma once
 // Copies that turn out to be damaged, and lost blocks that are computed anew. Part of cache/planner.hpp.
 #include "terrace/cache/planner.hpp"
+#include "terrace/core/config.hpp"
 
 namespace terrace {
 
-inline result<void> planner::report_damaged(block_id id, std::size_t tier) {
+TERRACE_BODY result<void> planner::report_damaged(block_id id, std::size_t tier) {
   const block_record* const r = blocks_.find(id);
   if (r == nullptr || tier == 0 || tier >= tiers() || r->copies[tier].now == state::absent)
     return fail(errc::invalid_argument, "no tier below tier 0 has a copy there that could be damaged");
@@ -16,7 +17,7 @@ inline result<void> planner::report_damaged(block_id id, std::size_t tier) {
   return {};
 }
 
-inline result<std::byte*> planner::begin_restore(block_id id) {
+TERRACE_BODY result<std::byte*> planner::begin_restore(block_id id) {
   const auto lost = [&] {
     const block_record* const r = blocks_.find(id);
     return r != nullptr && r->now == block_record::phase::sealed && r->copies[0].now == state::absent;
@@ -37,7 +38,7 @@ inline result<std::byte*> planner::begin_restore(block_id id) {
   return tiers_[0]->address(*slot);
 }
 
-inline void planner::end_restore(std::uint32_t block, bool whole) {
+TERRACE_BODY void planner::end_restore(std::uint32_t block, bool whole) {
   block_record& r = blocks_[block];
   if (whole) {
     r.copies[0].now = state::resident;

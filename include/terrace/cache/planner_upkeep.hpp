@@ -5,13 +5,14 @@
 #include <utility>
 
 #include "terrace/cache/planner.hpp"
+#include "terrace/core/config.hpp"
 
 namespace terrace {
 
 // --- Hints.
 
 // Gives a block another standing, in the tiers that have charge of it too.
-inline void planner::rank(std::uint32_t block, standing s) {
+TERRACE_BODY void planner::rank(std::uint32_t block, standing s) {
   block_record& r = blocks_[block];
   if (r.rank == s) return;
   if (r.rank == standing::kept) kept_bytes_ -= slot_bytes(r);
@@ -23,7 +24,7 @@ inline void planner::rank(std::uint32_t block, standing s) {
     if (r.copies[t].now != state::absent) settle(block, t);
 }
 
-inline hint_outcome planner::hint_blocks(std::span<const block_id> blocks, const hint& h) {
+TERRACE_BODY hint_outcome planner::hint_blocks(std::span<const block_id> blocks, const hint& h) {
   const bool timed = h.what == hint::kind::prefetchable || h.what == hint::kind::ttl;
   const auto reject = [this](const char* why) {
     ++hints_.rejected;
@@ -64,7 +65,7 @@ inline hint_outcome planner::hint_blocks(std::span<const block_id> blocks, const
 }
 
 // Hints whose step has come. A prefetch that finds no room is tried again until the step that it is for.
-inline void planner::run_due_hints() {
+TERRACE_BODY void planner::run_due_hints() {
   while (!timed_.empty() && timed_.front().at_step <= step_) {
     const timed_hint due = timed_.front();
     if (blocks_.find(due.id) != nullptr) {
@@ -81,7 +82,7 @@ inline void planner::run_due_hints() {
   }
 }
 
-inline void planner::weigh(std::uint32_t block, float mass) {
+TERRACE_BODY void planner::weigh(std::uint32_t block, float mass) {
   block_record& r = blocks_[block];
   r.mass = mass;
   for (std::size_t t = 0; t < tiers(); ++t)
@@ -89,7 +90,7 @@ inline void planner::weigh(std::uint32_t block, float mass) {
       tiers_[t]->weigh(block, {.step = step_, .mass = mass});
 }
 
-inline void planner::advance_step(std::uint64_t step) {
+TERRACE_BODY void planner::advance_step(std::uint64_t step) {
   if (step <= step_ && step_ != 0) return;
   step_ = step;
   for (tier_control* tier : tiers_) tier->advance_step(step);
@@ -99,7 +100,7 @@ inline void planner::advance_step(std::uint64_t step) {
 // --- Sizes.
 
 // Which tiers keep what tier 0 holds: as told, or by their sizes when the cache is opened.
-inline void planner::choose_inclusions() {
+TERRACE_BODY void planner::choose_inclusions() {
   bool next = true;  // the tier that tier 0's blocks leave for
   for (std::size_t t = 1; t < tiers(); ++t) {
     if (tiers_[t]->capacity() == 0) continue;
@@ -113,7 +114,7 @@ inline void planner::choose_inclusions() {
   }
 }
 
-inline result<void> planner::resize(std::size_t tier, std::size_t bytes) {
+TERRACE_BODY result<void> planner::resize(std::size_t tier, std::size_t bytes) {
   if (tier >= tiers()) return fail(errc::invalid_argument, "there is no such tier to be resized");
   std::size_t own = bytes;
   if (tier == 0) {
@@ -128,7 +129,7 @@ inline result<void> planner::resize(std::size_t tier, std::size_t bytes) {
 }
 
 // A tier that was made smaller lets its victims go until what is left fits.
-inline void planner::shrink_tiers() {
+TERRACE_BODY void planner::shrink_tiers() {
   for (std::size_t t = 0; t < tiers(); ++t)
     while (tiers_[t]->used() > tiers_[t]->capacity() + leaving_[t])
       if (vacate(t, {}) != room::ready) break;
@@ -136,14 +137,14 @@ inline void planner::shrink_tiers() {
 
 // --- Flush, accounts, end.
 
-inline void planner::flush(flush_request& r) {
+TERRACE_BODY void planner::flush(flush_request& r) {
   r.next = std::exchange(flushes_, &r);
   keep_failure_.reset();
   pump();
 }
 
 // A flush is over when nothing is left to save and what has a name is durable, or when that cannot be.
-inline void planner::settle_flushes() {
+TERRACE_BODY void planner::settle_flushes() {
   if (syncs_under_way_ != 0) return;
   const bool at_rest = flushes_ != nullptr && stores_ == overdue_stores_;
   if (sync_wanted_ || (at_rest && !keep_failure_ && (!to_sync_.empty() || names_taken_))) start_sync();
@@ -162,13 +163,13 @@ inline void planner::settle_flushes() {
 }
 
 // What a tier that is set aside has failed with, where there is one.
-inline error planner::why_unsaved() const noexcept {
+TERRACE_BODY error planner::why_unsaved() const noexcept {
   for (std::size_t t = 1; t < tiers(); ++t)
     if (open(t) && health(t).now != tier_health::state::working) return health(t).last;
   return {errc::out_of_capacity, "the tiers below tier 0 have no room for what is to be saved"};
 }
 
-inline cache_stats planner::stats() const {
+TERRACE_BODY cache_stats planner::stats() const {
   cache_stats all;
   for (const tier_control* tier : tiers_) {
     all.tiers.push_back(tier->stats);
@@ -189,7 +190,7 @@ inline cache_stats planner::stats() const {
   return all;
 }
 
-inline void planner::shut_down() {
+TERRACE_BODY void planner::shut_down() {
   stopping_ = true;
   for (;;) {
     // A load that fails queues up for another copy: these come until the last transfer has ended.

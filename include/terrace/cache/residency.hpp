@@ -2,7 +2,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "terrace/cache/hints.hpp"
@@ -89,68 +88,25 @@ class residency {
   const block_record& operator[](std::uint32_t i) const noexcept { return records_[i]; }
 
   /// The record that `id` names, or nullptr where that block is gone. O(1).
-  block_record* find(block_id id) noexcept {
-    if (id.index >= records_.size()) return nullptr;
-    block_record& r = records_[id.index];
-    return r.generation == id.generation && r.now != block_record::phase::free ? &r : nullptr;
-  }
+  block_record* find(block_id id) noexcept;
   block_id id_of(std::uint32_t i) const noexcept { return {i, records_[i].generation}; }
 
   /// Puts an index into use. Amortised O(1): records grow to the most blocks ever alive and are then
   /// recycled.
-  std::uint32_t create() {
-    std::uint32_t i = free_.front();
-    if (i != index_link::none) {
-      free_.erase(links_, i);
-    } else {
-      i = static_cast<std::uint32_t>(records_.size());
-      records_.emplace_back();
-      links_.emplace_back();
-      idle_links_.emplace_back();
-    }
-    const std::uint32_t generation = records_[i].generation;
-    records_[i] = block_record{};
-    records_[i].generation = generation;
-    records_[i].key = private_key(id_of(i));
-    records_[i].now = block_record::phase::open;
-    ++alive_;
-    return i;
-  }
+  std::uint32_t create();
   /// Precondition: no copy, no reference and no queue is left.
-  void recycle(std::uint32_t i) noexcept {
-    block_record& r = records_[i];
-    TERRACE_ASSERT(r.now != block_record::phase::free, "a block was recycled twice");
-    r.now = block_record::phase::free;
-    ++r.generation;
-    --alive_;
-    free_.push_back(links_, i);
-  }
+  void recycle(std::uint32_t i) noexcept;
 
   /// The best copy that can be read from somewhere: the highest fidelity, then the nearest. tiers() where
   /// there is none. `from` skips nearer tiers, `except` those whose bits are set.
-  std::size_t best_copy(const block_record& r, std::size_t from = 0, unsigned except = 0) const noexcept {
-    std::size_t best = tiers_;
-    for (std::size_t t = from; t < tiers_; ++t)
-      if ((except >> t & 1u) == 0 && r.copies[t].readable() &&
-          (best == tiers_ || r.copies[t].quality > r.copies[best].quality))
-        best = t;
-    return best;
-  }
+  std::size_t best_copy(const block_record& r, std::size_t from = 0, unsigned except = 0) const noexcept;
   /// Whether a tier farther than `t` has the block as well.
-  bool saved_below(const block_record& r, std::size_t t) const noexcept {
-    return best_copy(r, t + 1) != tiers_;
-  }
+  bool saved_below(const block_record& r, std::size_t t) const noexcept;
 
   /// Blocks that a prefix index knows and no sequence refers to: the first of them, and the one after `i`.
   std::uint32_t first_idle() const noexcept { return idle_.front(); }
   std::uint32_t next_idle(std::uint32_t i) const noexcept { return idle_links_[i].next; }
-  void mark_idle(std::uint32_t i, bool yes) noexcept {
-    if (std::exchange(records_[i].idle, yes) == yes) return;
-    if (yes)
-      idle_.push_back(idle_links_, i);
-    else
-      idle_.erase(idle_links_, i);
-  }
+  void mark_idle(std::uint32_t i, bool yes) noexcept;
 
   /// Blocks that only tier 0 has, oldest first: what write-behind has to do.
   bool any_unsaved() const noexcept { return !unsaved_.empty(); }
@@ -166,20 +122,8 @@ class residency {
  private:
   // Unlike that of every other block, now and before, and not 0: a bijection (the finaliser of splitmix64) of what
   // is not 0.
-  static std::uint64_t private_key(block_id id) noexcept {
-    std::uint64_t x = (std::uint64_t{id.generation} << 32 | id.index) + 1;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-  }
-  void enqueue(index_list& queue, std::uint32_t i, bool& in, bool yes) noexcept {
-    if (in == yes) return;
-    in = yes;
-    if (yes)
-      queue.push_back(links_, i);
-    else
-      queue.erase(links_, i);
-  }
+  static std::uint64_t private_key(block_id id) noexcept;
+  void enqueue(index_list& queue, std::uint32_t i, bool& in, bool yes) noexcept;
 
   std::size_t tiers_;
   std::size_t alive_ = 0;
@@ -193,3 +137,7 @@ class residency {
 };
 
 }  // namespace terrace
+
+#if !defined(TERRACE_PREBUILT)
+#include "terrace/cache/residency_body.hpp"  // IWYU pragma: export
+#endif

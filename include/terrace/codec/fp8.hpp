@@ -5,9 +5,6 @@
 
 #include "terrace/codec/block_quantizer.hpp"
 #include "terrace/codec/codec.hpp"
-#include "terrace/core/any_element.hpp"
-#include "terrace/core/config.hpp"
-#include "terrace/core/convert.hpp"
 #include "terrace/core/cpu.hpp"
 #include "terrace/core/element.hpp"
 
@@ -40,24 +37,18 @@ struct fp8 : block_quantizer<fp8> {
   static constexpr const char* bad_size = "a stored fp8 block has not the size of its group's blocks";
   static constexpr const char* bad_code = "a stored fp8 block can hold any bytes";
 
-  static void encode_groups(element_value auto type, const std::byte* in, std::byte* out, std::size_t values,
-                            isa set) noexcept {
-    if (type == element::fp16) return convert<fp16, fp8_e4m3>(in, out, values, set);
-    if (type == element::bf16) return convert<bf16, fp8_e4m3>(in, out, values, set);
-    convert<float, fp8_e4m3>(in, out, values, set);
-  }
-  static bool decode_groups(element_value auto type, const std::byte* in, std::byte* out, std::size_t values,
-                            isa set) noexcept {
-    if (type == element::fp16)
-      convert<fp8_e4m3, fp16>(in, out, values, set);
-    else if (type == element::bf16)
-      convert<fp8_e4m3, bf16>(in, out, values, set);
-    else
-      convert<fp8_e4m3, float>(in, out, values, set);
-    return true;
-  }
+  template <element_value Type>
+  static void encode_groups(Type type, const std::byte* in, std::byte* out, std::size_t values,
+                            isa set) noexcept;
+  template <element_value Type>
+  static bool decode_groups(Type type, const std::byte* in, std::byte* out, std::size_t values,
+                            isa set) noexcept;
 };
 
 static_assert(codec<fp8>);
 
 }  // namespace terrace
+
+#if !defined(TERRACE_PREBUILT)
+#include "terrace/codec/fp8_groups.hpp"  // IWYU pragma: export
+#endif

@@ -1,15 +1,10 @@
 #pragma once
-#include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <string_view>
 
 #include "terrace/codec/block_quantizer.hpp"
 #include "terrace/codec/codec.hpp"
-#include "terrace/codec/q4_0_simd.hpp"
-#include "terrace/core/any_element.hpp"
-#include "terrace/core/config.hpp"
 #include "terrace/core/cpu.hpp"
 #include "terrace/core/element.hpp"
 
@@ -20,9 +15,6 @@ constexpr float q4_0_largest(element type) noexcept {
   return type == element::fp16 ? 65504.0f : 524159.96875f;
 }
 }  // namespace terrace::kernels
-
-#define TERRACE_KERNEL "terrace/codec/q4_0_kernel.hpp"
-#include "terrace/core/for_each_isa.hpp"
 
 namespace terrace {
 
@@ -60,31 +52,19 @@ struct q4_0 : block_quantizer<q4_0> {
   static constexpr const char* bad_size = "a stored q4_0 block has not the size of its group's blocks";
   static constexpr const char* bad_code = "a stored q4_0 block has a scale that is no number";
 
-  static void encode_groups(element_value auto type, const std::byte* in, std::byte* out, std::size_t groups,
-                            isa set) noexcept {
-#if TERRACE_X86
-    if (set == isa::avx512)
-      return with_constant(type, [&](auto t) { return kernels::avx512::encode_q4_0(t, in, out, groups); });
-    if (set == isa::avx2)
-      return with_constant(type, [&](auto t) { return kernels::avx2::encode_q4_0(t, in, out, groups); });
-#endif
-    static_cast<void>(set);
-    kernels::portable::encode_q4_0(type, in, out, groups);
-  }
+  template <element_value Type>
+  static void encode_groups(Type type, const std::byte* in, std::byte* out, std::size_t groups,
+                            isa set) noexcept;
   // False where a scale is infinite or NaN: no encoder writes that.
-  static bool decode_groups(element_value auto type, const std::byte* in, std::byte* out, std::size_t groups,
-                            isa set) noexcept {
-#if TERRACE_X86
-    if (set == isa::avx512)
-      return with_constant(type, [&](auto t) { return kernels::avx512::decode_q4_0(t, in, out, groups); });
-    if (set == isa::avx2)
-      return with_constant(type, [&](auto t) { return kernels::avx2::decode_q4_0(t, in, out, groups); });
-#endif
-    static_cast<void>(set);
-    return kernels::portable::decode_q4_0(type, in, out, groups);
-  }
+  template <element_value Type>
+  static bool decode_groups(Type type, const std::byte* in, std::byte* out, std::size_t groups,
+                            isa set) noexcept;
 };
 
 static_assert(codec<q4_0>);
 
 }  // namespace terrace
+
+#if !defined(TERRACE_PREBUILT)
+#include "terrace/codec/q4_0_groups.hpp"  // IWYU pragma: export
+#endif

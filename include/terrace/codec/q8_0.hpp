@@ -1,14 +1,10 @@
 #pragma once
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <string_view>
 
 #include "terrace/codec/block_quantizer.hpp"
 #include "terrace/codec/codec.hpp"
-#include "terrace/core/any_element.hpp"
-#include "terrace/core/config.hpp"
 #include "terrace/core/cpu.hpp"
 #include "terrace/core/element.hpp"
 
@@ -22,9 +18,6 @@ struct q8_0_limits {
   }
 };
 }  // namespace terrace::kernels
-
-#define TERRACE_KERNEL "terrace/codec/q8_0_kernel.hpp"
-#include "terrace/core/for_each_isa.hpp"
 
 namespace terrace {
 
@@ -62,31 +55,19 @@ struct q8_0 : block_quantizer<q8_0> {
   static constexpr const char* bad_size = "a stored q8_0 block has not the size of its group's blocks";
   static constexpr const char* bad_code = "a stored q8_0 block has a scale that is no number";
 
-  static void encode_groups(element_value auto type, const std::byte* in, std::byte* out, std::size_t groups,
-                            isa set) noexcept {
-#if TERRACE_X86
-    if (set == isa::avx512)
-      return with_constant(type, [&](auto t) { return kernels::avx512::encode_q8_0(t, in, out, groups); });
-    if (set == isa::avx2)
-      return with_constant(type, [&](auto t) { return kernels::avx2::encode_q8_0(t, in, out, groups); });
-#endif
-    static_cast<void>(set);
-    kernels::portable::encode_q8_0(type, in, out, groups);
-  }
+  template <element_value Type>
+  static void encode_groups(Type type, const std::byte* in, std::byte* out, std::size_t groups,
+                            isa set) noexcept;
   // False where a scale is infinite or NaN: no encoder writes that.
-  static bool decode_groups(element_value auto type, const std::byte* in, std::byte* out, std::size_t groups,
-                            isa set) noexcept {
-#if TERRACE_X86
-    if (set == isa::avx512)
-      return with_constant(type, [&](auto t) { return kernels::avx512::decode_q8_0(t, in, out, groups); });
-    if (set == isa::avx2)
-      return with_constant(type, [&](auto t) { return kernels::avx2::decode_q8_0(t, in, out, groups); });
-#endif
-    static_cast<void>(set);
-    return kernels::portable::decode_q8_0(type, in, out, groups);
-  }
+  template <element_value Type>
+  static bool decode_groups(Type type, const std::byte* in, std::byte* out, std::size_t groups,
+                            isa set) noexcept;
 };
 
 static_assert(codec<q8_0>);
 
 }  // namespace terrace
+
+#if !defined(TERRACE_PREBUILT)
+#include "terrace/codec/q8_0_groups.hpp"  // IWYU pragma: export
+#endif

@@ -1,5 +1,4 @@
 #pragma once
-#include <concepts>
 #include <cstddef>
 #include <type_traits>
 
@@ -7,12 +6,6 @@
 #include "terrace/core/element.hpp"
 
 namespace terrace {
-
-/// An element type as a value: an `element`, or a constant of that type. Functions that take one are
-/// templates, and so are compiled only for those who call them: kernels are large, and there are three of
-/// each.
-template <class T>
-concept element_value = std::convertible_to<T, element>;
 
 /// Calls f with `type` (fp16, bf16, or else fp32) as a constant, for kernels that are worth compiling once for
 /// each type.

@@ -41,6 +41,16 @@
 #endif
 #define TERRACE_ALWAYS_INLINE __attribute__((always_inline)) inline
 
+// Terrace is headers alone unless every translation unit of a program defines TERRACE_PREBUILT and one of them
+// includes terrace/prebuilt.hpp: then what knows neither tier nor policy (the planner, the kernels) is compiled
+// there, once, and the others compile in half the time. TERRACE_BODY marks those functions where they are
+// defined.
+#if defined(TERRACE_PREBUILT)
+#define TERRACE_BODY
+#else
+#define TERRACE_BODY inline
+#endif
+
 // A contract that only a bug in the caller or in Terrace can break. Checked in debug builds, and in release
 // builds that define TERRACE_CHECKED. It prints the sentence and aborts: there is no state to go on from.
 #if !defined(NDEBUG) || defined(TERRACE_CHECKED)

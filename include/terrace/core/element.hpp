@@ -1,5 +1,6 @@
 #pragma once
 #include <bit>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 
@@ -168,5 +169,11 @@ TERRACE_HD constexpr T from_float(float x) noexcept {
   else
     return x;
 }
+
+/// An element type as a value: an `element`, or a constant of that type. Functions that take one are
+/// templates, and so are compiled only for those who call them: kernels are large, and there are three of
+/// each.
+template <class T>
+concept element_value = std::convertible_to<T, element>;
 
 }  // namespace terrace

@@ -1,16 +1,11 @@
 #pragma once
 // Included only where <liburing.h> exists; link with -luring.
 #include <liburing.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include <array>
-#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <new>
-#include <utility>
 
 #include "terrace/core/error.hpp"
 #include "terrace/execution/io_backend.hpp"
@@ -23,88 +18,24 @@ class io_uring_backend final : public io_backend {
  public:
   /// Opens a ring of `entries` submission entries. Errors: unavailable where the kernel or a container
   /// refuses io_uring, or does not know the operations that are needed.
-  static result<std::unique_ptr<io_uring_backend>> open(unsigned entries) {
-    std::unique_ptr<io_uring_backend> backend(new (std::nothrow) io_uring_backend);
-    if (backend == nullptr) return fail(errc::out_of_memory, "no memory for an io_uring");
-    int status = backend->setup_deferred(entries);
-    if (status < 0) status = backend->setup(entries, 0);
-    if (status < 0) return fail(errc::unavailable, "io_uring is not available", -status);
-    if (!backend->knows_operations())
-      return fail(errc::unavailable, "the kernel's io_uring lacks operations that are needed");
-    return result<std::unique_ptr<io_uring_backend>>(std::move(backend));
-  }
-  ~io_uring_backend() override {
-    if (open_) ::io_uring_queue_exit(&ring_);
-    if (event_ >= 0) ::close(event_);
-  }
+  static result<std::unique_ptr<io_uring_backend>> open(unsigned entries);
+  ~io_uring_backend() override;
 
   void submit(io_operation& operation) noexcept override { queued_.push_back(operation); }
 
-  void cancel(io_operation& operation) noexcept override {
-    if (operation.in == &queued_)
-      drop(operation);
-    else if (operation.in == &in_flight_)
-      move(operation, in_flight_, to_cancel_);
-  }
+  void cancel(io_operation& operation) noexcept override;
 
-  void cancel_all() noexcept override {
-    while (!queued_.empty()) drop(queued_.front());
-    while (!in_flight_.empty()) move(in_flight_.front(), in_flight_, to_cancel_);
-  }
+  void cancel_all() noexcept override;
 
-  bool hand_over() noexcept override {
-    io_uring_sqe* entry = nullptr;
-    while (!to_cancel_.empty() && (entry = free_entry()) != nullptr) {
-      // The kernel takes entries in order, so this can only meet the operation itself, never one that has
-      // come to lie at its address after it ended.
-      ::io_uring_prep_cancel(entry, &to_cancel_.front(), 0);
-      ::io_uring_sqe_set_data(entry, nullptr);
-      move(to_cancel_.front(), to_cancel_, cancelled_);
-    }
-    while (!queued_.empty() && count_ < capacity_ && (entry = free_entry()) != nullptr) {
-      io_operation& operation = queued_.pop_front();
-      prepare(*entry, operation);
-      in_flight_.push_back(operation);
-      ++count_;
-    }
-    if (::io_uring_sq_ready(&ring_) != 0) ::io_uring_submit(&ring_);
-    return ::io_uring_sq_ready(&ring_) == 0 || count_ > ::io_uring_sq_ready(&ring_);
-  }
+  bool hand_over() noexcept override;
 
-  void collect(io_list& ended) noexcept override {
-    while (!dropped_.empty()) ended.push_back(dropped_.pop_front());
-    if (reap(ended))
-      signalled_ = true;
-    else if (drain_event())
-      reap(ended);  // what ended after the first look may have written what was drained
-  }
+  void collect(io_list& ended) noexcept override;
 
   int descriptor() const noexcept override { return event_ >= 0 ? event_ : ring_.ring_fd; }
   bool is_io_uring() const noexcept override { return true; }
 
-  bool register_buffer([[maybe_unused]] mutable_bytes memory) noexcept override {
-#if defined(IORING_RSRC_REGISTER_SPARSE)
-    if (memory.empty() || memory.size() > most_registered_bytes || !make_table()) return false;
-    for (unsigned i = 0; i < registered_.size(); ++i)
-      if (registered_[i].empty()) {
-        if (!set_entry(i, memory)) return false;
-        registered_[i] = memory;
-        return true;
-      }
-#endif
-    return false;
-  }
-  void unregister_buffer([[maybe_unused]] mutable_bytes memory) noexcept override {
-#if defined(IORING_RSRC_REGISTER_SPARSE)
-    for (unsigned i = 0; i < registered_.size(); ++i)
-      if (!registered_[i].empty() && registered_[i].data() == memory.data() &&
-          registered_[i].size() == memory.size()) {
-        set_entry(i, {});
-        registered_[i] = {};
-        return;
-      }
-#endif
-  }
+  bool register_buffer([[maybe_unused]] mutable_bytes memory) noexcept override;
+  void unregister_buffer([[maybe_unused]] mutable_bytes memory) noexcept override;
 
  private:
   io_uring_backend() = default;
@@ -112,140 +43,34 @@ class io_uring_backend final : public io_backend {
   // Completions are worked off when the owner asks for them: nothing interrupts its computing, or its system
   // calls. In this mode the kernel does not wake whoever polls the ring's own descriptor, so that an eventfd
   // stands for it.
-  int setup_deferred([[maybe_unused]] unsigned entries) noexcept {
-#if defined(IORING_SETUP_DEFER_TASKRUN) && defined(IORING_SETUP_SINGLE_ISSUER)
-    int status =
-        setup(entries, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG);
-    if (status < 0) return status;
-    event_ = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    status = event_ < 0 ? -errno : ::io_uring_register_eventfd(&ring_, event_);
-    if (status < 0) {
-      if (event_ >= 0) ::close(event_);
-      event_ = -1;
-      ::io_uring_queue_exit(&ring_);
-      open_ = false;
-    }
-    return status;
-#else
-    return -EINVAL;
-#endif
-  }
+  int setup_deferred([[maybe_unused]] unsigned entries) noexcept;
 
-  int setup(unsigned entries, unsigned flags) noexcept {
-    io_uring_params parameters{};
-    parameters.flags = flags;
-    const int status = ::io_uring_queue_init_params(entries, &ring_, &parameters);
-    open_ = status >= 0;
-    capacity_ = parameters.cq_entries;
-    return status;
-  }
+  int setup(unsigned entries, unsigned flags) noexcept;
 
 #if defined(IORING_RSRC_REGISTER_SPARSE)
   // The kernel's table of registered buffers, empty at first: it can be made only once.
-  bool make_table() noexcept {
-    if (table_ == table::unknown)
-      table_ = ::io_uring_register_buffers_sparse(&ring_, static_cast<unsigned>(registered_.size())) == 0
-                   ? table::made
-                   : table::refused;
-    return table_ == table::made;
-  }
-  bool set_entry(unsigned i, mutable_bytes memory) noexcept {
-    const iovec range{memory.data(), memory.size()};
-    const __u64 tag = 0;
-    return ::io_uring_register_buffers_update_tag(&ring_, i, &range, &tag, 1) == 1;
-  }
+  bool make_table() noexcept;
+  bool set_entry(unsigned i, mutable_bytes memory) noexcept;
 #endif
 
   // The entry of the registered buffer that has these bytes; -1 where none has all of them.
-  int registered_as(const std::byte* data, std::size_t bytes) const noexcept {
-    for (unsigned i = 0; i < registered_.size(); ++i) {
-      const mutable_bytes memory = registered_[i];
-      if (data >= memory.data() && bytes <= memory.size() &&
-          static_cast<std::size_t>(data - memory.data()) <= memory.size() - bytes && !memory.empty())
-        return static_cast<int>(i);
-    }
-    return -1;
-  }
+  int registered_as(const std::byte* data, std::size_t bytes) const noexcept;
 
-  bool knows_operations() noexcept {
-    io_uring_probe* const probe = ::io_uring_get_probe_ring(&ring_);
-    if (probe == nullptr) return false;
-    bool all = true;
-    for (const int operation : {IORING_OP_READ, IORING_OP_WRITE, IORING_OP_READ_FIXED, IORING_OP_WRITE_FIXED,
-                                IORING_OP_FSYNC, IORING_OP_ASYNC_CANCEL})
-      all = all && ::io_uring_opcode_supported(probe, operation) != 0;
-    ::io_uring_free_probe(probe);
-    return all;
-  }
+  bool knows_operations() noexcept;
 
-  bool reap(io_list& ended) noexcept {
-    bool any = false;
-    io_uring_cqe* batch[64];
-    while (const unsigned n = ::io_uring_peek_batch_cqe(&ring_, batch, 64)) {
-      any = true;
-      for (unsigned i = 0; i < n; ++i) {
-        auto* const operation = static_cast<io_operation*>(::io_uring_cqe_get_data(batch[i]));
-        if (operation == nullptr) continue;  // of a cancellation: the operation itself says how it went
-        operation->result = batch[i]->res;
-        operation->in->remove(*operation);
-        ended.push_back(*operation);
-        --count_;
-      }
-      ::io_uring_cq_advance(&ring_, n);
-    }
-    return any;
-  }
+  bool reap(io_list& ended) noexcept;
 
   // Makes the eventfd unreadable; whether it was readable. Only called when nothing has ended, so that a busy
   // ring costs no system call here. The kernel may write it a little after the completion shows: hence the
   // look now and then, without which such a late write would keep the owner from sleeping.
-  bool drain_event() noexcept {
-    if (event_ < 0 || (!signalled_ && ++empty_looks_ % 64 != 0)) return false;
-    std::uint64_t count = 0;
-    signalled_ = ::read(event_, &count, sizeof count) == sizeof count;
-    return signalled_;
-  }
+  bool drain_event() noexcept;
 
-  io_uring_sqe* free_entry() noexcept {
-    if (io_uring_sqe* const entry = ::io_uring_get_sqe(&ring_)) return entry;
-    ::io_uring_submit(&ring_);
-    return ::io_uring_get_sqe(&ring_);
-  }
+  io_uring_sqe* free_entry() noexcept;
 
-  void prepare(io_uring_sqe& entry, io_operation& operation) const noexcept {
-    const int fd = operation.request.fd;
-    std::byte* const data = operation.next_data();
-    const unsigned length = operation.next_length();
-    const std::uint64_t offset = operation.next_offset();
-    const int known = registered_as(data, length);
-    switch (operation.request.what) {
-      case io_request::kind::read:
-        if (known >= 0)
-          ::io_uring_prep_read_fixed(&entry, fd, data, length, offset, known);
-        else
-          ::io_uring_prep_read(&entry, fd, data, length, offset);
-        break;
-      case io_request::kind::write:
-        if (known >= 0)
-          ::io_uring_prep_write_fixed(&entry, fd, data, length, offset, known);
-        else
-          ::io_uring_prep_write(&entry, fd, data, length, offset);
-        break;
-      case io_request::kind::sync:
-        ::io_uring_prep_fsync(&entry, fd, IORING_FSYNC_DATASYNC);
-        break;
-    }
-    ::io_uring_sqe_set_data(&entry, &operation);
-  }
+  void prepare(io_uring_sqe& entry, io_operation& operation) const noexcept;
 
-  void drop(io_operation& operation) noexcept {
-    operation.result = -ECANCELED;
-    move(operation, queued_, dropped_);
-  }
-  static void move(io_operation& operation, io_list& from, io_list& to) noexcept {
-    from.remove(operation);
-    to.push_back(operation);
-  }
+  void drop(io_operation& operation) noexcept;
+  static void move(io_operation& operation, io_list& from, io_list& to) noexcept;
 
   static constexpr std::size_t most_registered_bytes = std::size_t{1}
                                                        << 30;  // of one buffer, says the kernel
@@ -267,3 +92,7 @@ class io_uring_backend final : public io_backend {
 };
 
 }  // namespace terrace
+
+#if !defined(TERRACE_PREBUILT)
+#include "terrace/execution/io_uring_backend_body.hpp"  // IWYU pragma: export
+#endif

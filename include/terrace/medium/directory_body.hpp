@@ -1,0 +1,236 @@
+#pragma once
+// The functions of medium/directory.hpp.
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "terrace/core/config.hpp"
+#include "terrace/medium/directory.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+TERRACE_BODY result<std::unique_ptr<directory>> directory::open(context& ctx, options o) {
+  if (o.capacity < file_unit) return fail(errc::invalid_argument, "a directory tier needs at least 4 KiB");
+  auto medium = std::unique_ptr<directory>(new directory(ctx, o.capacity));
+  if (auto opened = o.keep ? medium->open_store(o) : medium->open_folder(std::move(o.path)); !opened)
+    return propagate(opened.error());
+  return medium;
+}
+
+TERRACE_BODY directory::~directory() {
+  pool_.finish();  // files that are being removed
+  if (folder_ < 0) return;
+  if (keeps()) {
+    static_cast<void>(sync_->run());  // what was released must not come back
+    sync_.reset();
+  } else if (!folder_path_.empty()) {
+    for (const file& f : files_)
+      if (f.exists) ::unlinkat(folder_, file_name(f.number).data(), 0);
+    ::rmdir(folder_path_.c_str());
+    if (made_path_) ::rmdir(path_.c_str());  // fails, as it should, where somebody else has put something
+  }
+  ::close(folder_);
+}
+
+TERRACE_BODY std::optional<extent> directory::reserve(std::size_t bytes) {
+  const std::size_t taken = rounded(bytes);
+  if (bytes == 0 || bytes > 0xffffffffu || used_ > capacity_ || taken > capacity_ - used_)
+    return std::nullopt;
+  file& f = free_file();
+  used_ += taken;
+  return extent{.offset = 0, .bytes = static_cast<std::uint32_t>(bytes), .node = f.number};
+}
+
+TERRACE_BODY void directory::release(extent e) noexcept {
+  used_ -= rounded(e.bytes);
+  if (keeps()) table_.erase(e.node);
+  file& f = files_[e.node];
+  if (f.exists)
+    pool_.submit(f);
+  else
+    put_back(f);
+}
+
+TERRACE_BODY result<void> directory::resize(std::size_t capacity) noexcept {
+  capacity_ = capacity / file_unit * file_unit;
+  return {};
+}
+
+TERRACE_BODY bool directory::label(extent e, extent_header h) {
+  h.place = e.node;
+  return table_.put(e.node, h);
+}
+
+TERRACE_BODY result<void> directory::open_folder(std::string path) {
+  if (path.empty()) {
+    const char* temporary = std::getenv("TMPDIR");
+    path = temporary != nullptr && *temporary != 0 ? temporary : "/tmp";
+  }
+  path_ = std::move(path);
+  made_path_ = ::mkdir(path_.c_str(), 0700) == 0;
+  if (!made_path_ && errno != EEXIST)
+    return fail(errc::io_error, "the directory of a directory tier cannot be made", errno);
+  folder_path_ = path_ + "/terrace-XXXXXX";
+  if (::mkdtemp(folder_path_.data()) == nullptr)  // 0700
+    return give_up("the directory of a directory tier cannot be written", errno);
+  folder_ = ::open(folder_path_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (folder_ >= 0) return {};
+  const int why = errno;
+  ::rmdir(folder_path_.c_str());
+  return give_up("the folder of a directory tier cannot be opened", why);
+}
+
+TERRACE_BODY result<void> directory::open_store(const options& o) {
+  if (o.path.empty()) return fail(errc::invalid_argument, "a directory tier that is to be kept needs a path");
+  const std::string folder = o.path + "/kv-store";
+  for (const std::string& p : {o.path, folder}) {
+    const bool made = ::mkdir(p.c_str(), 0700) == 0;
+    if (!made && errno != EEXIST)
+      return fail(errc::io_error, "the directory of a directory tier cannot be made", errno);
+    const auto named = sync_folder_of(p, "the directory of a directory tier cannot be made durable");
+    if (!named && (made || p == folder))
+      return named;  // what is above a directory of others may be closed to us
+  }
+  folder_ = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (folder_ < 0) return fail(errc::io_error, "the folder of a directory tier cannot be opened", errno);
+  const int index = ::openat(folder_, "index", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+  if (index < 0) return fail(errc::io_error, "the index of a directory tier cannot be opened", errno);
+  const superblock shape{.how = superblock::arrangement::file_each,
+                         .contents = o.contents,
+                         .capacity = capacity_,
+                         .alignment = alignment,
+                         .headers = capacity_ / file_unit};
+  if (auto opened = table_.open(index, shape, superblock::bytes + shape.headers * extent_header::bytes);
+      !opened)
+    return opened;
+  if (::fsync(folder_) != 0)  // as for the index: what is found counts as durable
+    return fail(errc::io_error, "the folder of a directory tier cannot be made durable", errno);
+  folder_path_ = folder;
+  take_files();
+  sync_.emplace(context_, table_, folder_);
+  return {};
+}
+
+TERRACE_BODY void directory::take_files() {
+  for (const extent_header& h : table_.take_found()) {
+    const auto number = static_cast<std::uint32_t>(h.place);
+    struct stat what {};
+    const bool there = ::fstatat(folder_, file_name(number).data(), &what, AT_SYMLINK_NOFOLLOW) == 0 &&
+                       S_ISREG(what.st_mode) && static_cast<std::uint64_t>(what.st_size) >= h.encoded;
+    const bool known = number < files_.size() && files_[number].exists;
+    // A number is at most a few larger than there can be files.
+    if (!there || known || h.place > 2 * capacity_ / file_unit || used_ + rounded(h.encoded) > capacity_) {
+      table_.discard(h);
+      continue;
+    }
+    while (files_.size() <= number) files_.emplace_back(this, static_cast<std::uint32_t>(files_.size()));
+    files_[number].exists = true;
+    files_[number].bytes = static_cast<std::size_t>(what.st_size);
+    used_ += rounded(h.encoded);
+    found_.push_back(h);
+  }
+  for (file& f : files_)
+    if (!f.exists) put_back(f);
+  remove_strays();
+}
+
+TERRACE_BODY void directory::remove_strays() {
+  const int again = ::openat(folder_, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  ::DIR* const entries = again < 0 ? nullptr : ::fdopendir(again);
+  if (entries == nullptr) {
+    if (again >= 0) ::close(again);
+    return;
+  }
+  while (const ::dirent* const entry = ::readdir(entries)) {
+    unsigned number = 0;
+    int end = 0;
+    if (std::sscanf(entry->d_name, "%8x%n", &number, &end) != 1 || end != 8) continue;
+    const std::string_view suffix(entry->d_name + end);
+    const bool known = number < files_.size() && files_[number].exists;
+    if (suffix == ".new" || (suffix.empty() && !known)) ::unlinkat(folder_, entry->d_name, 0);
+  }
+  ::closedir(entries);
+}
+
+TERRACE_BODY result<void> directory::give_up(const char* sentence, int why) {
+  if (made_path_) ::rmdir(path_.c_str());
+  return fail(errc::io_error, sentence, why);
+}
+
+TERRACE_BODY directory::name_type directory::file_name(std::uint32_t number, const char* suffix) noexcept {
+  name_type text{};
+  std::snprintf(text.data(), text.size(), "%08x%s", number, suffix);
+  return text;
+}
+
+TERRACE_BODY result<void> directory::read_file(const file& f, mutable_bytes into) const noexcept {
+  const descriptor source(::openat(folder_, file_name(f.number).data(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+  if (!source) return fail(errc::io_error, "a file of a directory tier cannot be opened", errno);
+  return read_all(source.get(), into, 0, unreadable);
+}
+
+TERRACE_BODY result<void> directory::write_file(file& f, const_bytes from) const noexcept {
+  const name_type final_name = file_name(f.number), temporary = file_name(f.number, ".new");
+  descriptor target(
+      ::openat(folder_, temporary.data(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!target) return fail(errc::io_error, "a file of a directory tier cannot be made", errno);
+  auto written = write_all(target.get(), from, 0, unwritable);
+  const std::size_t bytes = std::max(f.exists ? f.bytes : 0, from.size());
+  if (written && bytes > from.size()) written = copy_rest(f, target.get(), from.size());
+  if (written && ::fdatasync(target.get()) != 0)
+    written = fail(errc::io_error, "a file of a directory tier cannot be made durable", errno);
+  // A network file system may keep its last word until a file is closed.
+  if (target.close() != 0 && written)
+    written = fail(errc::io_error, "a file of a directory tier cannot be closed", errno);
+  if (written && ::renameat(folder_, temporary.data(), folder_, final_name.data()) != 0)
+    written = fail(errc::io_error, "a file of a directory tier cannot be renamed", errno);
+  if (!written) {
+    ::unlinkat(folder_, temporary.data(), 0);
+    return written;
+  }
+  f.exists = true;
+  f.bytes = bytes;
+  return {};
+}
+
+TERRACE_BODY result<void> directory::copy_rest(const file& f, int target, std::size_t from) const noexcept {
+  const descriptor source(::openat(folder_, file_name(f.number).data(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+  if (!source) return fail(errc::io_error, "a file of a directory tier cannot be opened", errno);
+  std::array<std::byte, 16 << 10> buffer;
+  for (std::size_t at = from; at < f.bytes;) {
+    const auto piece = mutable_bytes(buffer).first(std::min(buffer.size(), f.bytes - at));
+    if (auto read = read_all(source.get(), piece, at, unreadable); !read) return read;
+    if (auto written = write_all(target, piece, at, unwritable); !written) return written;
+    at += piece.size();
+  }
+  return {};
+}
+
+TERRACE_BODY void directory::put_back(file& f) noexcept {
+  file* top = removed_.load(std::memory_order_relaxed);
+  do f.next_free = top;
+  while (!removed_.compare_exchange_weak(top, &f, std::memory_order_release, std::memory_order_relaxed));
+}
+
+TERRACE_BODY directory::file& directory::free_file() {
+  if (free_ == nullptr) free_ = removed_.exchange(nullptr, std::memory_order_acquire);
+  if (free_ == nullptr) return files_.emplace_back(this, static_cast<std::uint32_t>(files_.size()));
+  return *std::exchange(free_, free_->next_free);
+}
+
+}  // namespace TERRACE_EX
+}  // namespace terrace

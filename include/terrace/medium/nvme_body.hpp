@@ -1,0 +1,186 @@
+#pragma once
+// The functions of medium/nvme.hpp.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <cstdlib>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "terrace/core/config.hpp"
+#include "terrace/medium/nvme.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+TERRACE_BODY result<std::unique_ptr<nvme>> nvme::open(context& ctx, options o) {
+  if (o.capacity < alignment) return fail(errc::invalid_argument, "an nvme tier needs at least 4 KiB");
+  auto medium = std::unique_ptr<nvme>(new nvme(io_ring::of(ctx)));
+  if (o.keep) {
+    if (auto opened = medium->open_store(ctx, o); !opened) return propagate(opened.error());
+    return medium;
+  }
+  if (auto opened = medium->open_file(o); !opened) return propagate(opened.error());
+  if (auto claimed = medium->resize(o.capacity); !claimed) return propagate(claimed.error());
+  return medium;
+}
+
+TERRACE_BODY nvme::~nvme() {
+  for (const mutable_bytes memory : registered_) ring_.unregister_buffer(memory);
+  if (sync_ && opened_) static_cast<void>(sync_->run());  // what was released must not come back
+  sync_.reset();
+  if (file_ >= 0) ::close(file_);
+  if (!path_.empty()) ::unlink(path_.c_str());
+}
+
+TERRACE_BODY void nvme::release(extent e) noexcept {
+  const std::uint64_t end = e.offset + space_.rounded(e.bytes);
+  space_.release(e);
+  if (keeps()) return table_.erase(e.node);
+  if (end > space_.capacity()) give_back(std::max<std::uint64_t>(e.offset, space_.capacity()), end);
+}
+
+TERRACE_BODY result<void> nvme::resize(std::size_t capacity) {
+  if (keeps()) return fail(errc::unavailable, "a store of KV blocks has one size for all its life");
+  const std::size_t before = space_.capacity(), wanted = capacity / alignment * alignment;
+  result<void> claimed;
+  if (wanted > before) claimed = claim(before, wanted);
+  if (claimed) space_.resize(wanted);
+  if (wanted < before || !claimed) give_back_beyond();
+  return claimed;
+}
+
+TERRACE_BODY void nvme::register_buffer(mutable_bytes memory) {
+  if (ring_.register_buffer(memory)) registered_.push_back(memory);
+}
+
+TERRACE_BODY bool nvme::label(extent e, extent_header h) {
+  h.place = e.offset;
+  return table_.put(e.node, h);
+}
+
+TERRACE_BODY result<void> nvme::claim(std::uint64_t from, std::uint64_t to) noexcept {
+  // Unwritten extents cost nothing now; a file system that cannot claim space gets a hole.
+  const bool claimed = ::fallocate(file_, 0, static_cast<off_t>(from), static_cast<off_t>(to - from)) == 0;
+  const int why = claimed ? 0 : errno;
+  if (why == ENOSPC || why == EFBIG || why == EDQUOT)
+    return fail(errc::io_error, "the disk of an nvme tier has no room for its capacity", why);
+  if (!claimed && to > file_bytes_ && ::ftruncate(file_, static_cast<off_t>(to)) != 0)
+    return fail(errc::io_error, "the file of an nvme tier cannot be made as large as its capacity", errno);
+  file_bytes_ = std::max(file_bytes_, to);
+  return {};
+}
+
+TERRACE_BODY void nvme::give_back(std::uint64_t from, std::uint64_t to) noexcept {
+  if (space_.overhang() == 0)
+    cut_file(space_.capacity());
+  else
+    ::fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(from),
+                static_cast<off_t>(to - from));
+}
+
+TERRACE_BODY void nvme::give_back_beyond() noexcept {
+  cut_file(space_.overhang() == 0 ? space_.capacity() : file_bytes_);  // a claim that failed may have begun
+  if (space_.overhang() == 0) return;
+  space_.for_each_free(space_.capacity(), [this](std::uint64_t offset, std::uint64_t bytes) {
+    give_back(offset, offset + bytes);
+  });
+}
+
+TERRACE_BODY void nvme::cut_file(std::uint64_t bytes) noexcept {
+  if (::ftruncate(file_, static_cast<off_t>(bytes)) == 0) file_bytes_ = bytes;
+}
+
+TERRACE_BODY result<void> nvme::open_file(const options& o) {
+  const bool named = !o.path.empty();
+  if (!named) {
+    const char* folder = std::getenv("TMPDIR");
+    path_ = std::string(folder != nullptr && *folder != 0 ? folder : "/tmp") + "/terrace-XXXXXX";
+    file_ = ::mkostemp(path_.data(), O_CLOEXEC);  // 0600
+  } else {
+    file_ = ::open(o.path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  }
+  if (file_ < 0) {
+    path_.clear();
+    return fail(errc::io_error, "the file of an nvme tier cannot be opened for writing", errno);
+  }
+  struct stat what {};
+  if (named && (::fstat(file_, &what) != 0 || !S_ISREG(what.st_mode)))
+    return fail(errc::invalid_argument, "the path of an nvme tier names something that is not a plain file");
+  if (named) path_ = o.path;
+  if (named && (::fchmod(file_, 0600) != 0 || ::ftruncate(file_, 0) != 0))
+    return fail(errc::io_error, "the file of an nvme tier cannot be truncated", errno);
+  if (o.direct) direct_ = ::fcntl(file_, F_SETFL, O_DIRECT) == 0;
+  if (!named && ::unlink(path_.c_str()) == 0) path_.clear();
+  return {};
+}
+
+TERRACE_BODY result<void> nvme::open_store(context& ctx, const options& o) {
+  if (o.path.empty()) return fail(errc::invalid_argument, "an nvme tier that is to be kept needs a path");
+  const std::uint64_t capacity = o.capacity / alignment * alignment, headers = capacity / alignment;
+  const std::uint64_t begin = align_up(superblock::bytes + headers * extent_header::bytes, alignment);
+  if (begin >= capacity)
+    return fail(errc::invalid_argument, "an nvme tier that is kept needs at least 12 KiB");
+  file_ = ::open(o.path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (file_ < 0) return fail(errc::io_error, "the file of an nvme tier cannot be opened for writing", errno);
+  struct stat what {
+  }, same{};
+  if (::fstat(file_, &what) != 0 || !S_ISREG(what.st_mode))
+    return fail(errc::invalid_argument, "the path of an nvme tier names something that is not a plain file");
+  const int table_file = ::open(o.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+  if (table_file < 0)
+    return fail(errc::io_error, "the file of an nvme tier cannot be opened for writing", errno);
+  const superblock shape{.how = superblock::arrangement::one_file,
+                         .contents = o.contents,
+                         .capacity = capacity,
+                         .alignment = alignment,
+                         .headers = headers,
+                         .data_offset = begin};
+  if (auto opened = table_.open(table_file, shape, capacity); !opened) return opened;
+  if (::fstat(table_file, &same) != 0 || same.st_ino != what.st_ino || same.st_dev != what.st_dev)
+    return fail(errc::io_error, "the file of an nvme tier was replaced while it was opened");
+  if (::fchmod(file_, 0600) != 0)
+    return fail(errc::io_error, "the file of an nvme tier cannot be made private", errno);
+  if (auto claimed = claim(0, capacity); !claimed) return claimed;
+  if (auto named = sync_folder_of(o.path, "the folder of an nvme tier cannot be made durable"); !named)
+    return named;
+  if (o.direct) direct_ = ::fcntl(file_, F_SETFL, O_DIRECT) == 0;
+  data_offset_ = begin;
+  space_.resize(capacity - begin);
+  claim_found();
+  sync_.emplace(ctx, table_, file_);
+  opened_ = true;
+  return {};
+}
+
+TERRACE_BODY void nvme::claim_found() {
+  std::map<std::uint64_t, extent_header> by_place;
+  for (const extent_header& h : table_.take_found()) {
+    const auto next = by_place.lower_bound(h.place);
+    const bool free_behind = next == by_place.end() || next->first >= h.place + space_.rounded(h.encoded);
+    const bool free_before =
+        next == by_place.begin() ||
+        std::prev(next)->first + space_.rounded(std::prev(next)->second.encoded) <= h.place;
+    if (free_behind && free_before)
+      by_place.emplace(h.place, h);
+    else
+      table_.discard(h);
+  }
+  for (const auto& [place, h] : by_place) {
+    if (const auto at = space_.reserve_at(place, h.encoded))
+      found_.emplace_back(*at, h);
+    else
+      table_.discard(h);
+  }
+  std::sort(found_.begin(), found_.end(),
+            [](const auto& a, const auto& b) { return a.second.sequence > b.second.sequence; });
+}
+
+}  // namespace TERRACE_EX
+}  // namespace terrace

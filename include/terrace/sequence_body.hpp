@@ -1,0 +1,199 @@
+#pragma once
+// The functions of sequence.hpp.
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "terrace/core/config.hpp"
+#include "terrace/sequence.hpp"
+
+namespace terrace {
+inline namespace TERRACE_EX {
+
+// A new open block at the end of a row, with a copy of `contents`, which is of that fidelity, where that is given.
+TERRACE_BODY result<block_id> sequence::open_like(std::size_t row, const std::byte* contents,
+                                                  fidelity quality) {
+  page_table& p = *pages_;
+  const auto& blocks = p.rows[row];
+  const std::uint32_t parent = blocks.empty() ? block_id::no_index : blocks.back().index;
+  auto block =
+      p.owner->open_block(static_cast<std::uint16_t>(p.group_index(row)), static_cast<std::uint16_t>(row),
+                          parent, static_cast<std::uint32_t>(blocks.size()), p.turn);
+  if (!block) return propagate(block.error());
+  if (contents != nullptr)
+    if (auto copied = p.owner->copy_hot(p.owner->open_data(*block), contents, p.group(row).block_bytes());
+        !copied) {
+      p.owner->drop_ref(*block);
+      return propagate(copied.error());
+    }
+  p.owner->lower_fidelity(*block, quality);
+  return p.owner->id_of(*block);
+}
+
+// Copy on write: an open tail that another sequence shares is replaced by a copy; where nothing is kept, it comes
+// back.
+TERRACE_BODY result<void> sequence::make_tail_own(std::size_t row) {
+  page_table& p = *pages_;
+  auto& blocks = p.rows[row];
+  if (blocks.size() <= p.sealed(row)) return {};
+  const block_id shared = blocks.back();
+  if (p.owner->record(shared.index).refs == 1) return {};
+  auto own =
+      open_like(row, p.owner->open_data(shared.index), p.owner->record(shared.index).copies[0].quality);
+  if (!own) return propagate(own.error());
+  blocks.back() = *own;
+  p.replaced[row] = shared;
+  return {};
+}
+
+TERRACE_BODY result<reservation> sequence::reserve(std::uint32_t tokens) {
+  page_table& p = *pages_;
+  TERRACE_ASSERT(!p.reserved, "a sequence has one reservation at a time");
+  if (tokens == 0) return fail(errc::invalid_argument, "a reservation needs at least one token");
+  p.reserved = true;
+  reservation r(p, p.length, tokens);  // gives back what was opened, should anything fail
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    if (auto own = make_tail_own(row); !own) return propagate(own.error());
+    const std::uint64_t needed = (p.length + tokens + p.group(row).tokens - 1) / p.group(row).tokens;
+    while (p.rows[row].size() < needed) {
+      auto block = open_like(row, nullptr);
+      if (!block) return propagate(block.error());
+      p.rows[row].push_back(*block);
+    }
+  }
+  return r;
+}
+
+TERRACE_BODY void reservation::end(std::uint32_t keep) {
+  if (pages_ == nullptr) return;
+  page_table& p = *std::exchange(pages_, nullptr);
+  p.reserved = false;
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    auto& blocks = p.rows[row];
+    const std::uint64_t tokens = p.group(row).tokens;
+    const std::uint64_t used = (p.length + keep + tokens - 1) / tokens;
+    for (; blocks.size() > used; blocks.pop_back()) p.owner->drop_ref(blocks.back().index);
+    for (std::uint64_t i = p.length / tokens; i < (p.length + keep) / tokens; ++i)
+      p.owner->seal(blocks[i].index);
+  }
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    block_id shared = std::exchange(p.replaced[row], block_id{});
+    if (!shared.valid()) continue;
+    if (keep == 0) std::swap(shared, p.rows[row].back());
+    p.owner->drop_ref(shared.index);
+  }
+  p.length += keep;
+}
+
+TERRACE_BODY sequence sequence::fork(std::uint32_t number) const {
+  TERRACE_ASSERT(!pages_->reserved, "a sequence cannot be forked while a reservation is open");
+  sequence copy;
+  copy.pages_ = std::make_unique<page_table>(*pages_);
+  copy.pages_->number = number;
+  for (const auto& row : copy.pages_->rows)
+    for (const block_id id : row)
+      if (id.valid()) copy.pages_->owner->add_ref(id.index);
+  return copy;
+}
+
+TERRACE_BODY void sequence::append_shared(std::uint64_t tokens, std::span<const block_id> blocks) {
+  page_table& p = *pages_;
+  TERRACE_ASSERT(!p.reserved, "blocks cannot be appended while a reservation is open");
+  std::size_t next = 0;
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    const std::uint64_t size = p.group(row).tokens;
+    TERRACE_ASSERT(tokens % size == 0 && p.length % size == 0, "shared tokens must fill whole blocks");
+    for (std::uint64_t n = 0; n < tokens / size; ++n) {
+      const block_id id = blocks[next++];
+      p.owner->add_ref(id.index);
+      p.rows[row].push_back(id);
+      p.turn = std::max(p.turn, p.owner->record(id.index).turn + 1);
+    }
+  }
+  p.length += tokens;
+}
+
+TERRACE_BODY result<void> sequence::truncate(std::uint64_t tokens) {
+  page_table& p = *pages_;
+  TERRACE_ASSERT(!p.reserved, "a sequence cannot be cut while a reservation is open");
+  if (tokens > p.length)
+    return fail(errc::invalid_argument, "a sequence cannot be cut to more tokens than it has");
+  std::vector<std::pair<std::size_t, block_id>> cut;  // row, the new open block
+  const auto undo = [&] {
+    for (const auto& [row, id] : cut) p.owner->drop_ref(id.index);
+  };
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    const std::uint64_t full = tokens / p.group(row).tokens;
+    if (tokens % p.group(row).tokens == 0 || full >= p.sealed(row)) continue;
+    const block_id id = p.rows[row][full];
+    if (!id.valid())
+      return undo(), fail(errc::invalid_argument, "a sequence cannot be cut inside of what it has forgotten");
+    auto held = p.owner->owner().sync_wait(acquire_sender(*p.owner, {&id, 1}));
+    if (!held) return undo(), propagate(held.error());
+    auto own = open_like(row, (*held)[0].data, (*held)[0].quality);
+    if (!own) return undo(), propagate(own.error());
+    cut.emplace_back(row, *own);
+  }
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    const std::uint64_t size = p.group(row).tokens;
+    auto& blocks = p.rows[row];
+    for (; blocks.size() > (tokens + size - 1) / size; blocks.pop_back())
+      if (blocks.back().valid()) p.owner->drop_ref(blocks.back().index);
+  }
+  for (const auto& [row, id] : cut) {
+    p.owner->drop_ref(p.rows[row].back().index);
+    p.rows[row].back() = id;
+  }
+  p.length = tokens;
+  return {};
+}
+
+TERRACE_BODY void sequence::forget(std::uint64_t first, std::uint64_t last) {
+  page_table& p = *pages_;
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    const std::uint64_t size = p.group(row).tokens;
+    const std::uint64_t end = std::min<std::uint64_t>(last / size, p.sealed(row));
+    for (std::uint64_t i = (first + size - 1) / size; i < end; ++i) {
+      const block_id id = std::exchange(p.rows[row][i], block_id{});
+      if (id.valid()) p.owner->drop_ref(id.index);
+    }
+  }
+}
+
+TERRACE_BODY hint_outcome sequence::hint(std::uint64_t first, std::uint64_t last, const terrace::hint& h) {
+  const page_table& p = *pages_;
+  std::vector<block_id> blocks;
+  bool partial = last > p.length;
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    const std::uint64_t size = p.group(row).tokens;
+    const std::uint64_t end = std::min<std::uint64_t>(last / size, p.sealed(row));
+    for (std::uint64_t i = (first + size - 1) / size; i < end; ++i)
+      if (p.rows[row][i].valid()) blocks.push_back(p.rows[row][i]);
+    partial = partial || first % size != 0 || last % size != 0 || last / size > p.sealed(row);
+  }
+  hint_outcome outcome = p.owner->hint_blocks(blocks, h);
+  if (outcome.what == hint_outcome::verdict::accepted && partial) {
+    outcome.what = hint_outcome::verdict::clipped;
+    outcome.reason = "the ends of the range lie within blocks, or in blocks that are not sealed";
+  }
+  return outcome;
+}
+
+TERRACE_BODY void sequence::release() noexcept {
+  if (pages_ == nullptr) return;
+  TERRACE_ASSERT(!pages_->reserved, "a sequence was released while a reservation is open");
+  for (auto& row : pages_->rows) {
+    for (const block_id id : row)
+      if (id.valid()) pages_->owner->drop_ref(id.index);
+    row.clear();
+  }
+  pages_->length = 0;
+  pages_->turn = 0;
+}
+
+}  // namespace TERRACE_EX
+}  // namespace terrace
