@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "report.hpp"
+#include "terrace/codec/ecsq.hpp"
 #include "terrace/codec/fp8.hpp"
 #include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
@@ -40,6 +41,7 @@ void measure(bench::report& out, const char* type) {
   const std::size_t block = group.block_bytes(), encoded_bytes = C::max_encoded_size(group);
   const std::vector<std::byte> raw = gaussian<T>(group);
   std::vector<std::byte> copy(raw.size()), encoded(blocks * encoded_bytes);
+  std::vector<std::size_t> sizes(blocks);
   const double gigabytes = static_cast<double>(raw.size()) / 1e9;
   const auto each_block = [&](auto work) {
     return gigabytes / bench::seconds([&] {
@@ -55,14 +57,15 @@ void measure(bench::report& out, const char* type) {
   };
   const auto encodes = [&] {
     return each_block([&](std::size_t b) {
-      return C::encode(group, {raw.data() + b * block, block},
-                       {encoded.data() + b * encoded_bytes, encoded_bytes})
-          .has_value();
+      const auto written = C::encode(group, {raw.data() + b * block, block},
+                                     {encoded.data() + b * encoded_bytes, encoded_bytes});
+      if (written) sizes[b] = *written;
+      return written.has_value();
     });
   };
   const auto decodes = [&] {
     return each_block([&](std::size_t b) {
-      return C::decode(group, {encoded.data() + b * encoded_bytes, encoded_bytes},
+      return C::decode(group, {encoded.data() + b * encoded_bytes, sizes[b]},
                        {copy.data() + b * block, block})
           .has_value();
     });
@@ -78,6 +81,8 @@ int main(int argc, char** argv) {
   bench::report out("codec", argc, argv);
   measure<q8_0, fp16>(out, "fp16");
   measure<q4_0, fp16>(out, "fp16");
+  measure<ecsq<rope{.theta = 100000}>, fp16>(out, "fp16");
+  measure<ecsq<rope{.theta = 100000}>, bf16>(out, "bf16");
   measure<fp8, fp16>(out, "fp16");
   measure<fp8, bf16>(out, "bf16");
   measure<fp8, float>(out, "fp32");

@@ -11,6 +11,7 @@
 #include "terrace/cache/planner_restore.hpp"
 #include "terrace/cache/planner_upkeep.hpp"
 #include "terrace/cache/residency_body.hpp"
+#include "terrace/codec/ecsq_body.hpp"
 #include "terrace/codec/fp8_groups.hpp"
 #include "terrace/codec/q4_0_groups.hpp"
 #include "terrace/codec/q8_0_groups.hpp"
