@@ -18,7 +18,7 @@ struct tier_stats {
   std::uint64_t bytes_read = 0;     ///< by loads, and by moves to a farther tier
   std::uint64_t bytes_written = 0;  ///< by stores; in tier 0, by loads
   std::uint64_t lost = 0;           ///< copies that could not be read any more
-  std::uint64_t failed_stores = 0;  ///< writes that failed; the block stayed where it was
+  std::uint64_t failed_stores = 0;  ///< writes and syncs that failed; blocks stayed where they were
 };
 
 struct prefetch_stats {
