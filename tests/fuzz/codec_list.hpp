@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "terrace/codec/chain.hpp"
+#include "terrace/codec/ecsq.hpp"
 #include "terrace/codec/fp8.hpp"
 #include "terrace/codec/identity.hpp"
 #include "terrace/codec/lz4.hpp"
@@ -28,7 +29,8 @@ void for_each_codec(F use) {
        std::type_identity<fp8>{}, std::type_identity<zstd<>>{}, std::type_identity<zstd<9>>{},
        std::type_identity<lz4>{}, std::type_identity<chain<q8_0, zstd<>>>{},
        std::type_identity<chain<q4_0, zstd<>>>{}, std::type_identity<chain<q4_0, lz4>>{},
-       std::type_identity<chain<q8_0, lz4>>{}, std::type_identity<chain<fp8, zstd<>>>{});
+       std::type_identity<chain<q8_0, lz4>>{}, std::type_identity<chain<fp8, zstd<>>>{},
+       std::type_identity<ecsq<>>{}, std::type_identity<ecsq<rope{.theta = 10000}>>{});
 }
 
 }  // namespace fuzz

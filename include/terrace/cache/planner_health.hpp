@@ -43,7 +43,7 @@ TERRACE_BODY bool planner::note_begin(std::size_t tier, circuit_breaker::work w)
 }
 
 TERRACE_BODY void planner::note_failure(std::size_t tier, circuit_breaker::work w, const error& cause,
-                                  bool probe) noexcept {
+                                        bool probe) noexcept {
   if (w != circuit_breaker::work::read) ++tiers_[tier]->stats.failed_stores;
   circuit_breaker& breaker = tiers_[tier]->breaker;
   breaker.failed(w, cause, context_.now(), probe);

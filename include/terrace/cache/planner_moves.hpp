@@ -74,9 +74,13 @@ TERRACE_BODY void planner::drop_copy(std::uint32_t block, std::size_t tier, depa
   }
   if (copy.prefetched) ++prefetch_.wasted;
   if (tier == 0) blocks_.mark_unsaved(block, false);
-  if (keepers_[tier] && r.name.valid()) to_keep_.push_back(blocks_.id_of(block));
   tiers_[tier]->release(copy.where);
   copy = {};
+  if (keepers_[tier] && r.name.valid()) {
+    to_keep_.push_back(blocks_.id_of(block));
+    for (std::size_t t = 1; t < tiers(); ++t)  // those that it held in their places may move now
+      if (keepers_[t] && r.copies[t].now != state::absent) settle(block, t);
+  }
   if (tier != 0) settle(block, 0);
 }
 
@@ -171,7 +175,12 @@ TERRACE_BODY planner::room planner::start_store_to(std::uint32_t block, std::siz
   if (stopping_) return room::impossible;
   if (stores_full()) return overdue_stores_ == stores_ ? room::impossible : room::pending;
   block_record& r = blocks_[block];
-  if (r.copies[to].now == state::filling) return room::pending;  // a flush has begun to write it there
+  if (const state there = r.copies[to].now;
+      there != state::absent) {  // a flush writes it there, or has done so
+    if (there == state::resident) sync_wanted_ = true;
+    settle(block, from);
+    return room::pending;
+  }
   const claim found = claim_room(to, tiers_[to]->what.codec.max_encoded_size(group_of(r)), n);
   if (found.what != room::ready) return found.what;
   if (stores_full()) {  // demotions that made the room took the last job
