@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "terrace/codec/codec.hpp"
+#include "terrace/codec/rope.hpp"
 #include "terrace/core/bytes.hpp"
 #include "terrace/core/cpu.hpp"
 #include "terrace/core/element.hpp"
@@ -11,18 +12,6 @@
 #include "terrace/core/layout.hpp"
 
 namespace terrace {
-
-/// How a model turns its keys: rotary position embedding (Su et al., "RoFormer", 2021). Each of dim / 2 pairs of
-/// elements is turned by position * theta^(-2 i / dim), i the number of the pair.
-struct rope {
-  enum class pairing : std::uint8_t {
-    halves,     ///< element i with i + dim / 2: HuggingFace's Llama
-    neighbours  ///< element 2 i with 2 i + 1: GPT-J, and llama.cpp's Llama
-  };
-  std::uint32_t theta = 0;  ///< 0: keys are not turned, or nobody knows how; less than 2^23
-  pairing pairs = pairing::halves;
-  friend constexpr bool operator==(const rope&, const rope&) noexcept = default;
-};
 
 /// Entropy-coded scalar quantisation: each value of a head, in one block, as a multiple of one step, and the multiples
 /// with as many bits as their distribution in their channel needs (codec/rans.hpp). Seven times smaller than fp16 and

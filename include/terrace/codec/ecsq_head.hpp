@@ -1,14 +1,10 @@
 #pragma once
-#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
 
-#include "terrace/codec/ecsq.hpp"
-#include "terrace/codec/rans.hpp"
+#include "terrace/codec/rope.hpp"
 #include "terrace/core/element.hpp"
 
 // What the kernels of ecsq share: one head of one block.
