@@ -1,7 +1,6 @@
 // What each codec makes of a real model's KV: how many times smaller, and at what loss in bits per byte over held-out
 // text. Every whole block goes through the codec once, when it is full; attention reads what came back. Windows of
-// --window tokens, of which the second half is scored, over as much of each text as there is (--texts), or the first
-// --windows of them.
+// --window tokens, of which the second half is scored, over each of the texts, or over the first --windows of each.
 //
 //     build/bench/kv_loss [--windows N] [--window TOKENS] [--json FILE]
 #include <algorithm>
@@ -161,15 +160,17 @@ std::vector<std::uint32_t> read(const std::string& path) {
 int main(int argc, char** argv) {
   std::size_t window = 2048, windows = ~std::size_t{0};
   std::FILE* json = nullptr;
-  for (int i = 1; i + 1 < argc; i += 2) {
+  for (int i = 1; i < argc; i += 2) {
     const std::string flag = argv[i];
+    if (i + 1 == argc) give_up("each of --window, --windows and --json needs a value");
     if (flag == "--window")
       window = std::strtoul(argv[i + 1], nullptr, 10) / block_tokens * block_tokens;
     else if (flag == "--windows")
       windows = std::strtoul(argv[i + 1], nullptr, 10);
-    else if (flag == "--json")
+    else if (flag == "--json") {
       json = std::fopen(argv[i + 1], "w");
-    else
+      if (json == nullptr) give_up("the JSON file cannot be written");
+    } else
       give_up("it knows --window, --windows and --json");
   }
   if (window == 0) give_up("a window has at least 64 tokens");
@@ -219,7 +220,7 @@ int main(int argc, char** argv) {
       std::fprintf(json,
                    "%s\n{\"codec\": \"%s\", \"ratio\": %.6g, \"bits_per_byte\": %.9g, \"loss\": %.6g, "
                    "\"scored\": %zu}",
-                   baseline == bits && ratio == 1 ? "" : ",", name, ratio, bits, loss, sum.scored);
+                   name == codecs.front().first ? "" : ",", name, ratio, bits, loss, sum.scored);
   }
   if (json != nullptr) {
     std::fputs("\n]\n", json);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "terrace/core/mix64.hpp"
 #include "terrace/terrace.hpp"
 
 namespace runner {
@@ -51,12 +52,10 @@ class fault_injector {
     if (s.generation != id.generation) s = {.generation = id.generation};
     return s;
   }
-  // SplitMix64's finaliser over the place; the highest 53 bits are a number in [0, 1).
+  // The highest 53 bits of a hash of the place are a number in [0, 1).
   bool unlucky(std::uint64_t row, std::uint64_t block, std::uint64_t tier) const noexcept {
-    std::uint64_t x = seed_ + (row << 40 | block << 8 | tier) * 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return static_cast<double>((x ^ (x >> 31)) >> 11) < threshold_;
+    const std::uint64_t place = (row << 40 | block << 8 | tier) * 0x9e3779b97f4a7c15u;
+    return static_cast<double>(terrace::mix64(seed_ + place) >> 11) < threshold_;
   }
 
   double threshold_;

@@ -8,6 +8,7 @@
 
 #include "model_shape.hpp"
 #include "terrace/core/element.hpp"
+#include "terrace/core/mix64.hpp"
 
 namespace runner {
 
@@ -75,12 +76,9 @@ class synthetic_kv {
     return mix(mix(seed_ ^ place ^ (std::uint64_t{sequence} << 32)) + token) %
            (pool_values - shape_.head_dim + 1);
   }
-  // SplitMix64's finaliser (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
+  // SplitMix64 of a number.
   static constexpr std::uint64_t mix(std::uint64_t x) noexcept {
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
+    return terrace::mix64(x + 0x9e3779b97f4a7c15u);
   }
   // In (0, 1].
   static double uniform(std::uint64_t bits) noexcept {

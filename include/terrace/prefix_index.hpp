@@ -12,6 +12,7 @@
 #include "terrace/cache/planner.hpp"
 #include "terrace/cache/store.hpp"
 #include "terrace/core/index_list.hpp"
+#include "terrace/core/mix64.hpp"
 #include "terrace/sequence.hpp"
 
 namespace terrace {
@@ -28,9 +29,7 @@ struct chained_hash {
       x = (x ^ token) * 0x9e3779b97f4a7c15u;
       x ^= x >> 29;
     }
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
+    return mix64(x);
   }
 };
 

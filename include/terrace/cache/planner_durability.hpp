@@ -122,12 +122,12 @@ TERRACE_BODY void planner::start_sync() {
     keep_failure_ = health(t).last;
   }
   for (const block_id id : std::exchange(to_sync_, {})) {
-    block_record* const r = blocks_.find(id);
+    const block_record* const r = blocks_.find(id);
     if (r == nullptr || !r->name.valid()) continue;
     bool hopeful = false;
     std::optional<error> obstacle;
     for (std::size_t t = 0; t < tiers(); ++t) {
-      block_copy& copy = r->copies[t];
+      const block_copy& copy = r->copies[t];
       if (!keepers_[t] || !copy.readable()) continue;
       if (!copy.durable && !ready[t]) {
         obstacle = health(t).last;

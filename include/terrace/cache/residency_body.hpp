@@ -6,6 +6,7 @@
 
 #include "terrace/cache/residency.hpp"
 #include "terrace/core/config.hpp"
+#include "terrace/core/mix64.hpp"
 
 namespace terrace {
 
@@ -66,10 +67,7 @@ TERRACE_BODY void residency::mark_idle(std::uint32_t i, bool yes) noexcept {
 }
 
 TERRACE_BODY std::uint64_t residency::private_key(block_id id) noexcept {
-  std::uint64_t x = (std::uint64_t{id.generation} << 32 | id.index) + 1;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
+  return mix64((std::uint64_t{id.generation} << 32 | id.index) + 1);
 }
 
 TERRACE_BODY void residency::enqueue(index_list& queue, std::uint32_t i, bool& in, bool yes) noexcept {

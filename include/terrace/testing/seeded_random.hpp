@@ -2,6 +2,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "terrace/core/mix64.hpp"
+
 namespace terrace {
 
 /// Random numbers that are the same on every machine and compiler for the same seed, so that a seed is a test:
@@ -10,18 +12,11 @@ class seeded_random {
  public:
   explicit constexpr seeded_random(std::uint64_t seed) noexcept : state_(seed) {}
 
-  constexpr std::uint64_t next() noexcept { return mixed(state_ += 0x9e3779b97f4a7c15u); }
+  constexpr std::uint64_t next() noexcept { return mix64(state_ += 0x9e3779b97f4a7c15u); }
   /// In [0, n). Precondition: n > 0. Not quite even for huge n, which no test minds.
   constexpr std::size_t below(std::size_t n) noexcept { return static_cast<std::size_t>(next() % n); }
   constexpr bool chance(double probability) noexcept {
     return static_cast<double>(next() >> 11) * 0x1p-53 < probability;
-  }
-
-  /// The finaliser: a bijection of 64-bit numbers, each bit of which depends on all bits of `x`.
-  static constexpr std::uint64_t mixed(std::uint64_t x) noexcept {
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
   }
 
  private:

@@ -12,6 +12,7 @@
 #include "terrace/codec/any_codec.hpp"
 #include "terrace/codec/identity.hpp"
 #include "terrace/core/layout.hpp"
+#include "terrace/core/mix64.hpp"
 #include "terrace/sequence.hpp"
 #include "terrace/testing/seeded_random.hpp"
 
@@ -134,8 +135,8 @@ class simulated_contents {
   }
   static void fill(std::byte* to, std::size_t bytes, std::uint64_t stamp, std::uint32_t layer, bool values,
                    std::uint32_t head) noexcept {
-    const std::uint64_t row = seeded_random::mixed(
-        stamp ^ (std::uint64_t{layer} << 40 | std::uint64_t{head} << 8 | (values ? 1u : 0u)));
+    const std::uint64_t row =
+        mix64(stamp ^ (std::uint64_t{layer} << 40 | std::uint64_t{head} << 8 | (values ? 1u : 0u)));
     for (std::size_t i = 0; i < bytes; i += 8) {
       // In each fp16 a sign and a mantissa at random, and the exponent of [0.5, 1).
       const std::uint64_t word =

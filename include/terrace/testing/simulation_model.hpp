@@ -8,6 +8,7 @@
 
 #include "terrace/cache/lease.hpp"
 #include "terrace/cache/store.hpp"
+#include "terrace/core/mix64.hpp"
 #include "terrace/sequence.hpp"
 #include "terrace/testing/simulated_content.hpp"
 
@@ -120,9 +121,7 @@ class simulation_model {
   /// The cache has been closed: ids mean nothing any more.
   void forget_ids() { struck_.clear(); }
 
-  static block_key key(std::uint64_t name) noexcept {
-    return {.low = seeded_random::mixed(name), .high = name + 1};
-  }
+  static block_key key(std::uint64_t name) noexcept { return {.low = mix64(name), .high = name + 1}; }
 
  private:
   static constexpr std::uint64_t unstruck = ~std::uint64_t{0};
