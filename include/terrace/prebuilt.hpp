@@ -15,6 +15,7 @@
 #include "terrace/codec/fp8_groups.hpp"
 #include "terrace/codec/q4_0_groups.hpp"
 #include "terrace/codec/q8_0_groups.hpp"
+#include "terrace/core/convert_body.hpp"
 #include "terrace/core/crc32c_body.hpp"
 #include "terrace/execution/context_body.hpp"
 #include "terrace/execution/io_ring_body.hpp"

@@ -1,7 +1,5 @@
 #pragma once
 #include <cstddef>
-#include <cstdint>
-#include <cstring>
 #include <span>
 #include <type_traits>
 
@@ -10,9 +8,6 @@
 #include "terrace/core/cpu.hpp"
 #include "terrace/core/element.hpp"
 
-#define TERRACE_KERNEL "terrace/core/convert_kernel.hpp"
-#include "terrace/core/for_each_isa.hpp"
-
 namespace terrace {
 
 /// Converts `count` elements that stand as bytes, at any alignment: widening is exact, narrowing rounds to
@@ -20,14 +15,7 @@ namespace terrace {
 /// with every instruction set. Preconditions: `in` and `out` have room for them and do not overlap, and the
 /// processor has `set`. O(count), about the speed of memory.
 template <element_type From, element_type To>
-inline void convert(const std::byte* in, std::byte* out, std::size_t count, isa set = best_isa()) noexcept {
-#if TERRACE_X86
-  if (set == isa::avx512) return kernels::avx512::convert<From, To>(in, out, count);
-  if (set == isa::avx2) return kernels::avx2::convert<From, To>(in, out, count);
-#endif
-  static_cast<void>(set);
-  kernels::portable::convert<From, To>(in, out, count);
-}
+void convert(const std::byte* in, std::byte* out, std::size_t count, isa set = best_isa()) noexcept;
 
 /// The same for arrays. Precondition: equal sizes.
 template <class From, class To>
@@ -39,3 +27,7 @@ requires(element_type<std::remove_const_t<From>>&& element_type<To>) inline void
 }
 
 }  // namespace terrace
+
+#if !defined(TERRACE_PREBUILT)
+#include "terrace/core/convert_body.hpp"  // IWYU pragma: export
+#endif
