@@ -8,6 +8,7 @@
 
 #include "terrace/attention/attend_item.hpp"
 #include "terrace/attention/block_view.hpp"
+#include "terrace/attention/lines_ahead.hpp"
 #include "terrace/attention/partial_state.hpp"
 #include "terrace/attention/query_tile.hpp"
 #include "terrace/attention/visible_tokens.hpp"

@@ -9,14 +9,15 @@ using namespace simd::TERRACE_ISA;
 
 // Query rows that share a key while it is in a register; with the tokens of a block they fill sums_per_block.
 inline constexpr int max_rows = most_sum_rows;
-// Scores are computed for whole register blocks of tokens, which may end behind the tile.
-inline constexpr std::size_t score_stride = max_tile_tokens + 16;
+inline constexpr std::size_t score_stride = max_tile_tokens;
+// Several rows share keys only up to this dimension, which bounds what their packed queries take of the stack.
+inline constexpr std::size_t max_shared_dim = 1024;
 
-// ---- elements: a reader gives 16 * vectors of a row, from element d on, a multiple of as many
+// ---- elements: a reader gives 16 * vectors of a row, which take `bytes`, from element d on, a multiple of as many
 
 template <element_type T>
 struct raw_elements {
-  static constexpr std::size_t vectors = 1;
+  static constexpr std::size_t vectors = 1, bytes = 16 * sizeof(T);
   TERRACE_TARGET TERRACE_ALWAYS_INLINE static void load(const std::byte* row, std::size_t d,
                                                         f32x16* out) noexcept {
     out[0] = load_as<T>(row + d * sizeof(T));
@@ -27,7 +28,7 @@ struct raw_elements {
 // block was decoded or is read in place.
 template <element_type T>
 struct q8_0_elements {
-  static constexpr std::size_t vectors = 2;
+  static constexpr std::size_t vectors = 2, bytes = 34;
   TERRACE_TARGET TERRACE_ALWAYS_INLINE static void load(const std::byte* row, std::size_t d,
                                                         f32x16* out) noexcept {
     const std::byte* const group = row + d / q8_0::group_values * q8_0::group_bytes;
@@ -40,7 +41,7 @@ struct q8_0_elements {
 };
 template <element_type T>
 struct q4_0_elements {
-  static constexpr std::size_t vectors = 2;
+  static constexpr std::size_t vectors = 2, bytes = 18;
   TERRACE_TARGET TERRACE_ALWAYS_INLINE static void load(const std::byte* row, std::size_t d,
                                                         f32x16* out) noexcept {
     const std::byte* const group = row + d / q4_0::group_values * q4_0::group_bytes;
@@ -78,7 +79,7 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE void with_elements(const token_rows& rows, 
 // A reader of whatever the rows are, which asks anew for each sixteen elements. The set without register
 // blocks uses it: that set is compiled everywhere, and is the slow one anyway.
 struct any_elements {
-  static constexpr std::size_t vectors = 1;
+  static constexpr std::size_t vectors = 1, bytes = 32;
   token_rows rows;
   TERRACE_TARGET TERRACE_ALWAYS_INLINE void load(const std::byte* row, std::size_t d,
                                                  f32x16* out) const noexcept {
@@ -98,57 +99,66 @@ TERRACE_TARGET inline void read(const token_rows& rows, F f) noexcept {
     with_elements(rows, f);
 }
 
-// Rows that will be read next, asked for one by one between the arithmetic: memory is never idle.
-struct rows_ahead {
-  const std::byte* first = nullptr;
-  std::size_t stride = 0;
-  std::size_t bytes = 0;  // of a row; 0 asks for nothing
-
-  TERRACE_TARGET TERRACE_ALWAYS_INLINE void fetch(std::size_t token, std::size_t begin,
-                                                  std::size_t end) const noexcept {
-    for (std::size_t at = begin; at < end; at += 64) __builtin_prefetch(first + token * stride + at);
-  }
-};
-
 // ---- scores
 
-// scores[row][token] = q . k for the tokens of `mask`. The other entries are without meaning.
+// Sums of q . k for as many keys as fill sums_per_block, `stride` apart, as [row][key]. `query` is [dim / 16][row][16].
+// Not inlined: alone it has registers enough for its addresses.
 template <class elements, int rows>
-TERRACE_TARGET inline void score(elements as, const float* const (&query)[rows], const token_rows& keys,
-                                 token_mask mask, const rows_ahead& ahead, float* scores) noexcept {
-  constexpr std::uint32_t columns = sums_per_block / rows;
+[[gnu::noinline]] TERRACE_TARGET void score_block(elements as, const float* query, std::size_t dim,
+                                                  const std::byte* key, std::size_t stride,
+                                                  lines_ahead& ahead, float* out) noexcept {
+  constexpr std::size_t columns = sums_per_block / rows;
   constexpr std::size_t vectors = elements::vectors;
-  const std::size_t dim = keys.dim;
-  for (token_run run = next_run(mask); !run.empty(); run = next_run(mask, run.end)) {
-    for (std::uint32_t t = run.begin; t < run.end; t += columns) {
-      const std::byte* key[columns];
+  lines_ahead lines = ahead;
+  f32x16 sum[sums_per_block];
+  TERRACE_UNROLL
+  for (int i = 0; i < sums_per_block; ++i) sum[i] = splat(0);
+  for (std::size_t d = 0; d < dim; d += 16 * vectors) {
+    lines.fetch(lines_ahead::lines(columns * elements::bytes));
+    f32x16 q[vectors][rows];
+    TERRACE_UNROLL
+    for (std::size_t v = 0; v < vectors; ++v) {
       TERRACE_UNROLL
-      for (std::uint32_t c = 0; c < columns; ++c) key[c] = keys[std::min(t + c, run.end - 1)];
-      f32x16 sum[sums_per_block];
+      for (std::size_t r = 0; r < rows; ++r, query += 16) q[v][r] = load(query);
+    }
+    TERRACE_UNROLL
+    for (std::size_t c = 0; c < columns; ++c) {
+      f32x16 k[vectors];
+      as.load(key + c * stride, d, k);
       TERRACE_UNROLL
-      for (int i = 0; i < sums_per_block; ++i) sum[i] = splat(0);
-      std::size_t asked = 0;
-      for (std::size_t d = 0; d < dim; d += 16 * vectors) {
-        for (; asked * dim < d * columns; ++asked) ahead.fetch(t + asked, 0, ahead.bytes);
-        f32x16 q[vectors][rows];
+      for (std::size_t v = 0; v < vectors; ++v) {
         TERRACE_UNROLL
-        for (std::size_t v = 0; v < vectors; ++v) {
-          TERRACE_UNROLL
-          for (int r = 0; r < rows; ++r) q[v][r] = load(query[r] + d + 16 * v);
-        }
-        TERRACE_UNROLL
-        for (std::uint32_t c = 0; c < columns; ++c) {
-          f32x16 k[vectors];
-          as.load(key[c], d, k);
-          TERRACE_UNROLL
-          for (std::size_t v = 0; v < vectors; ++v) {
-            TERRACE_UNROLL
-            for (std::uint32_t r = 0; r < rows; ++r)
-              sum[r * columns + c] = fma(k[v], q[v][r], sum[r * columns + c]);
-          }
-        }
+        for (std::size_t r = 0; r < rows; ++r)
+          sum[r * columns + c] = fma(k[v], q[v][r], sum[r * columns + c]);
       }
-      store_sums<rows>(sum, scores + t, score_stride);
+    }
+  }
+  ahead = lines;
+  store_sums(sum, out);
+}
+
+// scores[row][token] = q . k for the tokens of `mask`. The other entries are some number.
+template <int rows, class elements>
+TERRACE_TARGET inline void score(elements as, const float* query, const token_rows& keys,
+                                 std::uint32_t tokens, token_mask mask, lines_ahead ahead,
+                                 float* scores) noexcept {
+  constexpr std::uint32_t columns = sums_per_block / rows;
+  for (std::uint32_t begin = 0; begin < max_tile_tokens; begin += 16) {
+    if ((mask >> begin & 0xffff) == 0) {
+      for (std::size_t r = 0; r < rows; ++r) store(scores + r * score_stride + begin, splat(0));
+      continue;
+    }
+    const std::uint32_t end = std::min(begin + 16, tokens);
+    alignas(64) float sums[16 * rows] = {};  // [block of keys][row][key]
+    std::uint32_t t = begin;
+    for (; t + columns <= end; t += columns)
+      score_block<elements, rows>(as, query, keys.dim, keys[t], keys.stride, ahead,
+                                  sums + (t - begin) * rows);
+    split_rows<rows>(sums, scores + begin, score_stride);
+    // What does not fill a block is done key by key: nothing behind the last may be read.
+    for (; t < end; ++t) {
+      score_block<elements, rows>(as, query, keys.dim, keys[t], 0, ahead, sums);
+      for (std::size_t r = 0; r < rows; ++r) scores[r * score_stride + t] = sums[r * columns];
     }
   }
 }
@@ -172,35 +182,51 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE f32x16 exp_nonpositive(f32x16 x) noexcept {
   return select(less(x, splat(-87.33654f)), splat(0), p);
 }
 
-// Turns a row's scores into exp(score - m), zero where the row does not see the token; updates m and l, and
-// returns what the row's output must be multiplied with.
-TERRACE_TARGET inline float weigh(token_mask visible, float* scores, float& m, float& l) noexcept {
+// Turns the rows' scores into exp(score - m), zero where a row does not see the token; updates m and l, and
+// gives what each row's output must be multiplied with.
+template <int rows>
+TERRACE_TARGET inline void weigh(const token_mask (&visible)[rows], float* scores, float* const (&m)[rows],
+                                 float* const (&l)[rows], float (&rescale)[rows]) noexcept {
   constexpr int parts = max_tile_tokens / 16;
-  f32x16 s[parts];
-  mask16 seen[parts];
+  f32x16 s[rows][parts];
+  f32x16 base[rows];
+  float next[rows];
   TERRACE_UNROLL
-  for (int i = 0; i < parts; ++i) {
-    seen[i] = static_cast<mask16>(visible >> (16 * i));
-    const f32x16 bounded = min(splat(std::numeric_limits<float>::max()), load(scores + 16 * i));
-    s[i] = select(seen[i], bounded, splat(no_logit));
+  for (std::size_t r = 0; r < rows; ++r) {
+    TERRACE_UNROLL
+    for (std::size_t i = 0; i < parts; ++i) {
+      const auto seen = static_cast<mask16>(visible[r] >> (16 * i));
+      const f32x16 bounded =
+          min(splat(std::numeric_limits<float>::max()), load(scores + r * score_stride + 16 * i));
+      s[r][i] = select(seen, bounded, splat(no_logit));
+    }
   }
-  const float tile_m = largest(max(max(s[0], s[1]), max(s[2], s[3])));
-  const float new_m = tile_m > m ? tile_m : m;
-  const f32x16 base = splat(new_m == no_logit ? 0.0f : new_m);  // -inf - -inf would be a NaN
   TERRACE_UNROLL
-  for (int i = 0; i < parts; ++i) {
-    s[i] = select(seen[i], exp_nonpositive(sub(s[i], base)), splat(0));
-    store(scores + 16 * i, s[i]);
+  for (std::size_t r = 0; r < rows; ++r) {
+    const float tile_m = largest(max(max(s[r][0], s[r][1]), max(s[r][2], s[r][3])));
+    next[r] = tile_m > *m[r] ? tile_m : *m[r];
+    base[r] = splat(next[r] == no_logit ? 0.0f : next[r]);  // -inf - -inf would be a NaN
   }
-  float rescale = 1;
-  if (m != new_m) {
-    alignas(64) float lanes[16];
-    store(lanes, exp_nonpositive(sub(splat(m), base)));
-    rescale = lanes[0];
+  TERRACE_UNROLL
+  for (std::size_t i = 0; i < parts; ++i) {
+    TERRACE_UNROLL
+    for (std::size_t r = 0; r < rows; ++r) {
+      const auto seen = static_cast<mask16>(visible[r] >> (16 * i));
+      s[r][i] = select(seen, exp_nonpositive(sub(s[r][i], base[r])), splat(0));
+      store(scores + r * score_stride + 16 * i, s[r][i]);
+    }
   }
-  l = fma(l, rescale, sum(add(add(s[0], s[1]), add(s[2], s[3]))));
-  m = new_m;
-  return rescale;
+  TERRACE_UNROLL
+  for (std::size_t r = 0; r < rows; ++r) {
+    rescale[r] = 1;
+    if (*m[r] != next[r]) {
+      alignas(64) float lanes[16];
+      store(lanes, exp_nonpositive(sub(splat(*m[r]), base[r])));
+      rescale[r] = lanes[0];
+    }
+    *l[r] = fma(*l[r], rescale[r], sum(add(add(s[r][0], s[r][1]), add(s[r][2], s[r][3]))));
+    *m[r] = next[r];
+  }
 }
 
 // ---- values
@@ -209,7 +235,7 @@ TERRACE_TARGET inline float weigh(token_mask visible, float* scores, float& m, f
 // from element `first` on.
 template <class elements, int rows, int width>
 TERRACE_TARGET inline void add_values(elements as, const float* p, const token_rows& values,
-                                      std::size_t first, token_run run, const rows_ahead& ahead,
+                                      std::size_t first, token_run run, lines_ahead& ahead,
                                       float* const* o) noexcept {
   f32x16 sum[rows][width];
   TERRACE_UNROLL
@@ -217,12 +243,10 @@ TERRACE_TARGET inline void add_values(elements as, const float* p, const token_r
     TERRACE_UNROLL
     for (std::size_t w = 0; w < width; ++w) sum[r][w] = load(o[r] + first + 16 * w);
   }
-  const std::size_t fetch_begin = first * ahead.bytes / values.dim;
-  const std::size_t fetch_end = (first + 16 * width) * ahead.bytes / values.dim;
   const std::size_t stride = values.stride;
   const std::byte* row = values[run.begin];
   for (std::size_t t = run.begin; t < run.end; ++t, row += stride) {
-    ahead.fetch(t, fetch_begin, fetch_end);
+    ahead.fetch(lines_ahead::lines(width / elements::vectors * elements::bytes));
     f32x16 v[width];
     TERRACE_UNROLL
     for (std::size_t w = 0; w < width; w += elements::vectors) as.load(row, first + 16 * w, v + w);
@@ -242,7 +266,7 @@ TERRACE_TARGET inline void add_values(elements as, const float* p, const token_r
 
 template <class elements, int rows>
 TERRACE_TARGET inline void add_values(elements as, const float* p, const token_rows& values, token_run run,
-                                      const rows_ahead& ahead, float* const* o) noexcept {
+                                      lines_ahead& ahead, float* const* o) noexcept {
   constexpr int least = elements::vectors, width = max_rows > least ? max_rows : least;
   std::size_t d = 0;
   for (; d + 16 * width <= values.dim; d += 16 * width)
@@ -255,8 +279,9 @@ TERRACE_TARGET inline void add_values(elements as, const float* p, const token_r
 // Rows may see different tokens: each stretch of tokens is added to the rows that see it, and to no other.
 template <class elements, int rows>
 TERRACE_TARGET inline void add_visible_values(elements as, const float* p, const token_mask (&visible)[rows],
-                                              const token_rows& values, token_mask any,
-                                              const rows_ahead& ahead, float* const (&o)[rows]) noexcept {
+                                              const token_rows& values, token_mask any, lines_ahead ahead,
+                                              float* const (&o)[rows]) noexcept {
+  lines_ahead none;
   for (token_mask rest = any; rest != 0;) {
     const auto begin = static_cast<std::uint32_t>(std::countr_zero(rest));
     token_mask alike = rest, seeing = 0;
@@ -271,7 +296,7 @@ TERRACE_TARGET inline void add_visible_values(elements as, const float* p, const
     } else {
       for (std::size_t r = 0; r < rows; ++r)
         if (((seeing >> r) & 1) != 0)
-          add_values<elements, 1>(as, p + r * score_stride, values, run, {}, o + r);
+          add_values<elements, 1>(as, p + r * score_stride, values, run, none, o + r);
     }
     rest &= ~token_range(run.begin, run.end);
   }
@@ -285,61 +310,102 @@ struct tile {
   std::uint32_t tokens;
 };
 
-// Folds one tile into `rows` rows of the item, from the `first` on.
+// Rows of an item that share each key and value while it is in a register.
 template <int rows>
-TERRACE_TARGET inline void fold_rows(const attend_item& item, const tile& tile, std::size_t first) noexcept {
-  const query_tile& queries = *item.queries;
-  const float* q[rows];
-  float* o[rows];
-  std::size_t state_row[rows];
-  token_mask visible[rows];
-  token_mask any = 0;
-  for (std::size_t r = 0; r < rows; ++r) {
-    const auto query = item.first_query + static_cast<std::uint32_t>((first + r) / item.heads);
-    const auto head = item.first_head + static_cast<std::uint32_t>((first + r) % item.heads);
-    state_row[r] = queries.row(query, head);
-    q[r] = queries.values(state_row[r]);
-    o[r] = item.state->o(state_row[r]).data();
-    visible[r] = visible_tokens(queries.shape().keep, queries.first_position() + query, tile.first_position,
-                                tile.tokens);
-    any |= visible[r];
+class row_group {
+ public:
+  // Those from the `first` on.
+  TERRACE_TARGET row_group(const attend_item& item, std::size_t first) noexcept : item_(item) {
+    const query_tile& queries = *item.queries;
+    for (std::size_t r = 0; r < rows; ++r) {
+      const auto query = item.first_query + static_cast<std::uint32_t>((first + r) / item.heads);
+      const auto head = item.first_head + static_cast<std::uint32_t>((first + r) % item.heads);
+      const std::size_t row = queries.row(query, head);
+      position_[r] = queries.first_position() + query;
+      query_[r] = queries.values(row);
+      m_[r] = &item.state->m(row);
+      l_[r] = &item.state->l(row);
+      o_[r] = item.state->o(row).data();
+    }
+    if constexpr (rows > 1) {
+      for (std::size_t d = 0; d < item.keys.dim; d += 16)
+        for (std::size_t r = 0; r < rows; ++r) store(packed_ + d * rows + 16 * r, load(query_[r] + d));
+    }
   }
-  if (any == 0) return;
 
-  // The tile's values arrive while its first rows are scored, the next tile's keys during its last sums.
-  const token_rows &keys = tile.keys, &values = tile.values;
-  rows_ahead values_ahead, keys_ahead;
-  if (first == 0) values_ahead = {values.first, values.stride, values.row_bytes()};
-  if (first + rows == item.rows()) keys_ahead = {keys[item.tile_tokens], keys.stride, keys.row_bytes()};
+  // Folds one tile in. The first rows of an item to do so ask for what is read seven eighths of a tile later: behind
+  // a head's last row lies the next head's first.
+  [[gnu::noinline]] TERRACE_TARGET void fold(const tile& tile, bool first) noexcept {
+    token_mask visible[rows];
+    token_mask any = 0;
+    for (std::size_t r = 0; r < rows; ++r) {
+      visible[r] =
+          visible_tokens(item_.queries->shape().keep, position_[r], tile.first_position, tile.tokens);
+      any |= visible[r];
+    }
+    if (any == 0) return;
 
-  alignas(64) float scores[rows * score_stride] = {};
-  read(keys, [&](auto as) TERRACE_TARGET { score(as, q, keys, any, values_ahead, scores); });
-  for (std::size_t r = 0; r < rows; ++r) {
-    if (visible[r] == 0) continue;
-    const std::size_t row = state_row[r];
-    const float rescale =
-        weigh(visible[r], scores + r * score_stride, item.state->m(row), item.state->l(row));
-    if (rescale == 1) continue;
-    const f32x16 factor = splat(rescale);
-    for (std::size_t d = 0; d < values.dim; d += 16) store(o[r] + d, mul(load(o[r] + d), factor));
+    const token_rows &keys = tile.keys, &values = tile.values;
+    lines_ahead keys_ahead, values_ahead;
+    if (first) {
+      const std::size_t tokens = item_.tile_tokens, ahead = tokens - tokens / 8;
+      keys_ahead = lines_ahead(keys, ahead, tokens);
+      values_ahead = lines_ahead(values, ahead, tokens);
+    }
+    const float* const query = rows == 1 ? query_[0] : packed_;
+    alignas(64) float scores[rows * score_stride];
+    read(keys,
+         [&](auto as) TERRACE_TARGET { score<rows>(as, query, keys, tile.tokens, any, keys_ahead, scores); });
+    float rescale[rows];
+    weigh<rows>(visible, scores, m_, l_, rescale);
+    for (std::size_t r = 0; r < rows; ++r) {
+      if (rescale[r] == 1) continue;
+      const f32x16 factor = splat(rescale[r]);
+      for (std::size_t d = 0; d < values.dim; d += 16) store(o_[r] + d, mul(load(o_[r] + d), factor));
+    }
+    read(values, [&](auto as) TERRACE_TARGET {
+      add_visible_values(as, scores, visible, values, any, values_ahead, o_);
+    });
   }
-  read(values,
-       [&](auto as) TERRACE_TARGET { add_visible_values(as, scores, visible, values, any, keys_ahead, o); });
+
+ private:
+  const attend_item& item_;
+  std::uint64_t position_[rows];
+  const float* query_[rows];
+  float *m_[rows], *l_[rows], *o_[rows];
+  // The queries in the order in which they are used, [dim / 16][row][16]: one address leads to all of them.
+  alignas(64) float packed_[rows == 1 ? 16 : rows * max_shared_dim];
+};
+
+inline tile tile_at(const attend_item& item, std::uint32_t begin) noexcept {
+  tile part{item.keys, item.values, item.first_position + begin,
+            std::min(item.tile_tokens, item.tokens - begin)};
+  part.keys.first = item.keys[begin];
+  part.values.first = item.values[begin];
+  return part;
+}
+
+// All rows in one group, as in most decodes.
+template <int rows>
+TERRACE_TARGET inline void attend_together(const attend_item& item) noexcept {
+  row_group<rows> group(item, 0);
+  for (std::uint32_t begin = 0; begin < item.tokens; begin += item.tile_tokens)
+    group.fold(tile_at(item, begin), true);
 }
 
 TERRACE_TARGET inline void attend(const attend_item& item) noexcept {
+  const std::size_t rows = item.rows();
+  const std::size_t sharing = item.keys.dim <= max_shared_dim ? rows : 0;
+  if constexpr (max_rows >= 4)
+    if (sharing == 4) return attend_together<4>(item);
   for (std::uint32_t begin = 0; begin < item.tokens; begin += item.tile_tokens) {
-    tile part{item.keys, item.values, item.first_position + begin,
-              std::min(item.tile_tokens, item.tokens - begin)};
-    part.keys.first = item.keys[begin];
-    part.values.first = item.values[begin];
-    const std::size_t rows = item.rows();
+    const tile part = tile_at(item, begin);
     std::size_t row = 0;
     if constexpr (max_rows >= 4)
-      for (; row + 4 <= rows; row += 4) fold_rows<4>(item, part, row);
+      for (; row + 4 <= sharing; row += 4) row_group<4>(item, row).fold(part, row == 0);
     if constexpr (max_rows >= 2)
-      for (; row + 2 <= rows; row += 2) fold_rows<2>(item, part, row);
-    for (; row < rows; ++row) fold_rows<1>(item, part, row);
+      for (; row + 2 <= sharing; row += 2) row_group<2>(item, row).fold(part, row == 0);
+    for (; row < rows; ++row) row_group<1>(item, row).fold(part, row == 0);
   }
 }
 

@@ -23,10 +23,10 @@ void convert(const std::byte* in, std::byte* out, std::size_t count, isa set) no
 #if defined(TERRACE_PREBUILT)
 #define TERRACE_CONVERT(From, To) \
   template void convert<From, To>(const std::byte*, std::byte*, std::size_t, isa) noexcept;
-#define TERRACE_CONVERT_FROM(From)  \
-  TERRACE_CONVERT(From, float)      \
-  TERRACE_CONVERT(From, fp16)       \
-  TERRACE_CONVERT(From, bf16)       \
+#define TERRACE_CONVERT_FROM(From) \
+  TERRACE_CONVERT(From, float)     \
+  TERRACE_CONVERT(From, fp16)      \
+  TERRACE_CONVERT(From, bf16)      \
   TERRACE_CONVERT(From, fp8_e4m3)
 TERRACE_CONVERT_FROM(float)
 TERRACE_CONVERT_FROM(fp16)

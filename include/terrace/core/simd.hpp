@@ -23,8 +23,9 @@
 //   power_of_two(n + 1.5 * 2^23)     2^n for integral n in [-126, 127]
 //   sum(v), largest(v)               over the lanes, in one fixed order
 //   largest_magnitude(a, b)          over the lanes of both; a NaN where there is one
-//   store_sums<rows>(v, out, stride) the sum of each of sums_per_block vectors, in one fixed order; in rows
-//                                    `stride` apart, a power of two of them, at most most_sum_rows
+//   store_sums(v, out)               the sum of each of sums_per_block vectors, in one fixed order
+//   split_rows<rows>(in, out, stride) 16 * rows sums, in blocks of sums_per_block that are [row][column] each, to
+//                                    rows of 16 that are `stride` apart; rows is a power of two up to most_sum_rows
 
 #include <cstddef>
 #include <cstdint>

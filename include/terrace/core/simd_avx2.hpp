@@ -232,18 +232,25 @@ inline constexpr int sums_per_block = 4;
 inline constexpr int most_sum_rows = 2;
 
 /// A transpose that adds on its way: lane i of `all` is the sum of v[i].
-template <int rows>
-TERRACE_INLINE void store_sums(const f32x16 (&v)[sums_per_block], float* out, std::size_t stride) noexcept {
+TERRACE_INLINE void store_sums(const f32x16 (&v)[sums_per_block], float* out) noexcept {
   const __m256 ab = _mm256_hadd_ps(_mm256_add_ps(v[0].lo, v[0].hi), _mm256_add_ps(v[1].lo, v[1].hi));
   const __m256 cd = _mm256_hadd_ps(_mm256_add_ps(v[2].lo, v[2].hi), _mm256_add_ps(v[3].lo, v[3].hi));
   const __m256 halves = _mm256_hadd_ps(ab, cd);
-  const __m128 all = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+}
+
+template <int rows>
+TERRACE_INLINE void split_rows(const float* in, float* out, std::size_t stride) noexcept {
   if constexpr (rows == 1) {
-    _mm_storeu_ps(out, all);
+    store(out, load(in));
   } else {
     static_assert(rows == 2);
-    _mm_storel_pi(reinterpret_cast<__m64*>(out), all);
-    _mm_storeh_pi(reinterpret_cast<__m64*>(out + stride), all);
+    for (std::size_t i = 0; i < 4; ++i) {
+      const __m256d pairs = _mm256_castps_pd(_mm256_loadu_ps(in + 8 * i));
+      const __m256 by_row = _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+      _mm_storeu_ps(out + 4 * i, _mm256_castps256_ps128(by_row));
+      _mm_storeu_ps(out + stride + 4 * i, _mm256_extractf128_ps(by_row, 1));
+    }
   }
 }
 

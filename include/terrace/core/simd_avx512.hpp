@@ -179,26 +179,36 @@ inline constexpr int sums_per_block = 16;
 inline constexpr int most_sum_rows = 4;
 
 /// A 16 x 16 transpose that adds on its way: lane i of the result is the sum of v[i].
-template <int rows>
-TERRACE_INLINE void store_sums(const f32x16 (&v)[sums_per_block], float* out, std::size_t stride) noexcept {
+TERRACE_INLINE void store_sums(const f32x16 (&v)[sums_per_block], float* out) noexcept {
   const __m512 a = detail::sum_quarters(v[0].v, v[1].v, v[2].v, v[3].v);
   const __m512 b = detail::sum_quarters(v[4].v, v[5].v, v[6].v, v[7].v);
   const __m512 c = detail::sum_quarters(v[8].v, v[9].v, v[10].v, v[11].v);
   const __m512 d = detail::sum_quarters(v[12].v, v[13].v, v[14].v, v[15].v);
   const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
   const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
-  const __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+  _mm512_storeu_ps(out,
+                   _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd)));
+}
+
+/// Quarters of vectors change places: 64-byte stores, which the loads that follow need not wait for.
+template <int rows>
+TERRACE_INLINE void split_rows(const float* in, float* out, std::size_t stride) noexcept {
   if constexpr (rows == 1) {
-    _mm512_storeu_ps(out, all);
+    store(out, load(in));
   } else if constexpr (rows == 2) {
-    _mm256_storeu_ps(out, _mm512_castps512_ps256(all));
-    _mm256_storeu_ps(out + stride, _mm512_extractf32x8_ps(all, 1));
+    const __m512 a = _mm512_loadu_ps(in), b = _mm512_loadu_ps(in + 16);
+    _mm512_storeu_ps(out, _mm512_shuffle_f32x4(a, b, 0x44));
+    _mm512_storeu_ps(out + stride, _mm512_shuffle_f32x4(a, b, 0xee));
   } else {
     static_assert(rows == 4);
-    _mm_storeu_ps(out, _mm512_castps512_ps128(all));
-    _mm_storeu_ps(out + stride, _mm512_extractf32x4_ps(all, 1));
-    _mm_storeu_ps(out + 2 * stride, _mm512_extractf32x4_ps(all, 2));
-    _mm_storeu_ps(out + 3 * stride, _mm512_extractf32x4_ps(all, 3));
+    const __m512 a = _mm512_loadu_ps(in), b = _mm512_loadu_ps(in + 16);
+    const __m512 c = _mm512_loadu_ps(in + 32), d = _mm512_loadu_ps(in + 48);
+    const __m512 ab_low = _mm512_shuffle_f32x4(a, b, 0x44), ab_high = _mm512_shuffle_f32x4(a, b, 0xee);
+    const __m512 cd_low = _mm512_shuffle_f32x4(c, d, 0x44), cd_high = _mm512_shuffle_f32x4(c, d, 0xee);
+    _mm512_storeu_ps(out, _mm512_shuffle_f32x4(ab_low, cd_low, 0x88));
+    _mm512_storeu_ps(out + stride, _mm512_shuffle_f32x4(ab_low, cd_low, 0xdd));
+    _mm512_storeu_ps(out + 2 * stride, _mm512_shuffle_f32x4(ab_high, cd_high, 0x88));
+    _mm512_storeu_ps(out + 3 * stride, _mm512_shuffle_f32x4(ab_high, cd_high, 0xdd));
   }
 }
 

@@ -146,10 +146,14 @@ TERRACE_ALWAYS_INLINE float largest_magnitude(const f32x16& a, const f32x16& b) 
 inline constexpr int sums_per_block = 4;
 inline constexpr int most_sum_rows = 1;
 
-template <int rows>
-TERRACE_ALWAYS_INLINE void store_sums(const f32x16 (&v)[sums_per_block], float* out, std::size_t) noexcept {
-  static_assert(rows == 1);
+TERRACE_ALWAYS_INLINE void store_sums(const f32x16 (&v)[sums_per_block], float* out) noexcept {
   for (int i = 0; i < sums_per_block; ++i) out[i] = sum(v[i]);
+}
+
+template <int rows>
+TERRACE_ALWAYS_INLINE void split_rows(const float* in, float* out, std::size_t) noexcept {
+  static_assert(rows == 1);
+  store(out, load(in));
 }
 
 }  // namespace terrace::simd::portable
