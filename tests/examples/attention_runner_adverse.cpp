@@ -96,6 +96,51 @@ TEST_CASE("a disk that is full, and nothing else: one sentence") {
   });
 }
 
+TEST_CASE("the disk tier becomes read-only while it is used: the next tier takes over") {
+  const workplace here;
+  if (!sandbox::can_refuse_writes(here.folder)) {
+    WARN("skipped: no file can be made to refuse writes here");
+    return;
+  }
+  const std::string file = here.folder / "kv";
+  {
+    // Once it has taken something, and so is open.
+    const meanwhile refuser([&] {
+      std::error_code ignored;
+      const auto changed = std::filesystem::last_write_time(file, ignored);
+      return !ignored && std::filesystem::file_time_type::clock::now() - changed < std::chrono::seconds(1) &&
+             std::filesystem::exists(here.folder / "cold") && sandbox::refuse_writes(file, true);
+    });
+    const json j =
+        completed(here.run(job + "--warm 1MiB --cool-path kv --cool 16MiB --cold 32MiB --cold-path cold"));
+    CHECK(tier(j, "cool").at("failed_stores").get<int>() > 0);
+    const json health = tier(j, "cool").at("health");
+    CHECK(health.at("times_set_aside").get<int>() > 0);
+    CHECK(health.at("last_error").get<std::string>().find("not permitted") != std::string::npos);
+    CHECK(tier(j, "cold").at("stores").get<int>() > 0);
+  }
+  sandbox::refuse_writes(file, false);
+}
+
+TEST_CASE(
+    "the folder of the cold tier becomes read-only while it is used, and there is no other: one sentence") {
+  const workplace here;
+  sandbox::with_small_disk(64 << 20, [&](const std::string& disk) {
+    std::atomic<bool> happened{false};
+    workplace::outcome ran;
+    {
+      const meanwhile remounter([&] {
+        std::error_code ignored;
+        if (!happened && !std::filesystem::is_empty(disk, ignored)) happened = sandbox::mount_read_only(disk);
+        return false;
+      });
+      ran = here.run(job + "--warm 2MiB --cool 0 --cold 32MiB --cold-path " + disk + "/cold");
+    }
+    REQUIRE(happened);
+    ended_with_one_sentence(ran, "Read-only file system");
+  });
+}
+
 TEST_CASE("the file of the disk tier is removed while it is used") {
   const workplace here;
   const std::string file = here.folder / "kv";

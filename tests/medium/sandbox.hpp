@@ -1,7 +1,10 @@
 #pragma once
+#include <fcntl.h>
 #include <linux/filter.h>
+#include <linux/fs.h>
 #include <linux/seccomp.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -65,6 +68,36 @@ class file_size_limit {
   rlimit before_{};
   void (*handler_)(int) = nullptr;
 };
+
+/// From now on the file refuses writes, of those who have it open as well: a disk that has become read-only. Or it takes them
+/// again. False where that is not to be had: a privilege and a file system that knows immutable files.
+inline bool refuse_writes(const std::string& path, bool yes) {
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) return false;
+  int flags = 0;
+  bool done = ::ioctl(file, FS_IOC_GETFLAGS, &flags) == 0;
+  flags = yes ? flags | FS_IMMUTABLE_FL : flags & ~FS_IMMUTABLE_FL;
+  done = done && ::ioctl(file, FS_IOC_SETFLAGS, &flags) == 0;
+  ::close(file);
+  return done;
+}
+
+/// Whether this system has what refuse_writes needs, in `folder`.
+inline bool can_refuse_writes(const std::string& folder) {
+  const std::string path = folder + "/refuses-writes";
+  const int file = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  if (file < 0) return false;
+  const bool can = refuse_writes(path, true) && ::write(file, "x", 1) < 0;
+  refuse_writes(path, false);
+  ::close(file);
+  ::unlink(path.c_str());
+  return can;
+}
+
+/// Makes the mount of `path` read-only; false while a file on it is open for writing.
+inline bool mount_read_only(const std::string& path) {
+  return ::mount("none", path.c_str(), nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY, nullptr) == 0;
+}
 
 /// Runs `f` on a thread of its own, so that what it does to itself ends with it. A failed REQUIRE comes out
 /// as it was.
