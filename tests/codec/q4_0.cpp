@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <random>
 #include <span>
@@ -219,6 +220,32 @@ TEST_CASE("what q4_0 decoded, it encodes to the same bytes, whatever the largest
   CHECK(wrong_magnitudes<fp16>() == 0);
   CHECK(wrong_magnitudes<bf16>() == 0);
   CHECK(wrong_magnitudes<float>() == 0);
+}
+
+TEMPLATE_TEST_CASE("what q4_0 makes of a group does not depend on its neighbours", "", fp16, bf16, float) {
+  constexpr float odd[] = {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                           1e-30f, 0};
+  constexpr std::uint32_t groups = 71;
+  std::mt19937 random(12);
+  std::normal_distribution<float> normal;
+  row<TestType> all(groups * 32), one(32);
+  for (int round = 0; round < 20; ++round) {
+    for (TestType& x : all.raw) x = from_float<TestType>(normal(random));
+    // Some groups of zeros, some with a single value that is odd.
+    for (std::size_t g = random() % 9; g < groups; g += 1 + random() % 30) {
+      if (random() % 2 == 0)
+        std::fill_n(all.raw.begin() + static_cast<std::ptrdiff_t>(g * 32), 32, TestType{});
+      all.raw[g * 32 + random() % 32] = from_float<TestType>(odd[random() % std::size(odd)]);
+    }
+    for (const isa set : sets_here()) {
+      all.encode(set);
+      for (std::size_t g = 0; g < groups; ++g) {
+        std::copy_n(all.raw.begin() + static_cast<std::ptrdiff_t>(g * 32), 32, one.raw.begin());
+        one.encode(set);
+        REQUIRE(all.codes_of(g) == one.codes_of(0));
+      }
+    }
+  }
 }
 
 TEST_CASE("q4_0 takes any bits at all, and its laws hold for them") {

@@ -13,45 +13,91 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE simd::TERRACE_ISA::f32x16 tame_for_q4_0(sim
   return select(is_number(x), bounded, splat(0));
 }
 
-// The value of magnitude `most`, the first of several, divided by -8. The sign is as good as random, and a
-// misprediction would cost more than the rest of a group: hence no branch but for a group that has the
-// magnitude with both signs, zeros among them. A product asks for that without a branch of its own.
-TERRACE_TARGET TERRACE_ALWAYS_INLINE float q4_0_scale(simd::TERRACE_ISA::f32x16 a,
-                                                      simd::TERRACE_ISA::f32x16 b, float most) noexcept {
+// The sign of the value of magnitude `most`, the first of several, the other way round. It is as good as random, and
+// a misprediction would cost more than the rest of a group: hence no branch but for a group that has the magnitude
+// with both signs, zeros among them. A product asks for that without a branch of its own.
+TERRACE_TARGET TERRACE_ALWAYS_INLINE std::uint32_t q4_0_sign(const f32x32& x,
+                                                             simd::TERRACE_ISA::f32x16 most) noexcept {
   using namespace simd::TERRACE_ISA;
-  const f32x16 up = splat(most), down = splat(-most);
-  std::uint32_t ups = equal(max(a, b), up), downs = equal(min(a, b), down);
+  const f32x16 least = mul(most, splat(-1));
+  std::uint32_t ups = equal(max(x.low, x.high), most), downs = equal(min(x.low, x.high), least);
   if (ups * downs != 0) {
-    ups = std::uint32_t{equal(a, up)} | std::uint32_t{equal(b, up)} << 16;
-    downs = std::uint32_t{equal(a, down)} | std::uint32_t{equal(b, down)} << 16;
+    ups = std::uint32_t{equal(x.low, most)} | std::uint32_t{equal(x.high, most)} << 16;
+    downs = std::uint32_t{equal(x.low, least)} | std::uint32_t{equal(x.high, least)} << 16;
     if (std::countr_zero(ups) <= std::countr_zero(downs)) downs = 0;
   }
-  const std::uint32_t sign = downs == 0 ? 0x80000000u : 0u;
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(most / 8.0f) | sign);
+  return downs == 0 ? 0x80000000u : 0u;
+}
+
+// A group whose largest magnitude, scale and inverse are known but for the sign.
+TERRACE_TARGET TERRACE_ALWAYS_INLINE void store_q4_0_group(const f32x32& x, simd::TERRACE_ISA::f32x16 most,
+                                                           fp16 scale, float inverse,
+                                                           std::byte* out) noexcept {
+  using namespace simd::TERRACE_ISA;
+  const std::uint32_t sign = q4_0_sign(x, most);
+  scale.bits = static_cast<std::uint16_t>(scale.bits | sign >> 16);
+  f32x16 factor = splat(std::bit_cast<float>(std::bit_cast<std::uint32_t>(inverse) | sign));
+  // A scale that rounds to zero decodes to zeros whatever the codes are: then it is what zeros have.
+  if ((scale.bits & 0x7fffu) == 0) {
+    scale.bits = 0x8000u;
+    factor = splat(0);
+  }
+  std::memcpy(out, &scale, sizeof scale);
+  store_q4(out + 2, mul(x.low, factor), mul(x.high, factor));
+}
+
+// The codes are rounded as multiples of 2^-26.
+inline constexpr float q4_0_unit = 0x1p26f;
+
+TERRACE_TARGET inline void encode_q4_0_group(element_value auto type, const std::byte* in,
+                                             std::byte* out) noexcept {
+  using namespace simd::TERRACE_ISA;
+  const float limit = q4_0_largest(type);
+  f32x32 x = load_any(type, in);
+  float most = largest_magnitude(x.low, x.high);
+  if (!(most <= limit)) {
+    x = {tame_for_q4_0(x.low, limit), tame_for_q4_0(x.high, limit)};
+    most = largest_magnitude(x.low, x.high);
+  }
+  const float d = most / 8.0f;
+  store_q4_0_group(x, splat(most), narrow(d), q4_0_unit / d, out);
+}
+
+// Sixteen groups at once: their largest values are found by one transpose, and share a division. False, and nothing
+// written, where one of them has a value that must be tamed.
+TERRACE_TARGET inline bool encode_q4_0_sixteen(element_value auto type, const std::byte* in,
+                                               std::byte* out) noexcept {
+  using namespace simd::TERRACE_ISA;
+  const std::size_t stride = 32 * size_of(type);
+  f32x16 magnitudes[16];
+  for (std::size_t g = 0; g < 16; ++g) {
+    const f32x32 x = load_any(type, in + g * stride);
+    magnitudes[g] = larger_magnitude(x.low, x.high);
+  }
+  const f32x16 most = largest_of_each(magnitudes);
+  if ((less(splat(q4_0_largest(type)), most) | static_cast<mask16>(~is_number(most))) != 0) return false;
+  const f32x16 d = mul(most, splat(1.0f / 8));
+  fp16 scales[16];
+  alignas(64) float inverses[16], largest[16];
+  store_as<fp16>(reinterpret_cast<std::byte*>(scales), d);
+  store(inverses, div(splat(q4_0_unit), d));
+  store(largest, most);
+  for (std::size_t g = 0; g < 16; ++g)
+    store_q4_0_group(load_any(type, in + g * stride), splat(largest[g]), scales[g], inverses[g],
+                     out + g * 18);
+  return true;
 }
 
 TERRACE_TARGET inline void encode_q4_0(element_value auto type, const std::byte* in, std::byte* out,
                                        std::size_t groups) noexcept {
-  using namespace simd::TERRACE_ISA;
-  const float limit = q4_0_largest(type);
-  for (std::size_t g = 0; g < groups; ++g, in += 32 * size_of(type), out += 18) {
-    auto [a, b] = load_any(type, in);
-    float most = largest_magnitude(a, b);
-    if (!(most <= limit)) {
-      a = tame_for_q4_0(a, limit);
-      b = tame_for_q4_0(b, limit);
-      most = largest_magnitude(a, b);
+  const std::size_t stride = 32 * size_of(type);
+  for (std::size_t g = 0; g < groups;) {
+    if (groups - g >= 16 && encode_q4_0_sixteen(type, in + g * stride, out + g * 18)) {
+      g += 16;
+      continue;
     }
-    const float d = q4_0_scale(a, b, most);
-    fp16 scale = narrow(d);
-    float inverse = 0x1p26f / d;  // the codes are rounded as multiples of 2^-26
-    // A scale that rounds to zero decodes to zeros whatever the codes are: then it is what zeros have.
-    if ((scale.bits & 0x7fffu) == 0) {
-      scale.bits = 0x8000u;
-      inverse = 0;
-    }
-    std::memcpy(out, &scale, sizeof scale);
-    store_q4(out + 2, mul(a, splat(inverse)), mul(b, splat(inverse)));
+    for (const std::size_t end = std::min(g + 16, groups); g < end; ++g)
+      encode_q4_0_group(type, in + g * stride, out + g * 18);
   }
 }
 

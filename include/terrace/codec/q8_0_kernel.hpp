@@ -30,34 +30,79 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE nearby_codes exact_codes(simd::TERRACE_ISA:
   return {select(as_is, code, select(above, up, down)), (as_is | above | below) == 0xffff};
 }
 
-TERRACE_TARGET inline void encode_q8_0(element_value auto type, const std::byte* in, std::byte* out,
-                                       std::size_t groups) noexcept {
+// The codes of a group, whose scale is there already.
+TERRACE_TARGET TERRACE_ALWAYS_INLINE void store_codes(element_value auto type, const f32x32& x, fp16 scale,
+                                                      simd::TERRACE_ISA::f32x16 inverse,
+                                                      std::byte* out) noexcept {
+  using namespace simd::TERRACE_ISA;
+  store_i8(out + 2, mul(x.low, inverse));
+  store_i8(out + 18, mul(x.high, inverse));
+  // bf16 is so coarse that decoded values can lie half a code from where they came: see codec/q8_0.hpp.
+  if (type == element::bf16) {
+    const nearby_codes lo = exact_codes<bf16>(x.low, scale, load_i8(out + 2));
+    if (!lo.exact) return;
+    const nearby_codes hi = exact_codes<bf16>(x.high, scale, load_i8(out + 18));
+    if (!hi.exact) return;
+    store_i8(out + 2, lo.code);
+    store_i8(out + 18, hi.code);
+  }
+}
+
+TERRACE_TARGET inline void encode_q8_0_group(element_value auto type, const std::byte* in,
+                                             std::byte* out) noexcept {
   using namespace simd::TERRACE_ISA;
   const q8_0_limits limits = q8_0_limits::of(type);
-  for (std::size_t g = 0; g < groups; ++g, in += 32 * size_of(type), out += 34) {
-    auto [a, b] = load_any(type, in);
-    float most = largest_magnitude(a, b);
-    if (!(most <= limits.value)) {
-      a = tame(a, limits.value);
-      b = tame(b, limits.value);
-      most = largest_magnitude(a, b);
+  f32x32 x = load_any(type, in);
+  float most = largest_magnitude(x.low, x.high);
+  if (!(most <= limits.value)) {
+    x = {tame(x.low, limits.value), tame(x.high, limits.value)};
+    most = largest_magnitude(x.low, x.high);
+  }
+  const float d = most / 127.0f;
+  const fp16 scale = narrow(d < limits.scale ? d : limits.scale);
+  // A scale that rounds to zero decodes to zeros whatever the codes are: then these are zeros too.
+  const f32x16 inverse = splat(scale.bits != 0 ? 1.0f / d : 0.0f);
+  std::memcpy(out, &scale, sizeof scale);
+  store_codes(type, x, scale, inverse, out);
+}
+
+// Sixteen groups at once: their largest values are found by one transpose, and share a division. False, and nothing
+// written, where one of them has a value that must be tamed.
+TERRACE_TARGET inline bool encode_q8_0_sixteen(element_value auto type, const std::byte* in,
+                                               std::byte* out) noexcept {
+  using namespace simd::TERRACE_ISA;
+  const q8_0_limits limits = q8_0_limits::of(type);
+  const std::size_t stride = 32 * size_of(type);
+  f32x16 magnitudes[16];
+  for (std::size_t g = 0; g < 16; ++g) {
+    const f32x32 x = load_any(type, in + g * stride);
+    magnitudes[g] = larger_magnitude(x.low, x.high);
+  }
+  const f32x16 most = largest_of_each(magnitudes);
+  if ((less(splat(limits.value), most) | static_cast<mask16>(~is_number(most))) != 0) return false;
+  const f32x16 d = div(most, splat(127.0f));
+  fp16 scales[16];
+  store_as<fp16>(reinterpret_cast<std::byte*>(scales), min(d, splat(limits.scale)));
+  const f32x16 stored = load_as<fp16>(reinterpret_cast<const std::byte*>(scales));
+  alignas(64) float inverses[16];
+  store(inverses, select(equal(stored, splat(0)), splat(0), div(splat(1.0f), d)));
+  for (std::size_t g = 0; g < 16; ++g, out += 34) {
+    std::memcpy(out, &scales[g], sizeof scales[g]);
+    store_codes(type, load_any(type, in + g * stride), scales[g], splat(inverses[g]), out);
+  }
+  return true;
+}
+
+TERRACE_TARGET inline void encode_q8_0(element_value auto type, const std::byte* in, std::byte* out,
+                                       std::size_t groups) noexcept {
+  const std::size_t stride = 32 * size_of(type);
+  for (std::size_t g = 0; g < groups;) {
+    if (groups - g >= 16 && encode_q8_0_sixteen(type, in + g * stride, out + g * 34)) {
+      g += 16;
+      continue;
     }
-    const float d = most / 127.0f;
-    const fp16 scale = narrow(d < limits.scale ? d : limits.scale);
-    // A scale that rounds to zero decodes to zeros whatever the codes are: then these are zeros too.
-    const f32x16 inverse = splat(scale.bits != 0 ? 1.0f / d : 0.0f);
-    std::memcpy(out, &scale, sizeof scale);
-    store_i8(out + 2, mul(a, inverse));
-    store_i8(out + 18, mul(b, inverse));
-    // bf16 is so coarse that decoded values can lie half a code from where they came: see codec/q8_0.hpp.
-    if (type == element::bf16) {
-      const nearby_codes lo = exact_codes<bf16>(a, scale, load_i8(out + 2));
-      if (!lo.exact) continue;
-      const nearby_codes hi = exact_codes<bf16>(b, scale, load_i8(out + 18));
-      if (!hi.exact) continue;
-      store_i8(out + 2, lo.code);
-      store_i8(out + 18, hi.code);
-    }
+    for (const std::size_t end = std::min(g + 16, groups); g < end; ++g)
+      encode_q8_0_group(type, in + g * stride, out + g * 34);
   }
 }
 

@@ -15,7 +15,7 @@
 //   load_i8(bytes)                   16 signed bytes
 //   store_i8(bytes, v)               rounded to nearest, ties away from zero; precondition |v| < 127.5
 //   narrow(x)                        one float to fp16
-//   add, sub, mul, fma(a, b, c)      fma is a * b + c with one rounding where the set has it
+//   add, sub, mul, div, fma(a, b, c) fma is a * b + c with one rounding where the set has it
 //   min(a, b), max(a, b), abs(v)     b where either is NaN
 //   select(mask, a, b)               a where the bit is set
 //   is_number(v)                     mask; a NaN is no number
@@ -23,6 +23,9 @@
 //   power_of_two(n + 1.5 * 2^23)     2^n for integral n in [-126, 127]
 //   sum(v), largest(v)               over the lanes, in one fixed order
 //   largest_magnitude(a, b)          over the lanes of both; a NaN where there is one
+//   larger_magnitude(a, b)           lane by lane; a NaN where either is one
+//   largest_of_each(v)               lane i is the largest lane of v[i], of sixteen vectors of magnitudes; a NaN where
+//                                    there is one
 //   store_sums(v, out)               the sum of each of sums_per_block vectors, in one fixed order
 //   split_rows<rows>(in, out, stride) 16 * rows sums, in blocks of sums_per_block that are [row][column] each, to
 //                                    rows of 16 that are `stride` apart; rows is a power of two up to most_sum_rows

@@ -176,6 +176,9 @@ TERRACE_INLINE f32x16 sub(f32x16 a, f32x16 b) noexcept {
 TERRACE_INLINE f32x16 mul(f32x16 a, f32x16 b) noexcept {
   return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
 }
+TERRACE_INLINE f32x16 div(f32x16 a, f32x16 b) noexcept {
+  return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
+}
 TERRACE_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) noexcept {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
@@ -219,13 +222,22 @@ TERRACE_INLINE float largest(f32x16 v) noexcept {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
-TERRACE_INLINE float largest_magnitude(f32x16 a, f32x16 b) noexcept {
+TERRACE_INLINE f32x16 larger_magnitude(f32x16 a, f32x16 b) noexcept {
   const __m256i lo = _mm256_max_epi32(detail::magnitude(a.lo), detail::magnitude(b.lo));
   const __m256i hi = _mm256_max_epi32(detail::magnitude(a.hi), detail::magnitude(b.hi));
-  const __m256i eight = _mm256_max_epi32(lo, hi);
+  return {_mm256_castsi256_ps(lo), _mm256_castsi256_ps(hi)};
+}
+TERRACE_INLINE float largest_magnitude(f32x16 a, f32x16 b) noexcept {
+  const f32x16 most = larger_magnitude(a, b);
+  const __m256i eight = _mm256_max_epi32(_mm256_castps_si256(most.lo), _mm256_castps_si256(most.hi));
   const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
   const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
   return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1))));
+}
+TERRACE_INLINE f32x16 largest_of_each(const f32x16 (&v)[16]) noexcept {
+  alignas(32) float lanes[16];
+  for (int i = 0; i < 16; ++i) lanes[i] = largest_magnitude(v[i], v[i]);
+  return load(lanes);
 }
 
 inline constexpr int sums_per_block = 4;

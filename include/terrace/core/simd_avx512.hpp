@@ -74,11 +74,35 @@ TERRACE_INLINE __m128i to_fp8(__m512 v) noexcept {
   const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80));
   return _mm512_cvtepi32_epi8(_mm512_or_si512(all, sign));
 }
-// Four vectors: within each quarter, the sums of the quarters' four lanes of a, b, c and d.
-TERRACE_INLINE __m512 sum_quarters(__m512 a, __m512 b, __m512 c, __m512 d) noexcept {
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-  return _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+TERRACE_INLINE __m512i magnitude(__m512 v) noexcept {
+  return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
+}
+struct sum_of {
+  static TERRACE_INLINE __m512 two(__m512 a, __m512 b) noexcept { return _mm512_add_ps(a, b); }
+};
+// Of magnitudes, as integers: a NaN is larger than any number.
+struct largest_of {
+  static TERRACE_INLINE __m512 two(__m512 a, __m512 b) noexcept {
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+  }
+};
+// Four vectors: within each quarter, what becomes of the quarters' four lanes of a, b, c and d.
+template <class op>
+TERRACE_INLINE __m512 fold_quarters(__m512 a, __m512 b, __m512 c, __m512 d) noexcept {
+  const __m512 ab = op::two(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = op::two(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  return op::two(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+}
+// A 16 x 16 transpose that folds on its way: lane i is what becomes of the lanes of v[i].
+template <class op, class Vectors>
+TERRACE_INLINE __m512 fold_each(const Vectors& v) noexcept {
+  const __m512 a = fold_quarters<op>(v[0].v, v[1].v, v[2].v, v[3].v);
+  const __m512 b = fold_quarters<op>(v[4].v, v[5].v, v[6].v, v[7].v);
+  const __m512 c = fold_quarters<op>(v[8].v, v[9].v, v[10].v, v[11].v);
+  const __m512 d = fold_quarters<op>(v[12].v, v[13].v, v[14].v, v[15].v);
+  const __m512 ab = op::two(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  const __m512 cd = op::two(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+  return op::two(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
 }
 }  // namespace detail
 
@@ -137,6 +161,7 @@ TERRACE_INLINE fp16 narrow(float x) noexcept { return {static_cast<std::uint16_t
 TERRACE_INLINE f32x16 add(f32x16 a, f32x16 b) noexcept { return {_mm512_add_ps(a.v, b.v)}; }
 TERRACE_INLINE f32x16 sub(f32x16 a, f32x16 b) noexcept { return {_mm512_sub_ps(a.v, b.v)}; }
 TERRACE_INLINE f32x16 mul(f32x16 a, f32x16 b) noexcept { return {_mm512_mul_ps(a.v, b.v)}; }
+TERRACE_INLINE f32x16 div(f32x16 a, f32x16 b) noexcept { return {_mm512_div_ps(a.v, b.v)}; }
 TERRACE_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) noexcept { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 TERRACE_INLINE float fma(float a, float b, float c) noexcept { return __builtin_fmaf(a, b, c); }
 TERRACE_INLINE f32x16 min(f32x16 a, f32x16 b) noexcept { return {_mm512_min_ps(a.v, b.v)}; }
@@ -165,10 +190,14 @@ TERRACE_INLINE float largest(f32x16 v) noexcept {
   return _mm512_cvtss_f32(_mm512_max_ps(r, _mm512_permute_ps(r, 0xb1)));
 }
 
+TERRACE_INLINE f32x16 larger_magnitude(f32x16 a, f32x16 b) noexcept {
+  return {_mm512_castsi512_ps(_mm512_max_epi32(detail::magnitude(a.v), detail::magnitude(b.v)))};
+}
+TERRACE_INLINE f32x16 largest_of_each(const f32x16 (&v)[16]) noexcept {
+  return {detail::fold_each<detail::largest_of>(v)};
+}
 TERRACE_INLINE float largest_magnitude(f32x16 a, f32x16 b) noexcept {
-  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-  const __m512i x = _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a.v), magnitude),
-                                     _mm512_and_si512(_mm512_castps_si512(b.v), magnitude));
+  const __m512i x = _mm512_castps_si512(larger_magnitude(a, b).v);
   const __m256i eight = _mm256_max_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
   const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
   const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
@@ -178,16 +207,8 @@ TERRACE_INLINE float largest_magnitude(f32x16 a, f32x16 b) noexcept {
 inline constexpr int sums_per_block = 16;
 inline constexpr int most_sum_rows = 4;
 
-/// A 16 x 16 transpose that adds on its way: lane i of the result is the sum of v[i].
 TERRACE_INLINE void store_sums(const f32x16 (&v)[sums_per_block], float* out) noexcept {
-  const __m512 a = detail::sum_quarters(v[0].v, v[1].v, v[2].v, v[3].v);
-  const __m512 b = detail::sum_quarters(v[4].v, v[5].v, v[6].v, v[7].v);
-  const __m512 c = detail::sum_quarters(v[8].v, v[9].v, v[10].v, v[11].v);
-  const __m512 d = detail::sum_quarters(v[12].v, v[13].v, v[14].v, v[15].v);
-  const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-  const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
-  _mm512_storeu_ps(out,
-                   _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd)));
+  _mm512_storeu_ps(out, detail::fold_each<detail::sum_of>(v));
 }
 
 /// Quarters of vectors change places: 64-byte stores, which the loads that follow need not wait for.

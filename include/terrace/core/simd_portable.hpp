@@ -83,6 +83,9 @@ TERRACE_ALWAYS_INLINE f32x16 sub(const f32x16& a, const f32x16& b) noexcept {
 TERRACE_ALWAYS_INLINE f32x16 mul(const f32x16& a, const f32x16& b) noexcept {
   return detail::each([&](int i) { return a.lane[i] * b.lane[i]; });
 }
+TERRACE_ALWAYS_INLINE f32x16 div(const f32x16& a, const f32x16& b) noexcept {
+  return detail::each([&](int i) { return a.lane[i] / b.lane[i]; });
+}
 TERRACE_ALWAYS_INLINE float fma(float a, float b, float c) noexcept {
 // Without the instruction std::fma is a library call; two roundings are as good a definition for this set.
 #if defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__aarch64__)
@@ -132,15 +135,23 @@ TERRACE_ALWAYS_INLINE float largest(const f32x16& v) noexcept {
   return most;
 }
 
+TERRACE_ALWAYS_INLINE f32x16 larger_magnitude(const f32x16& a, const f32x16& b) noexcept {
+  return detail::each([&](int i) {
+    const std::uint32_t x = std::bit_cast<std::uint32_t>(a.lane[i]) & 0x7fffffffu;
+    const std::uint32_t y = std::bit_cast<std::uint32_t>(b.lane[i]) & 0x7fffffffu;
+    return std::bit_cast<float>(x > y ? x : y);
+  });
+}
 TERRACE_ALWAYS_INLINE float largest_magnitude(const f32x16& a, const f32x16& b) noexcept {
   std::uint32_t most = 0;
-  for (const f32x16* v : {&a, &b}) {
-    for (const float x : v->lane) {
-      const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(x) & 0x7fffffffu;
-      most = magnitude > most ? magnitude : most;
-    }
+  for (const float x : larger_magnitude(a, b).lane) {
+    const auto bits = std::bit_cast<std::uint32_t>(x);
+    most = bits > most ? bits : most;
   }
   return std::bit_cast<float>(most);
+}
+TERRACE_ALWAYS_INLINE f32x16 largest_of_each(const f32x16 (&v)[16]) noexcept {
+  return detail::each([&](int i) { return largest_magnitude(v[i], v[i]); });
 }
 
 inline constexpr int sums_per_block = 4;
