@@ -6,6 +6,7 @@
 
 #include "small_cache.hpp"
 #include "terrace/codec/q8_0.hpp"
+#include "terrace/testing/virtual_clock.hpp"
 
 using namespace terrace;
 using std::chrono::milliseconds;
@@ -56,7 +57,8 @@ struct two_below {
     }
   }
 
-  context ctx{{.codec_threads = 0}};
+  virtual_clock clock;
+  context ctx{{.codec_threads = 0, .time = &clock}};
   medium_script near, far;
   result<type> opened;
   std::optional<sequence> tokens;
@@ -79,7 +81,7 @@ TEST_CASE("a tier that takes nothing is passed by: blocks go to the next one, an
   CHECK(health.tiers[1].now == state::set_aside);
   CHECK(health.tiers[1].last.code == errc::io_error);
   CHECK(health.tiers[1].failures == c.near.writes);
-  CHECK(health.tiers[1].next_retry > context::clock::now());
+  CHECK(health.tiers[1].next_retry > c.ctx.now());
   CHECK(health.tiers[2].healthy);
   CHECK(c.opened->stats().tiers[1].failed_stores == c.near.writes);
   CHECK(c.opened->stats().tiers[2].stores >= 20);
@@ -112,7 +114,7 @@ TEST_CASE("a tier that works again is found out by one probe, without anybody as
   f.script.hold = false;
   f.script.release_all();
   while (f.cache().health(1).times_aside == 0 || !f.cache().health(1).healthy) {
-    f.ctx.wait(context::clock::now() + std::chrono::seconds(10));
+    f.ctx.wait(f.ctx.now() + std::chrono::seconds(10));
     CHECK((f.cache().health(1).healthy || f.script.in_flight <= 1));
   }
   CHECK(f.script.writes >= 4 + 5);
@@ -142,7 +144,8 @@ TEST_CASE("while the probe is under way nothing else is stored there") {
 
 TEST_CASE("a full tier that nothing may leave is passed by") {
   using ladder = tiered_cache<tier<ram>, tier<ram>, tier<scripted>, lru>;
-  context ctx{{.codec_threads = 0}};
+  virtual_clock clock;
+  context ctx{{.codec_threads = 0, .time = &clock}};
   medium_script far;
   cache_options tuning;
   tuning.transfers.inclusions.fill(inclusion::inclusive);
@@ -234,7 +237,7 @@ TEST_CASE("reads that hang no more are found out by a probe") {
   REQUIRE_FALSE(f.cache().health(1).answers);
   f.script.hold = false;
   f.settle();
-  while (!f.read(0)) f.ctx.wait(context::clock::now() + milliseconds(1));
+  while (!f.read(0)) f.ctx.wait(f.ctx.now() + milliseconds(1));
   CHECK(f.cache().health(1).answers);
   for (std::size_t i = 0; i < ids.size(); ++i) CHECK(f.read(i));
 }
@@ -247,8 +250,7 @@ TEST_CASE("a tier that hangs does not stop the others") {
   two_below c(64, 64, o);
   c.near.hold = true;  // whatever goes there hangs
   REQUIRE(c.append(3));
-  while (c.opened->health(1).now == state::working)
-    c.ctx.wait(context::clock::now() + std::chrono::seconds(1));
+  while (c.opened->health(1).now == state::working) c.ctx.wait(c.ctx.now() + std::chrono::seconds(1));
   REQUIRE(c.append(24));
   CHECK(c.near.writes <= 2);  // and no probe before they have ended
   CHECK(c.opened->stats().tiers[2].stores >= 20);
@@ -259,7 +261,7 @@ TEST_CASE("a tier that hangs does not stop the others") {
   c.settle();
   while (!c.opened->health(1).healthy) {
     REQUIRE(c.append(1));
-    c.ctx.wait(context::clock::now() + milliseconds(1));
+    c.ctx.wait(c.ctx.now() + milliseconds(1));
   }
   CHECK(c.whole());
 }
@@ -269,7 +271,8 @@ TEST_CASE("who finds no staging in time is answered, and its tier is not blamed"
   o.transfers.deadline = milliseconds(300);
   o.staging_buffers = 2;
   using ladder = tiered_cache<tier<ram>, tier<scripted, q8_0>, lru>;
-  context ctx{{.codec_threads = 0}};
+  virtual_clock clock;
+  context ctx{{.codec_threads = 0, .time = &clock}};
   medium_script script;
   auto cache = ladder::open(ctx, pattern::layout(1), {.capacity = 24 * pattern::block_bytes},
                             {.capacity = 64 * pattern::block_bytes, .script = &script}, {}, o);

@@ -10,6 +10,7 @@
 #include "terrace/medium/ram.hpp"
 #include "terrace/policy/lru.hpp"
 #include "terrace/testing/scripted.hpp"
+#include "terrace/testing/virtual_clock.hpp"
 #include "terrace/tiered_cache.hpp"
 
 /// One layer, a few slots in tier 0, and a tier below that does what a script says.
@@ -50,7 +51,8 @@ struct small_cache {
     }
   }
 
-  terrace::context ctx{{.codec_threads = 0}};
+  terrace::virtual_clock clock;  // a deadline passes when all there is to do is to wait for it
+  terrace::context ctx{{.codec_threads = 0, .time = &clock}};
   terrace::medium_script script;
   terrace::result<type> opened;
   std::optional<terrace::sequence> tokens;

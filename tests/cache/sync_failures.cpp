@@ -8,6 +8,7 @@
 
 #include "small_cache.hpp"
 #include "terrace/medium/disk_format.hpp"
+#include "terrace/testing/virtual_clock.hpp"
 
 using namespace terrace;
 using std::chrono::milliseconds;
@@ -123,7 +124,8 @@ struct fixture {
     return true;
   }
 
-  context ctx{{.codec_threads = 0}};
+  virtual_clock clock;
+  context ctx{{.codec_threads = 0, .time = &clock}};
   medium_script media[2];
   sync_script syncs[2];
   std::optional<result<type>> opened;
@@ -184,7 +186,7 @@ TEST_CASE("a sync that failed is tried again without a flush, and then the tier 
   f.syncs[0].fail = 2;
   REQUIRE_FALSE(f.flush());
   CHECK(f.cache().health(1).now == state::set_aside);
-  while (!f.cache().health(1).healthy) f.ctx.wait(context::clock::now() + std::chrono::seconds(10));
+  while (!f.cache().health(1).healthy) f.ctx.wait(f.ctx.now() + std::chrono::seconds(10));
   CHECK(f.syncs[0].syncs == 3);
   const std::uint64_t before = f.cache().stats().tiers[1].stores;
   f.append_named(2);
