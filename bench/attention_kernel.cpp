@@ -3,40 +3,25 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "huge_memory.hpp"
 #include "report.hpp"
 #include "terrace/attention/attend.hpp"
 #include "terrace/core/simd.hpp"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace {
 
 using namespace terrace;
 using bench::seconds;
 
-struct free_memory {
-  void operator()(std::byte* p) const noexcept { std::free(p); }
-};
-using memory = std::unique_ptr<std::byte[], free_memory>;
-
-memory reserve(std::size_t bytes) {
-  memory out(static_cast<std::byte*>(std::aligned_alloc(2u << 20, align_up(bytes, 2u << 20))));
-  if (!out) std::exit(1);
-#if defined(__linux__)
-  madvise(out.get(), bytes, MADV_HUGEPAGE);
-#endif
-  return out;
-}
+using bench::huge_memory;
+using bench::memory;
 
 memory random_fp16(std::size_t bytes) {
-  memory out = reserve(bytes);
+  memory out = huge_memory(bytes);
   std::uint32_t seed = 1;
   for (std::size_t i = 0; i < bytes; i += 2) {
     seed = seed * 1664525u + 1013904223u;
@@ -152,7 +137,7 @@ class attention {
   template <codec C>
   void encode_as() {
     const std::size_t bytes = C::max_encoded_size(group_);
-    encoded_ = reserve(blocks_ * bytes);
+    encoded_ = huge_memory(blocks_ * bytes);
     for (std::size_t b = 0; b < blocks_; ++b)
       if (!C::encode(group_, {data_ + b * block_, block_}, {encoded_.get() + b * bytes, bytes})) std::exit(1);
     data_ = encoded_.get();
