@@ -91,6 +91,13 @@ const layer_group model{.tokens = 64, .k = {2, 64}, .v = {2, 64}};
 constexpr rope llama{.theta = 100000};
 constexpr rope gptj{.theta = 10000, .pairs = rope::pairing::neighbours};
 
+#if TERRACE_X86
+TERRACE_TARGET_AVX512 void put_avx512(rans_writer& to, const std::int16_t* numbers,
+                                      const std::uint8_t* which) {
+  simd::avx512::put(to, numbers, which);
+}
+#endif
+
 }  // namespace
 
 TEST_CASE("ecsq keeps the laws of a codec") {
@@ -225,12 +232,23 @@ TEST_CASE("the distributions of the range coder fill their slots, and each numbe
     numbers[i] =
         static_cast<std::int16_t>(static_cast<int>(random() % (2 * reach + 1)) - static_cast<int>(reach));
   }
-  rans_writer writer(room.data() + room.size());
-  for (std::size_t i = numbers.size(); i != 0;) {
-    i -= 16;
-    writer.put(numbers.data() + i, which.data() + i);
+  const auto write = [&](bytes& to, auto put) {
+    rans_writer writer(to.data() + to.size());
+    for (std::size_t i = numbers.size(); i != 0;) {
+      i -= 16;
+      put(writer, numbers.data() + i, which.data() + i);
+    }
+    return writer.finish();
+  };
+  const std::byte* const begin = write(room, [](auto&&... arguments) { simd::portable::put(arguments...); });
+#if TERRACE_X86
+  if (probe_isa() == isa::avx512) {
+    bytes other(room.size());
+    const std::byte* const there = write(other, [](auto&&... arguments) { put_avx512(arguments...); });
+    REQUIRE(there - other.data() == begin - room.data());
+    CHECK(std::equal(there, static_cast<const std::byte*>(other.data() + other.size()), begin));
   }
-  const std::byte* const begin = writer.finish();
+#endif
   rans_reader reader(begin, static_cast<std::size_t>(room.data() + room.size() - begin));
   auto lanes = simd::portable::load_lanes(reader);
   for (std::size_t i = 0; i < numbers.size(); i += 16) {

@@ -81,34 +81,34 @@ inline ecsq_place ecsq_place_of(const layer_group& group, const rope& turn, cons
           .offset = plane_at + (keys ? within : within - group.k.heads) * group.head_stride(p)};
 }
 
-// A head's numbers before its multiples, and how its channels are distributed.
-struct ecsq_channels {
-  std::int16_t means[ecsq_format::most_channels];
-  std::int16_t distances[ecsq_format::most_channels];  // of distributions from the middle one
-  std::uint8_t distributions[ecsq_format::most_channels];
-  kernels::ecsq_record record;
-};
-inline void ecsq_describe(const kernels::ecsq_head& h, const std::int8_t* codes, ecsq_channels& c) noexcept {
+inline void ecsq_describe(const kernels::ecsq_head& h, const std::int8_t* codes,
+                          kernels::ecsq_channels& c) noexcept {
   const auto tokens = static_cast<int>(h.tokens);
   int middle = 0, most_mean = 0;
   float mean_squares = 0;
-  for (std::uint32_t i = 0; i < h.dim; ++i) {
-    int sum = 0;
-    for (int t = 0; t < tokens; ++t) sum += codes[static_cast<std::size_t>(t) * h.dim + i];
-    const int mean = (sum + (sum < 0 ? -tokens : tokens) / 2) / tokens;
-    std::int64_t squares = 0;
-    int most = 0;
-    for (int t = 0; t < tokens; ++t) {
-      const int off = codes[static_cast<std::size_t>(t) * h.dim + i] - mean;
-      squares += off * off;
-      most = std::max(most, off < 0 ? -off : off);
+  // Sixteen channels side by side, as they lie in memory.
+  for (std::uint32_t at = 0; at < h.dim; at += 16) {
+    std::int32_t sums[16] = {}, means[16], mosts[16] = {};
+    std::int64_t squares[16] = {};
+    for (std::uint32_t t = 0; t < h.tokens; ++t)
+      for (std::uint32_t i = 0; i < 16; ++i) sums[i] += codes[std::size_t{t} * h.dim + at + i];
+    for (std::uint32_t i = 0; i < 16; ++i)
+      means[i] = (sums[i] + (sums[i] < 0 ? -tokens : tokens) / 2) / tokens;
+    for (std::uint32_t t = 0; t < h.tokens; ++t)
+      for (std::uint32_t i = 0; i < 16; ++i) {
+        const std::int32_t off = codes[std::size_t{t} * h.dim + at + i] - means[i];
+        squares[i] += off * off;
+        mosts[i] = std::max(mosts[i], off < 0 ? -off : off);
+      }
+    for (std::uint32_t i = 0; i < 16; ++i) {
+      const int mean = means[i];
+      const int best = rans::choose(static_cast<float>(squares[i]) / static_cast<float>(tokens), mosts[i]);
+      c.means[at + i] = static_cast<std::int16_t>(mean);
+      c.distributions[at + i] = static_cast<std::uint8_t>(best);
+      middle += best;
+      mean_squares += static_cast<float>(mean * mean);
+      most_mean = std::max(most_mean, mean < 0 ? -mean : mean);
     }
-    const int best = rans::choose(static_cast<float>(squares) / static_cast<float>(tokens), most);
-    c.means[i] = static_cast<std::int16_t>(mean);
-    c.distributions[i] = static_cast<std::uint8_t>(best);
-    middle += best;
-    mean_squares += static_cast<float>(mean * mean);
-    most_mean = std::max(most_mean, mean < 0 ? -mean : mean);
   }
   const auto channels = static_cast<int>(h.dim);
   middle = (middle + channels / 2) / channels;
@@ -123,24 +123,6 @@ inline void ecsq_describe(const kernels::ecsq_head& h, const std::int8_t* codes,
   const int spread = rans::choose(static_cast<float>(squares) / count, most);
   c.record.spread = static_cast<std::uint8_t>(middle << 4 | spread);
   c.record.means = static_cast<std::uint8_t>(rans::choose(mean_squares / count, most_mean));
-}
-
-// Everything of a head goes in from its end to its beginning, as a range coder has it.
-inline void ecsq_write(const kernels::ecsq_head& h, const std::int8_t* codes, const ecsq_channels& c,
-                       rans_writer& to) noexcept {
-  std::int16_t numbers[rans::lanes];
-  for (std::uint32_t t = h.tokens; t-- != 0;)
-    for (std::uint32_t at = h.dim; at != 0;) {
-      at -= 16;
-      for (std::uint32_t i = 0; i < 16; ++i)
-        numbers[i] = static_cast<std::int16_t>(codes[std::size_t{t} * h.dim + at + i] - c.means[at + i]);
-      to.put(numbers, c.distributions + at);
-    }
-  std::uint8_t same[rans::lanes];
-  std::fill_n(same, rans::lanes, c.record.means);
-  for (std::uint32_t at = h.dim; at != 0;) to.put(c.means + (at -= 16), same);
-  std::fill_n(same, rans::lanes, static_cast<std::uint8_t>(c.record.spread & 15));
-  for (std::uint32_t at = h.dim; at != 0;) to.put(c.distances + (at -= 16), same);
 }
 
 // Calls f with the head's element type.
@@ -161,6 +143,15 @@ inline std::int8_t ecsq_quantise(const ecsq_place& at, const std::byte* in, std:
     static_cast<void>(set);
     return kernels::portable::quantise_head<type>(at.head, in, tenths, values, codes);
   });
+}
+inline void ecsq_write(const kernels::ecsq_head& h, const std::int8_t* codes, const kernels::ecsq_channels& c,
+                       rans_writer& to, isa set) noexcept {
+#if TERRACE_X86
+  if (set == isa::avx512) return kernels::avx512::write_head(h, codes, c, to);
+  if (set == isa::avx2) return kernels::avx2::write_head(h, codes, c, to);
+#endif
+  static_cast<void>(set);
+  kernels::portable::write_head(h, codes, c, to);
 }
 inline void ecsq_restore(const ecsq_place& at, kernels::ecsq_record record, rans_reader& from, std::byte* out,
                          isa set) noexcept {
@@ -218,7 +209,7 @@ TERRACE_BODY result<std::size_t> ecsq_format::encode(const layer_group& group, c
   const std::size_t heads = detail::ecsq_heads(group);
   std::byte* const records = out.data();
   rans_writer stream(out.data() + out.size());
-  detail::ecsq_channels channels;
+  kernels::ecsq_channels channels;
   for (std::size_t n = heads; n-- != 0;) {
     const detail::ecsq_place at = detail::ecsq_place_of(group, how.turn, turns, n);
     channels.record = {};
@@ -226,7 +217,7 @@ TERRACE_BODY result<std::size_t> ecsq_format::encode(const layer_group& group, c
                                                  at.keys ? how.key_step : how.value_step, values, codes, set);
     if (channels.record.coded()) {
       detail::ecsq_describe(at.head, codes, channels);
-      detail::ecsq_write(at.head, codes, channels, stream);
+      detail::ecsq_write(at.head, codes, channels, stream, set);
     }
     std::memcpy(records + n * record_bytes, &channels.record, record_bytes);
   }

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "terrace/codec/ecsq.hpp"
 #include "terrace/codec/rope.hpp"
 #include "terrace/core/element.hpp"
 
@@ -28,6 +29,14 @@ struct ecsq_record {
   std::uint8_t spread = 0, means = 0;
 
   bool coded() const noexcept { return step != zeros && step != stored; }
+};
+
+/// A head's numbers before its multiples, and how its channels are distributed.
+struct ecsq_channels {
+  std::int16_t means[ecsq_format::most_channels];
+  std::int16_t distances[ecsq_format::most_channels];  ///< of distributions from the middle one
+  std::uint8_t distributions[ecsq_format::most_channels];
+  ecsq_record record;
 };
 
 /// 2^(eighths / 8), by a table and a shift: the same on every machine.

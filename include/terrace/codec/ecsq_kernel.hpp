@@ -150,6 +150,28 @@ TERRACE_TARGET inline std::int8_t quantise_head(const ecsq_head& h, const std::b
   return static_cast<std::int8_t>(step);
 }
 
+// Writes one head. Everything of it goes in from its end to its beginning, as a range coder has it.
+TERRACE_TARGET inline void write_head(const ecsq_head& h, const std::int8_t* codes, const ecsq_channels& c,
+                                      rans_writer& to) noexcept {
+  using simd::TERRACE_ISA::put;
+  alignas(64) std::int16_t numbers[ecsq_format::most_channels];
+  for (std::uint32_t t = h.tokens; t-- != 0;) {
+    const std::int8_t* const row = codes + std::size_t{t} * h.dim;
+    for (std::uint32_t at = 0; at < h.dim; at += 16)
+      for (std::uint32_t i = at; i < at + 16; ++i)
+        numbers[i] = static_cast<std::int16_t>(row[i] - c.means[i]);
+    for (std::uint32_t at = h.dim; at != 0;) {
+      at -= 16;
+      put(to, numbers + at, c.distributions + at);
+    }
+  }
+  std::uint8_t same[rans::lanes];
+  std::fill_n(same, rans::lanes, c.record.means);
+  for (std::uint32_t at = h.dim; at != 0;) put(to, c.means + (at -= 16), same);
+  std::fill_n(same, rans::lanes, static_cast<std::uint8_t>(c.record.spread & 15));
+  for (std::uint32_t at = h.dim; at != 0;) put(to, c.distances + (at -= 16), same);
+}
+
 // Reads one head that was coded, and writes its rows.
 template <element_type T>
 TERRACE_TARGET inline void restore_head(const ecsq_head& h, ecsq_record record, rans_reader& from,

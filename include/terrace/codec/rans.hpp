@@ -130,36 +130,19 @@ inline const rans::tables& rans::table() noexcept {
   return made;
 }
 
-/// Writes numbers, last first, from the end of a buffer towards its beginning.
-class rans_writer {
- public:
-  /// Precondition: the buffer that ends at `end` has two bytes for each number, and state_bytes more.
-  explicit rans_writer(std::byte* end) noexcept : at_(end) { states_.fill(rans::lowest_state); }
+/// What a writer of numbers knows, which writes the last first, from the end of a buffer towards its beginning: its place,
+/// and the states of the lanes. The writing itself is in codec/rans_simd.hpp.
+struct rans_writer {
+  std::byte* at;  ///< where the stream begins, as far as it is written
+  std::array<std::uint32_t, rans::lanes> states;
 
-  /// Sixteen numbers, lane by lane, each by the distribution that its lane says. Precondition: each takes its number.
-  void put(const std::int16_t* numbers, const std::uint8_t* distributions) noexcept {
-    for (std::size_t lane = rans::lanes; lane-- != 0;) {
-      const rans::interval i =
-          tables_.of[distributions[lane]][static_cast<std::size_t>(numbers[lane] + rans::most)];
-      std::uint32_t x = states_[lane];
-      // Without a branch, which could not be foretold.
-      const auto low = static_cast<std::uint16_t>(x);
-      const bool full = (x >> (32 - rans::precision)) >= i.frequency;
-      std::memcpy(at_ - 2, &low, 2);
-      at_ -= full ? 2 : 0;
-      x = full ? x >> 16 : x;
-      states_[lane] = (x / i.frequency << rans::precision) + x % i.frequency + i.start;
-    }
-  }
+  /// Precondition: the buffer that ends at `end` has two bytes for each number, and state_bytes more.
+  explicit rans_writer(std::byte* end) noexcept : at(end) { states.fill(rans::lowest_state); }
+
   /// The states, which a reader takes first. Returns where the stream begins.
   std::byte* finish() noexcept {
-    return static_cast<std::byte*>(std::memcpy(at_ -= rans::state_bytes, states_.data(), rans::state_bytes));
+    return static_cast<std::byte*>(std::memcpy(at -= rans::state_bytes, states.data(), rans::state_bytes));
   }
-
- private:
-  const rans::tables& tables_ = rans::table();
-  std::byte* at_;
-  std::array<std::uint32_t, rans::lanes> states_;
 };
 
 /// What a reader of numbers knows: its place in the stream, and the states of the lanes. The reading itself is in

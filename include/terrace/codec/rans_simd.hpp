@@ -1,6 +1,8 @@
 #pragma once
-// Reading from a range coder (codec/rans.hpp), for each instruction set:
+// Writing to and reading from a range coder (codec/rans.hpp), for each instruction set:
 //
+//   put(writer, numbers, distributions)  sixteen numbers, each by the distribution that its lane says. Precondition: each
+//                           takes its number
 //   i32x16                  sixteen whole numbers
 //   rans_lanes              the states of sixteen lanes, in registers where there are such
 //   load_lanes(reader), store_lanes(reader, lanes)
@@ -20,6 +22,27 @@
 namespace terrace::simd {
 
 namespace portable {
+
+inline void put(rans_writer& to, const std::int16_t* numbers, const std::uint8_t* distributions) noexcept {
+  const auto& intervals = rans::table().of;
+  // Copies: what is written could be the writer itself, for all that a compiler knows.
+  std::byte* at = to.at;
+  std::array<std::uint32_t, rans::lanes> states = to.states;
+  for (std::size_t lane = rans::lanes; lane-- != 0;) {
+    const rans::interval i =
+        intervals[distributions[lane]][static_cast<std::size_t>(numbers[lane] + rans::most)];
+    std::uint32_t x = states[lane];
+    // Without a branch, which could not be foretold.
+    const auto low = static_cast<std::uint16_t>(x);
+    const bool full = (x >> (32 - rans::precision)) >= i.frequency;
+    std::memcpy(at - 2, &low, 2);
+    at -= full ? 2 : 0;
+    x = full ? x >> 16 : x;
+    states[lane] = (x / i.frequency << rans::precision) + x % i.frequency + i.start;
+  }
+  to.at = at;
+  to.states = states;
+}
 
 struct i32x16 {
   std::int32_t lane[16];
@@ -79,6 +102,7 @@ namespace avx2 {
 struct i32x16 : portable::i32x16 {};
 struct rans_lanes : portable::rans_lanes {};
 inline rans_lanes load_lanes(const rans_reader& r) noexcept { return {portable::load_lanes(r)}; }
+using portable::put;
 using portable::store;
 using portable::store_lanes;
 inline i32x16 next(rans_lanes& l, rans_reader& r, const std::uint32_t* table,
@@ -103,6 +127,42 @@ TERRACE_TARGET_AVX2 TERRACE_ALWAYS_INLINE f32x16 to_f32(const i32x16& v) noexcep
 #endif
 #define TERRACE_INLINE TERRACE_TARGET_AVX512 TERRACE_ALWAYS_INLINE
 namespace avx512 {
+
+namespace detail {
+// x / f, rounded down: with 32 and 11 bits the quotient of doubles is on the right side of every whole number.
+TERRACE_INLINE __m256i quotient(__m256i x, __m256i f) noexcept {
+  return _mm512_cvttpd_epu32(_mm512_div_pd(_mm512_cvtepu32_pd(x), _mm512_cvtepu32_pd(f)));
+}
+}  // namespace detail
+
+TERRACE_INLINE void put(rans_writer& to, const std::int16_t* numbers,
+                        const std::uint8_t* distributions) noexcept {
+  constexpr int width = 2 * rans::most + 1;
+  static_assert(sizeof(rans::interval) == 4 && sizeof(rans::table().of[0]) == 4 * width);
+  const __m512i number = _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(numbers)));
+  const __m512i which =
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(distributions)));
+  const __m512i where = _mm512_add_epi32(_mm512_mullo_epi32(which, _mm512_set1_epi32(width)),
+                                         _mm512_add_epi32(number, _mm512_set1_epi32(rans::most)));
+  const __m512i interval = _mm512_i32gather_epi32(where, rans::table().of.data(), 4);
+  const __m512i frequency = _mm512_srli_epi32(interval, 16);
+  const __m512i start = _mm512_and_si512(interval, _mm512_set1_epi32(0xffff));
+  __m512i x = _mm512_loadu_si512(to.states.data());
+  // The last lane's bits lie first, so that all of them lie in the order of their lanes.
+  const __mmask16 full = _mm512_cmpge_epu32_mask(_mm512_srli_epi32(x, 32 - rans::precision), frequency);
+  const auto count = static_cast<unsigned>(std::popcount(static_cast<unsigned>(full)));
+  const __m256i low = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(full, x));
+  to.at -= 2 * count;
+  _mm256_mask_storeu_epi16(to.at, static_cast<__mmask16>((1u << count) - 1), low);
+  x = _mm512_mask_srli_epi32(x, full, x, 16);
+  const __m256i q0 = detail::quotient(_mm512_castsi512_si256(x), _mm512_castsi512_si256(frequency));
+  const __m256i q1 =
+      detail::quotient(_mm512_extracti64x4_epi64(x, 1), _mm512_extracti64x4_epi64(frequency, 1));
+  const __m512i q = _mm512_inserti64x4(_mm512_castsi256_si512(q0), q1, 1);
+  const __m512i rest = _mm512_sub_epi32(x, _mm512_mullo_epi32(q, frequency));
+  x = _mm512_add_epi32(_mm512_slli_epi32(q, rans::precision), _mm512_add_epi32(rest, start));
+  _mm512_storeu_si512(to.states.data(), x);
+}
 
 struct i32x16 {
   __m512i v;
