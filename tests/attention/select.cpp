@@ -132,3 +132,53 @@ TEST_CASE("top_k: reads k blocks, says truly what may be missed, and finds a nee
   CHECK(top_k{1}(keys, std::vector<float>{0, 1}, 1).blocks == std::vector<std::uint32_t>{6});
   CHECK(top_k{1}(keys, std::vector<float>{0, -1}, 1).blocks != std::vector<std::uint32_t>{6});
 }
+
+TEST_CASE("what is read in any case is read first, and what it has counts") {
+  std::mt19937 random(5);
+  std::size_t without = 0, with = 0;
+  for (int n = 0; n < 2000; ++n) {
+    const random_case c(random);
+    const std::uint32_t newest = random() % 4;
+    const std::size_t k = random() % 5;
+    const block_selection top = top_k{k}(c.summaries, c.query, c.scale, {.newest = newest});
+    REQUIRE(top.blocks.size() == std::min<std::size_t>(std::max<std::size_t>(k, newest), c.blocks));
+    for (std::uint32_t b = c.blocks - std::min(newest, c.blocks); b < c.blocks; ++b)
+      REQUIRE(std::binary_search(top.blocks.begin(), top.blocks.end(), b));
+    REQUIRE(c.truth(top.blocks).first <= top.missed + rounding);
+
+    // The last block is now being written: it is no block any more, and read in any case.
+    key_summaries sealed(c.dim);
+    for (std::uint32_t b = 0; b + 1 < c.blocks; ++b) sealed.add<float>(c.keys[b]);
+    const always_read open{.log_mass = log_mass<float>(c.keys.back(), c.query, c.scale)};
+    block_selection s = certified{0.01}(sealed, c.query, c.scale, open);
+    with += s.blocks.size();
+    without += certified{0.01}(sealed, c.query, c.scale).blocks.size();
+    s.blocks.push_back(c.blocks - 1);
+    REQUIRE(s.missed <= 0.01);
+    REQUIRE(c.truth(s.blocks).first <= s.missed + rounding);
+  }
+  CHECK(with < without);
+}
+
+TEST_CASE("log_mass: the logarithm of a sum of exponentials, of any size, in any element type") {
+  CHECK(log_mass<float>({}, std::vector<float>{1, 2}, 1) == -std::numeric_limits<double>::infinity());
+  const std::vector<float> keys{3, 0, 1, 0, 2, 0};
+  const double want = std::log(std::exp(3.0) + std::exp(1.0) + std::exp(2.0));
+  CHECK(log_mass<float>(keys, std::vector<float>{1, 5}, 1) == Approx(want));
+  CHECK(log_mass<float>(keys, std::vector<float>{1000, 0}, 1) == Approx(3000));
+  CHECK(log_mass<float>(keys, std::vector<float>{-1000, 0}, 1) == Approx(-1000));
+  std::vector<fp16> halves;
+  for (const float k : keys) halves.push_back(to_fp16(k));
+  CHECK(log_mass<fp16>(halves, std::vector<float>{2, 5}, 0.5f) == Approx(want));
+}
+
+TEST_CASE("key_summaries: bytes grow with blocks and channels, and halves are summarised as they are") {
+  key_summaries keys(3);
+  CHECK(keys.bytes() == 0);
+  keys.add<fp16>(std::vector{to_fp16(1), to_fp16(2), to_fp16(3), to_fp16(-1), to_fp16(5), to_fp16(3)});
+  CHECK(keys.bytes() == 3 * 8 + 4);
+  CHECK(keys.tokens(0) == 2);
+  CHECK(keys.bounds(0, std::vector<float>{1, 0, 0}, 1).low == -1);
+  CHECK(keys.bounds(0, std::vector<float>{0, -1, 0}, 1).low == -5);
+  CHECK(keys.bounds(0, std::vector<float>{0, 0, 2}, 1).high == 6);
+}

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "terrace/core/config.hpp"
+#include "terrace/core/convert.hpp"
 #include "terrace/core/element.hpp"
 
 namespace terrace {
@@ -23,6 +24,8 @@ class key_summaries {
   std::uint32_t dim() const noexcept { return dim_; }
   std::size_t blocks() const noexcept { return tokens_.size(); }
   std::uint32_t tokens(std::size_t block) const noexcept { return tokens_[block]; }
+  /// What the summaries take in memory.
+  std::size_t bytes() const noexcept { return blocks() * (dim_ * sizeof(channel) + sizeof(std::uint32_t)); }
 
   /// Adds a block behind the others: its keys as attention sees them (after positions were encoded),
   /// [token][dim]. Precondition: at least one token, whole tokens, no NaN. O(elements).
@@ -32,10 +35,14 @@ class key_summaries {
     const std::size_t at = bounds_.size();
     bounds_.resize(at + dim_,
                    {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()});
-    for (std::size_t i = 0; i < keys.size(); ++i) {
-      channel& c = bounds_[at + i % dim_];
-      c.low = std::min(c.low, to_float(keys[i]));
-      c.high = std::max(c.high, to_float(keys[i]));
+    row_.resize(dim_);
+    for (std::size_t first = 0; first < keys.size(); first += dim_) {
+      convert(keys.subspan(first, dim_), std::span<float>(row_));
+      for (std::size_t d = 0; d < dim_; ++d) {
+        channel& c = bounds_[at + d];
+        c.low = std::min(c.low, row_[d]);
+        c.high = std::max(c.high, row_[d]);
+      }
     }
     tokens_.push_back(static_cast<std::uint32_t>(keys.size() / dim_));
   }
@@ -64,7 +71,34 @@ class key_summaries {
   std::uint32_t dim_;
   std::vector<channel> bounds_;  // [block][channel]
   std::vector<std::uint32_t> tokens_;
+  std::vector<float> row_;  // scratch: a key
 };
+
+/// What a query reads in any case.
+struct always_read {
+  std::uint32_t newest = 0;  ///< of the blocks, so many at the end
+  /// Of keys that are in none of the blocks, as those of the block that is being written: see log_mass.
+  double log_mass = -std::numeric_limits<double>::infinity();
+};
+
+/// The logarithm of the sum of exponentials of scale * <query, key> over `keys`, [token][dim], which the caller reads in
+/// any case; -infinity for none. O(elements).
+template <element_type T>
+double log_mass(std::span<const T> keys, std::span<const float> query, float scale) {
+  constexpr double nothing = -std::numeric_limits<double>::infinity();
+  std::vector<float> key(query.size());
+  double most = nothing, sum = 0;  // of exp(logit - most)
+  for (std::size_t first = 0; first < keys.size(); first += query.size()) {
+    convert(keys.subspan(first, query.size()), std::span<float>(key));
+    double dot = 0;
+    for (std::size_t d = 0; d < key.size(); ++d) dot += double{query[d]} * double{key[d]};
+    const double logit = double{scale} * dot;
+    if (logit > most) sum *= std::exp(most - logit);
+    most = std::max(most, logit);
+    sum += std::exp(logit - most);
+  }
+  return sum > 0 ? most + std::log(sum) : nothing;
+}
 
 /// Which blocks a query should read, and how much of the softmax mass it may miss.
 struct block_selection {
@@ -74,10 +108,11 @@ struct block_selection {
 
 namespace detail {
 
-// Reads blocks in descending order of the mass that they can have, until `enough(read, missed)`.
+// Reads the newest blocks, and others in descending order of the mass that they can have, until
+// `enough(read, missed)`.
 template <class Enough>
 block_selection select_blocks(const key_summaries& keys, std::span<const float> query, float scale,
-                              Enough enough) {
+                              const always_read& always, Enough enough) {
   struct candidate {
     double low, high;  // logarithms of the bounds of the block's sum of exponentials
     std::uint32_t block;
@@ -88,7 +123,9 @@ block_selection select_blocks(const key_summaries& keys, std::span<const float> 
     const double tokens = std::log(static_cast<double>(keys.tokens(b)));
     order.push_back({logits.low + tokens, logits.high + tokens, b});
   }
-  std::sort(order.begin(), order.end(), [](const candidate& a, const candidate& b) {
+  const auto newest = static_cast<std::ptrdiff_t>(std::min<std::size_t>(always.newest, order.size()));
+  std::rotate(order.begin(), order.end() - newest, order.end());
+  std::sort(order.begin() + newest, order.end(), [](const candidate& a, const candidate& b) {
     return a.high != b.high ? a.high > b.high : a.block < b.block;
   });
   // Logarithms throughout: bounds of different blocks may lie thousands apart, where exponentials vanish.
@@ -101,10 +138,11 @@ block_selection select_blocks(const key_summaries& keys, std::span<const float> 
   for (std::size_t i = order.size(); i-- > 0;) rest[i] = plus(rest[i + 1], order[i].high);
 
   block_selection out;
-  double read = nothing;  // what was read has at least
+  double read = always.log_mass;  // what was read has at least
   std::size_t i = 0;
   const auto missed = [&] { return rest[i] == nothing ? 0.0 : 1 / (1 + std::exp(read - rest[i])); };
-  for (; i < order.size() && !enough(i, missed()); ++i) {
+  const auto first = static_cast<std::size_t>(newest);
+  for (; i < order.size() && (i < first || !enough(i, missed())); ++i) {
     read = plus(read, order[i].low);
     out.blocks.push_back(order[i].block);
   }
@@ -115,12 +153,15 @@ block_selection select_blocks(const key_summaries& keys, std::span<const float> 
 
 }  // namespace detail
 
-/// Reads the k blocks that can have the most mass; `missed` says what this may cost, and bounds nothing by itself.
+/// Reads the k blocks that can have the most mass, those that are read in any case among them; `missed` says what this
+/// may cost, and bounds nothing by itself.
 struct top_k {
   std::size_t k = 16;
   /// One query of `keys.dim()` elements. O(blocks * (dim + log blocks)).
-  block_selection operator()(const key_summaries& keys, std::span<const float> query, float scale) const {
-    return detail::select_blocks(keys, query, scale, [this](std::size_t read, double) { return read >= k; });
+  block_selection operator()(const key_summaries& keys, std::span<const float> query, float scale,
+                             const always_read& always = {}) const {
+    return detail::select_blocks(keys, query, scale, always,
+                                 [this](std::size_t read, double) { return read >= k; });
   }
 };
 
@@ -136,12 +177,16 @@ struct top_k {
 /// where m <= eps is the share missed. So |o - o_R| = m |o_U - o_R| <= 2 eps max |v|, for each norm, as o_U and o_R are
 /// means of values.
 ///
+/// Keys that are read in any case, and in no block (always_read::log_mass), add to R what they have. The logits are those
+/// of the keys that were summarised: where a lossy codec changes them afterwards, that change is not part of the bound.
+///
 /// Sums are in double; their rounding (of relative size 1e-13 * dim) is not part of the bound.
 struct certified {
   double eps = 0.01;
   /// One query of `keys.dim()` elements. O(blocks * (dim + log blocks)).
-  block_selection operator()(const key_summaries& keys, std::span<const float> query, float scale) const {
-    return detail::select_blocks(keys, query, scale,
+  block_selection operator()(const key_summaries& keys, std::span<const float> query, float scale,
+                             const always_read& always = {}) const {
+    return detail::select_blocks(keys, query, scale, always,
                                  [this](std::size_t, double missed) { return missed <= eps; });
   }
 };

@@ -117,7 +117,8 @@ class stream_sender {
 /// `queries` is [token][q_head][dim], `out` is [token][q_head][v dim], both contiguous ranges of fp16, bf16
 /// or float; the number of query heads follows from the size of `queries`. Without a scale in the options,
 /// that of the logits is 1 / sqrt(dim). With one latent plane (MLA) queries are absorbed ones, and the result
-/// is in the latent space. What it refers to stays until it completes. Errors: block_error (see
+/// is in the latent space. With `only` in the options it reads those of the sealed blocks (attention/select.hpp chooses)
+/// and the open ones, and the softmax is over these. What it refers to stays until it completes. Errors: block_error (see
 /// stream_sender). O(blocks) requests, O(tokens * context) compute.
 template <std::ranges::contiguous_range Queries, std::ranges::contiguous_range Out>
 auto stream(kv_store& cache, const sequence& tokens, const reservation& reserved, std::uint32_t layer,

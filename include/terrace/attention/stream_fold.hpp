@@ -62,10 +62,11 @@ inline void stream_run::fold_window(const window& w, std::size_t first, std::siz
 // Tells the policies and the prefetcher what each block drew, now that the whole is known.
 inline void stream_run::report_mass() {
   if (work_->mass.empty()) return;
-  work_->shares.resize(work_->blocks.size());
+  work_->shares.assign(seen_, 0);  // what was not read drew nothing
   for (std::size_t b = 0; b < work_->blocks.size(); ++b) {
-    work_->shares[b] = work_->mass.share(b, work_->state);
-    cache_.control().weigh(work_->blocks[b].index, work_->shares[b]);
+    const float share = work_->mass.share(b, work_->state);
+    work_->shares[work_->ordinals[b]] = share;
+    cache_.control().weigh(work_->blocks[b].index, share);
   }
   cache_.prefetcher().attended(use(), work_->shares);
 }

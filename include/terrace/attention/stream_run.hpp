@@ -17,12 +17,15 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// How a stream goes about it. The defaults serve; the last two are for measuring.
+/// How a stream goes about it. The defaults serve; `attend` and `stand_in` are for measuring.
 struct stream_options {
   float scale = 0;               ///< of the logits; 0: 1 / sqrt(dim of the keys). MLA's is of another dim
   std::size_t window_bytes = 0;  ///< raw bytes of the blocks of one window; 0: a share of tier 0
   bool attend = true;            ///< false: bring and pin all blocks, compute nothing, leave `out` as it is
   const_bytes stand_in = {};     ///< not empty: move nothing; what attention cannot read is taken from here
+  /// Which of the row's sealed blocks to read, by their position in the row, ascending; those that the queries do not
+  /// see anyway are left out. Not there: all of them. Open blocks are always read.
+  std::optional<std::span<const std::uint32_t>> only = {};
 };
 
 /// Attention of a reservation's queries over one layer of a sequence, wherever its blocks are: load > compute
@@ -58,7 +61,8 @@ class stream_run {
   bool attends() const noexcept { return options_.attend; }
   partial_state& state() noexcept { return work_->state; }
 
-  /// Takes the queries, [token][q_head][dim]. Errors: invalid_argument for a span of another size.
+  /// Takes the queries, [token][q_head][dim]. Errors: invalid_argument for a span of another size, and for a selection
+  /// that is not ascending or goes beyond the sealed blocks.
   template <element_type Q>
   result<void> load(std::span<const Q> queries) {
     if (cache_.control().hot_reach() != reach::host)
@@ -75,6 +79,9 @@ class stream_run {
                                 .scale = options_.scale,
                                 .keep = g.keep};
     if (auto good = validate(shape, g); !good) return good;
+    if (!selection_is_valid())
+      return fail(errc::invalid_argument,
+                  "the blocks that a stream is to read must be sealed ones, in ascending order");
     work_ = cache_.workspaces().take();
     if (auto loaded = work_->queries.load(shape, queries, first_); !loaded) return loaded;
     return work_->state.reset(work_->queries.rows(), g.v_dim());
@@ -105,6 +112,7 @@ class stream_run {
 
   template <class F>
   void for_each_seen(std::uint32_t row, F&& f) const;
+  bool selection_is_valid() const noexcept;
   void choose_blocks();
   row_use use() const noexcept;
   std::size_t window_blocks() const noexcept;
@@ -141,37 +149,12 @@ class stream_run {
   std::size_t coming_ = 0;     // of these, the ones that have not come
   std::size_t limit_ = depth;  // fewer where tier 0 turned out to be too small for so many
   std::size_t asked_ = 0;      // blocks asked for
+  std::uint32_t seen_ = 0;     // sealed blocks that the queries see, whether they are read or not
   std::size_t loads_end_ = 0;  // behind the last block that cannot be read where it is
   std::size_t most_blocks_ = static_cast<std::size_t>(-1);  // of a window, likewise
   std::int64_t stalled_since_ = 0;                          // where it is traced, and waits
   bool pumping_ = false, again_ = false, over_ = false, looked_ahead_ = false;
 };
-
-// Calls f(block, position) for each sealed block of a row that the queries still see, in ascending order.
-template <class F>
-void stream_run::for_each_seen(std::uint32_t row, F&& f) const {
-  const layer_group& g = pages_.group(row);
-  const std::uint64_t sealed = pages_.sealed(row);
-  // Keys that the first query still sees; later queries see fewer of the old ones.
-  const std::uint64_t oldest =
-      g.keep.window == 0 || first_ + 1 < g.keep.window ? 0 : first_ + 1 - g.keep.window;
-  for (std::uint64_t i = 0; i < sealed; ++i) {
-    const bool seen = (i + 1) * g.tokens > oldest || (g.keep.window != 0 && i * g.tokens < g.keep.sinks);
-    const block_id id = pages_.rows[row][i];
-    if (seen && id.valid()) f(id, static_cast<std::uint32_t>(i));
-  }
-}
-
-inline void stream_run::choose_blocks() {
-  work_->blocks.clear();
-  work_->positions.clear();
-  for_each_seen(row_, [&](block_id id, std::uint32_t position) {
-    work_->blocks.push_back(id);
-    work_->positions.push_back(position);
-  });
-  loads_end_ = work_->blocks.size();
-  while (loads_end_ != 0 && !cache_.control().needs_slot(work_->blocks[loads_end_ - 1], form())) --loads_end_;
-}
 
 // Blocks of a window that come into slots of tier 0: enough to keep a disk busy, and so few that all windows
 // in flight take at most about half of tier 0.
@@ -180,14 +163,6 @@ inline std::size_t stream_run::window_blocks() const noexcept {
   std::size_t bytes = options_.window_bytes;
   if (bytes == 0) bytes = std::min<std::size_t>(4_MiB, cache_.control().hot_capacity() / (2 * depth));
   return std::max<std::size_t>(1, bytes / block);
-}
-
-inline row_use stream_run::use() const noexcept {
-  return {.sequence = pages_.number,
-          .row = row_,
-          .rows = static_cast<std::uint32_t>(pages_.rows.size()),
-          .blocks = static_cast<std::uint32_t>(work_->blocks.size()),
-          .step = cache_.control().step()};
 }
 
 inline void stream_run::start() {
@@ -343,30 +318,6 @@ inline lease_form stream_run::form() const noexcept {
   return few_queries() && reads_in_place(group()) ? lease_form::attendable : lease_form::raw;
 }
 
-// All that this row needs from elsewhere is asked for: while the rest is folded where it lies, what will be
-// wanted next may come. Called again and again, because only so many prefetches are in flight at a time.
-inline void stream_run::look_ahead() {
-  if (asked_ < loads_end_) return;
-  if (!std::exchange(looked_ahead_, true)) gather_wishes();
-  if (!work_->wanted.empty()) cache_.prefetch(work_->wanted, form());
-}
-
-inline void stream_run::gather_wishes() {
-  work_->wanted.clear();
-  std::array<prefetch_wish, 16> wishes;
-  std::uint32_t gathered = static_cast<std::uint32_t>(-1);  // the row that work_->seen holds
-  const std::size_t count = cache_.prefetcher().suggest(wishes);
-  for (const prefetch_wish& wish : std::span(wishes).first(count)) {
-    if (wish.row >= pages_.rows.size()) continue;
-    if (std::exchange(gathered, wish.row) != wish.row) {
-      work_->seen.clear();
-      for_each_seen(wish.row, [&](block_id id, std::uint32_t) { work_->seen.push_back(id); });
-    }
-    const std::size_t end = std::min<std::size_t>(work_->seen.size(), std::size_t{wish.first} + wish.blocks);
-    for (std::size_t n = wish.first; n < end; ++n) work_->wanted.push_back(work_->seen[n]);
-  }
-}
-
 inline void stream_run::stop() noexcept {
   if (over_) return;
   stopped = true;
@@ -383,4 +334,5 @@ inline void stream_run::finish() noexcept {
 }  // namespace TERRACE_EX
 }  // namespace terrace
 
-#include "terrace/attention/stream_fold.hpp"  // IWYU pragma: export
+#include "terrace/attention/stream_blocks.hpp"  // IWYU pragma: export
+#include "terrace/attention/stream_fold.hpp"    // IWYU pragma: export

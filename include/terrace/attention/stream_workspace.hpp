@@ -15,8 +15,9 @@ namespace terrace {
 struct stream_workspace {
   query_tile queries;
   partial_state state;
-  std::vector<block_id> blocks;          ///< sealed blocks that the queries may look at, in order
+  std::vector<block_id> blocks;          ///< sealed blocks to read, in order
   std::vector<std::uint32_t> positions;  ///< which block of its row each of them is
+  std::vector<std::uint32_t> ordinals;   ///< and which of those that the queries see
   mass_tally mass;                       ///< what each of them draws, where a policy wants to know
   std::vector<block_id> wanted;          ///< scratch for prefetches
   std::vector<block_id> seen;            ///< likewise: the blocks of one row
