@@ -18,9 +18,9 @@ namespace runner {
 struct command_line {
   std::string model = TERRACE_MODEL_DIR;
   std::string prompt, prompt_ids, json, trace;
-  std::string codec, policy = "lru", prefetch = "layer_ahead", device = "host", attend = "dense", shape;
+  std::string codec, policy = "lru", prefetch, device = "host", attend = "dense", shape;
   std::string hot, warm, cool, cold, cool_path, cold_path;
-  std::uint32_t context = 32768, decode = 64, batch = 1;
+  std::uint32_t context = 32768, decode = 64, batch = 1, block_tokens = 0;
   double inject = 0;
   bool baseline = false, control = false;
 
@@ -53,10 +53,17 @@ inline void declare(CLI::App& app, command_line& c) {
     policies += (policies.empty() ? "" : ", ") + std::string(name);
   app.add_option("--policy", c.policy, "who leaves a tier first: " + policies);
   app.add_option("--prefetch", c.prefetch,
-                 "layer_ahead, sliding_window, attention_pattern, adaptive or none");
+                 "layer_ahead, sliding_window, attention_pattern, adaptive or none (default: layer_ahead, or "
+                 "attention_pattern where attention reads a selection)");
   app.add_option("--device", c.device,
                  "host, or cuda: the hot tier in device memory and the warm one in pinned RAM; with --shape");
-  app.add_option("--attend", c.attend, "dense");
+  app.add_option("--attend", c.attend,
+                 "dense; top-k=N: in the decode each query head reads the N blocks that may draw most; "
+                 "certified=EPS: so many that it misses at most that share of the softmax mass");
+  app.add_option("--block-tokens", c.block_tokens,
+                 "tokens of a block, a power of two, unless it would be too large (default: 256, or 1024 "
+                 "with --shape)")
+      ->check(CLI::Range(16u, 4096u));
   app.add_option("--inject", c.inject,
                  "share of the stored copies to make unreadable; lost blocks are computed anew")
       ->check(CLI::Range(0.0, 1.0));
@@ -87,14 +94,25 @@ inline outcome<bool> refuse_what_cannot_be(const command_line& c) {
     return refuse("--device knows host and cuda, not " + in_quotes(c.device));
   if (c.device == "cuda" && c.shape.empty())
     return refuse("--device cuda needs --shape: a model's layers are computed on the host alone so far");
-  if (c.attend != "dense") return refuse("--attend knows dense, not " + in_quotes(c.attend));
+  if (auto mode = parse_attend(c.attend); !mode) return refuse(mode.error());
+  if (c.attend != "dense" && c.device == "cuda")
+    return refuse("--attend goes with --device cuda as dense alone: blocks are selected on the host so far");
+  if (c.attend != "dense" && c.inject != 0)
+    return refuse(
+        "--inject goes with --attend dense: what read a selection cannot be computed anew as it was");
+  if (c.attend != "dense" && c.control && !c.baseline)
+    return refuse("--attend " + c.attend +
+                  " goes with --control only beside --baseline, which is then what is controlled");
+  if ((c.block_tokens & (c.block_tokens - 1)) != 0)
+    return refuse("--block-tokens needs a power of two, not '" + std::to_string(c.block_tokens) + "'");
   if (!c.codec.empty() && find_ladder(c.codec) == nullptr)
     return refuse("--codec knows lossless, q8 and q4, not " + in_quotes(c.codec));
   if (!any_policy::index_of(c.policy))
     return refuse("--policy does not know " + in_quotes(c.policy) + ": see --help");
   constexpr std::array<std::string_view, 5> prefetchers{"layer_ahead", "sliding_window", "attention_pattern",
                                                         "adaptive", "none"};
-  if (std::find(prefetchers.begin(), prefetchers.end(), c.prefetch) == prefetchers.end())
+  if (!c.prefetch.empty() &&
+      std::find(prefetchers.begin(), prefetchers.end(), c.prefetch) == prefetchers.end())
     return refuse("--prefetch knows layer_ahead, sliding_window, attention_pattern, adaptive and none, not " +
                   in_quotes(c.prefetch));
   if (!c.prompt.empty() && !c.prompt_ids.empty()) return refuse("give --prompt or --prompt-ids, not both");
@@ -118,7 +136,9 @@ inline outcome<run_request> request_of(const command_line& c) {
   r.batch = c.batch;
   r.cool_path = c.cool_path;
   r.cold_path = c.cold_path;
-  r.prefetch = c.prefetch;
+  r.attend = *parse_attend(c.attend);
+  r.prefetch = !c.prefetch.empty() ? c.prefetch : r.attend.selects() ? "attention_pattern" : "layer_ahead";
+  if (c.block_tokens != 0) r.block_tokens = c.block_tokens;
   r.control = c.control;
   r.inject = c.inject;
   r.policy = any_policy::index_of(c.policy).value_or(0);

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "block_selector.hpp"
 #include "fault_injector.hpp"
 #include "kv_backend.hpp"
 #include "terrace/terrace.hpp"
@@ -49,6 +50,7 @@ class ladder : public kv_backend {
   std::unique_ptr<ladder> fork() {
     auto forked = std::unique_ptr<ladder>(new ladder(owned_, cache_.fork(sequence_), layers()));
     forked->repair_ = repair_;
+    forked->selector_ = selector_;
     return forked;
   }
   /// From now on blocks that are lost are computed anew by `by`, which is referred to; and a share of the stored copies
@@ -56,6 +58,12 @@ class ladder : public kv_backend {
   void repair_with(recomputation& by, double rate) {
     repair_ = std::make_shared<repair_state>(repair_state{fault_injector(rate), &by});
   }
+  /// From now on keys are summarised as blocks are sealed; when its `start` has been called, the attention of a single
+  /// token reads the blocks that it chooses. Forks that are made from here on have one of their own. Precondition: the
+  /// sequence is empty.
+  void select_by(const attend_mode& mode) { selector_.emplace(mode, cache_.layout().groups[0]); }
+  /// Who chooses, or nullptr where attention reads everything.
+  block_selector* selector() noexcept { return selector_ ? &*selector_ : nullptr; }
   /// Blocks that were computed anew, in all sequences that share it.
   std::uint64_t recomputed_blocks() const noexcept { return repair_ == nullptr ? 0 : repair_->recomputed; }
   /// Attention does not see the tokens before `position` any more, block-wise.
@@ -78,9 +86,13 @@ class ladder : public kv_backend {
   }
   terrace::result<void> attend(std::uint32_t layer, std::span<const float> q, std::span<float> out) override {
     if (reservation_->tokens() == 1) last_queries_[layer].assign(q.begin(), q.end());
-    return repairing([&] {
-      return cache_.owner().sync_wait(terrace::stream(cache_, sequence_, *reservation_, layer, q, out));
-    });
+    const terrace::stream_options o = options_for(layer, q);
+    auto done = attend(layer, q, out, o);
+    if (!done || !o.only || !selector_->checking()) return done;
+    scratch_.resize(out.size());
+    if (auto checked = attend(layer, q, scratch_, {}); !checked) return checked;
+    selector_->compare(out, scratch_);
+    return {};
   }
   terrace::result<void> commit(std::uint32_t tokens) override {
     keep(tokens);
@@ -89,6 +101,7 @@ class ladder : public kv_backend {
   }
   /// The two halves of a commit, for several sequences that decode a step together.
   void keep(std::uint32_t tokens) {
+    if (selector_) summarise(tokens);
     sequence_.commit(std::move(*reservation_), tokens);
     reservation_.reset();
     if (repair_ != nullptr) repair_->faults.look_at(cache_, sequence_);
@@ -106,14 +119,10 @@ class ladder : public kv_backend {
       }
       const std::vector<float>& q = last_queries_[layer];
       scratch_.resize(q.size());
-      terrace::stream_options o;
+      terrace::stream_options o = options_for(layer, q);
       o.attend = parts != step_parts::transfers;
       if (parts == step_parts::compute) o.stand_in = stand_in;
-      auto done = repairing([&] {
-        return cache_.owner().sync_wait(
-            terrace::stream(cache_, sequence_, *reservation_, layer, q, scratch_, o));
-      });
-      if (!done) return done;
+      if (auto done = attend(layer, q, scratch_, o); !done) return done;
     }
     reservation_.reset();
     return {};
@@ -173,6 +182,32 @@ class ladder : public kv_backend {
  private:
   ladder(std::shared_ptr<terrace::kv_store> cache, terrace::sequence tokens, std::uint32_t layers)
       : owned_(std::move(cache)), cache_(*owned_), sequence_(std::move(tokens)), last_queries_(layers) {}
+
+  terrace::result<void> attend(std::uint32_t layer, std::span<const float> q, std::span<float> out,
+                               const terrace::stream_options& o) {
+    return repairing([&] {
+      return cache_.owner().sync_wait(terrace::stream(cache_, sequence_, *reservation_, layer, q, out, o));
+    });
+  }
+  // Of a single token the blocks that were chosen; of several all.
+  terrace::stream_options options_for(std::uint32_t layer, std::span<const float> q) {
+    terrace::stream_options o;
+    if (!selector_ || !selector_->started() || reservation_->tokens() != 1) return o;
+    const terrace::block_id open = sequence_.pages().rows[layer].back();
+    const auto open_tokens = static_cast<std::uint32_t>(sequence_.length() % block_tokens()) + 1;
+    o.only = selector_->choose(owner(), layer, q, cache_.control().open_data(open.index), open_tokens);
+    return o;
+  }
+  // The blocks that will be sealed when so many of the reserved tokens are kept.
+  void summarise(std::uint32_t tokens) {
+    std::vector<const std::byte*> blocks(layers());
+    const std::uint64_t end = (sequence_.length() + tokens) / block_tokens();
+    for (std::uint64_t b = sequence_.length() / block_tokens(); b < end; ++b) {
+      for (std::uint32_t layer = 0; layer < layers(); ++layer)
+        blocks[layer] = cache_.control().open_data(sequence_.pages().rows[layer][b].index);
+      selector_->add(owner(), blocks);
+    }
+  }
 
   struct repair_state {
     fault_injector faults;
@@ -239,6 +274,7 @@ class ladder : public kv_backend {
   std::optional<terrace::reservation> reservation_;
   std::vector<std::vector<float>> last_queries_;  // of a decode step, for repeat_last_token
   std::vector<float> scratch_;
+  std::optional<block_selector> selector_;
   std::set<block_place> lost_;  // and not yet computed anew
   std::shared_ptr<repair_state> repair_;
 };

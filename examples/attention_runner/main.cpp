@@ -71,7 +71,7 @@ outcome<bool> run_shape(const command_line& c, run_request request) {
   auto shape = parse_shape(c.shape);
   if (!shape) return refuse(shape.error());
   request.codec = c.codec.empty() ? "lossless" : c.codec;
-  request.block_tokens = 1024;
+  if (c.block_tokens == 0) request.block_tokens = 1024;
   request.block_bytes = std::size_t{512} << 10;
   auto made = plan(request, {shape->layers, shape->kv_heads, shape->head_dim});
   if (!made) return refuse(made.error());
@@ -89,6 +89,7 @@ outcome<bool> run_shape(const command_line& c, run_request request) {
     everything.block_tokens = made->layout.groups[0].tokens;  // what is compared is cut alike
     everything.trace = nullptr;
     everything.inject = 0;
+    everything.attend = {};
     auto resident = plan(everything, {shape->layers, shape->kv_heads, shape->head_dim});
     if (!resident) return refuse(resident.error());
     auto ran = run(everything, *resident);
@@ -133,6 +134,7 @@ outcome<bool> run_model(const command_line& c, run_request request) {
     everything.block_tokens = plans.front().layout.groups[0].tokens;  // what is compared is cut alike
     everything.trace = nullptr;
     everything.inject = 0;
+    everything.attend = {};
     everything.control = c.control || c.default_job();
     request.control = false;  // once is enough, and this run is the fastest
     auto made = plan(everything, shape);

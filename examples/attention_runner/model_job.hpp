@@ -36,10 +36,12 @@ class model_job {
     r.context_tokens = request_.context_tokens;
     r.scored_tokens = request_.scored_tokens;
     r.decode_tokens = request_.decode_tokens;
+    r.attend = request_.attend.name;
     auto opened = open_ladder(ctx, plan, request_.policy, prefetcher_named(request_.prefetch, plan));
     if (!opened) return refuse_opening(opened.error());
     ladder& kv = **opened;
     kv.repair_with(recomputation_, request_.inject);
+    if (request_.attend.selects()) kv.select_by(request_.attend);
     progress bar(plan.codec);
     bar_ = &bar;
 
@@ -51,8 +53,10 @@ class model_job {
       if (!found) return failed(found.error(), "scoring without the far context failed");
       r.control = *found;
     }
+    // A selection is one of a step: the scored tokens come one at a time then, as they do in a decode.
+    if (kv.selector() != nullptr) kv.selector()->start();
     start = std::chrono::steady_clock::now();
-    auto scored = score(kv, plan.chunk, 0, &r.logits);
+    auto scored = score(kv, kv.selector() != nullptr ? 1 : plan.chunk, 0, &r.logits);
     if (!scored) return failed(scored.error(), "teacher forcing failed");
     r.bits_per_byte = *scored;
     r.scoring_s = seconds_since(start);
@@ -62,6 +66,7 @@ class model_job {
     r.stats = kv.stats();
     r.health = kv.health();
     r.recomputed_blocks = kv.recomputed_blocks();
+    if (kv.selector() != nullptr) r.selection = kv.selector()->result();
     if (plan.codec != "resident") {
       auto measured = measure_steps({&*opened, 1});
       if (!measured) return failed(measured.error(), "measuring a step failed");
@@ -74,6 +79,9 @@ class model_job {
  private:
   /// Tokens that the control leaves visible, at the granularity of blocks.
   static constexpr std::uint32_t control_window = 512;
+
+  /// Of so many scored tokens one is attended over everything as well.
+  static constexpr std::uint32_t checked_tokens = 64;
 
   void show(std::uint32_t at) { bar_->at(at, text_.size() + request_.decode_tokens); }
 
@@ -99,6 +107,7 @@ class model_job {
       const std::uint32_t count = std::min(chunk, end - at);
       if (window != 0 && at > window) kv.forget_before(at - window);
       found.add(next, text_.subspan(at, 1));
+      if (kv.selector() != nullptr) kv.selector()->check(at % checked_tokens == 0);
       auto logits = model_.forward(text_.subspan(at, count), at, kv, logits_for::all);
       if (!logits) return terrace::propagate(logits.error());
       const std::size_t vocab = logits->size() / count;
@@ -108,6 +117,7 @@ class model_job {
       at += count;
       if (all_logits != nullptr) show(at);
     }
+    if (kv.selector() != nullptr) kv.selector()->check(false);
     if (all_logits != nullptr) next_ = std::move(next);
     return found.bits_per_token();
   }

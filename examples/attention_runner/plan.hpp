@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "attend_mode.hpp"
 #include "ladder_types.hpp"
 #include "runner_error.hpp"
 #include "terrace/core/bytes.hpp"
@@ -36,6 +37,7 @@ struct run_request {
   std::string cool_path, cold_path;
   std::size_t policy = 0;  ///< index into any_policy::names
   std::string prefetch = "layer_ahead";
+  attend_mode attend;                                ///< which blocks decoding reads; a prefill reads all
   terrace::trace_log* trace = nullptr;               ///< where the decode is recorded
   double inject = 0;                                 ///< share of the stored copies to make unreadable
   bool control = false;                              ///< also score with the far context hidden

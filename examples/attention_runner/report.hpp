@@ -88,6 +88,18 @@ inline nlohmann::json to_json(const control_result& c, double with_everything) {
           {"worse_by", c.bits_per_byte / with_everything - 1}};
 }
 
+inline nlohmann::json to_json(const selection_result& s, const std::string& mode) {
+  nlohmann::json out = {{"mode", mode},
+                        {"blocks_read", s.blocks_read},
+                        {"blocks_there", s.blocks_there},
+                        {"share_read", s.share_read()},
+                        {"summary_bytes", s.summary_bytes}};
+  if (s.compared != 0)
+    out["error_against_dense"] = {
+        {"max_abs", s.max_abs}, {"rel_l2", s.rel_l2()}, {"attentions_compared", s.compared}};
+  return out;
+}
+
 inline nlohmann::json to_json(const run_result& r, const run_result* baseline, bool bytes) {
   const double steps = static_cast<double>(r.decode_s.size());
   const double stall = std::max(0.0, r.step.wall - r.step.compute);
@@ -128,6 +140,7 @@ inline nlohmann::json to_json(const run_result& r, const run_result* baseline, b
     out["link_bytes_per_s"] = r.device->link_bytes_per_s;
     out["vram_bytes_peak"] = r.device->vram_bytes_peak;
   }
+  if (r.selection) out["attend"] = to_json(*r.selection, r.attend);
   if (r.error) out["error"] = to_json(*r.error);
   if (r.scored_tokens != 0) {
     out["scoring_s"] = r.scoring_s;
@@ -192,6 +205,17 @@ inline void print_step(std::FILE* to, const run_result& r) {
                  r.compute_bytes_per_s() / 1e9, r.step.read_bytes_per_s / 1e9);
 }
 
+inline void print_selection(std::FILE* to, const selection_result& s, const std::string& mode) {
+  std::fprintf(to, "  attends %s: %llu of %llu blocks read (%.1f%%), summaries of keys take %s", mode.c_str(),
+               static_cast<unsigned long long>(s.blocks_read),
+               static_cast<unsigned long long>(s.blocks_there), s.share_read() * 100,
+               human(s.summary_bytes).c_str());
+  if (s.compared != 0)
+    std::fprintf(to, "; against dense, in %llu attentions: relative error %.2e, largest %.2e",
+                 static_cast<unsigned long long>(s.compared), s.rel_l2(), s.max_abs);
+  std::fputc('\n', to);
+}
+
 inline void print_text(std::FILE* to, const run_result& r, const run_result* baseline, bool bytes) {
   std::fprintf(to, "  bits per byte %.6f", r.bits_per_byte);
   if (baseline != nullptr)
@@ -235,6 +259,7 @@ inline void print(std::FILE* to, const run_result& r, const run_result* baseline
                    static_cast<unsigned long long>(h.failures), std::string(state_name(h)).c_str(),
                    h.last.message().c_str());
   print_step(to, r);
+  if (r.selection) print_selection(to, *r.selection, r.attend);
   if (r.error)
     std::fprintf(to, "  against attention in float64: relative error %.2e, largest %.2e; process peak %s\n",
                  r.error->rel_l2, r.error->max_abs, human(r.process_bytes_peak).c_str());

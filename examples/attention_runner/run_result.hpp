@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "block_selector.hpp"
 #include "measure.hpp"
 #include "plan.hpp"
 #include "terrace/cache/stats.hpp"
@@ -39,9 +40,11 @@ struct run_result {
   double bits_per_byte = 0;
   std::optional<control_result> control;
   std::vector<std::uint32_t> generated;
-  std::vector<float> logits;             ///< of the scored tokens, to compare runs by
-  std::optional<device_figures> device;  ///< of a run on one
-  std::optional<difference> error;       ///< where the run knows what its results should be
+  std::vector<float> logits;                  ///< of the scored tokens, to compare runs by
+  std::optional<device_figures> device;       ///< of a run on one
+  std::optional<difference> error;            ///< where the run knows what its results should be
+  std::string attend = "dense";               ///< which blocks it reads: as --attend says
+  std::optional<selection_result> selection;  ///< where attention did not read everything
   step_times step;
   terrace::cache_stats stats;    ///< at the end of the decode, before steps were repeated for measuring
   terrace::cache_health health;  ///< likewise
@@ -53,9 +56,10 @@ struct run_result {
     for (const double s : decode_s) sum += s;
     return sum > 0 ? static_cast<double>(decode_s.size() * batch) / sum : 0;
   }
-  /// What the step's compute alone reads, all of the KV, in a second of it.
+  /// What the step's compute alone reads, all of the KV or a selection, in a second of it.
   double compute_bytes_per_s() const {
-    return step.compute > 0 ? static_cast<double>(plan.kv_bytes_total) / step.compute : 0;
+    const double share = selection ? selection->share_read() : 1;
+    return step.compute > 0 ? share * static_cast<double>(plan.kv_bytes_total) / step.compute : 0;
   }
 };
 

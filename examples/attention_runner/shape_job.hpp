@@ -29,17 +29,20 @@ class shape_job : recomputation {
     r.context_tokens = request_.context_tokens;
     r.decode_tokens = request_.decode_tokens;
     r.batch = request_.batch;
+    r.attend = request_.attend.name;
     auto opened = open_ladder(ctx, plan, request_.policy, prefetcher_named(request_.prefetch, plan));
     if (!opened) return refuse_opening(opened.error());
     std::vector<std::unique_ptr<ladder>>& sequences = sequences_;
     sequences.push_back(std::move(*opened));
     sequences.front()->repair_with(*this, request_.inject);
+    if (request_.attend.selects()) sequences.front()->select_by(request_.attend);
     progress bar(plan.codec);
 
     const auto start = std::chrono::steady_clock::now();
     if (auto filled = fill(*sequences.front(), plan.chunk, bar); !filled)
       return failed(filled.error(), "filling the context failed");
     r.prefill_s = seconds_since(start);
+    if (auto* const selector = sequences.front()->selector()) selector->start();
     while (sequences.size() < request_.batch) sequences.push_back(sequences.front()->fork());
 
     ctx.trace(request_.trace);
@@ -60,6 +63,9 @@ class shape_job : recomputation {
     r.stats = sequences.front()->stats();
     r.health = sequences.front()->health();
     r.recomputed_blocks = sequences.front()->recomputed_blocks();
+    for (const auto& s : sequences)
+      if (s->selector() != nullptr)
+        (r.selection ? *r.selection : r.selection.emplace()) += s->selector()->result();
     if (plan.codec != "resident") {
       auto measured = measure_steps(sequences);
       if (!measured) return failed(measured.error(), "measuring a step failed");
