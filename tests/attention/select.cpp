@@ -176,9 +176,18 @@ TEST_CASE("key_summaries: bytes grow with blocks and channels, and halves are su
   key_summaries keys(3);
   CHECK(keys.bytes() == 0);
   keys.add<fp16>(std::vector{to_fp16(1), to_fp16(2), to_fp16(3), to_fp16(-1), to_fp16(5), to_fp16(3)});
-  CHECK(keys.bytes() == 3 * 8 + 4);
+  CHECK(keys.bytes() == 3 * 8 + 8);
   CHECK(keys.tokens(0) == 2);
-  CHECK(keys.bounds(0, std::vector<float>{1, 0, 0}, 1).low == -1);
-  CHECK(keys.bounds(0, std::vector<float>{0, -1, 0}, 1).low == -5);
-  CHECK(keys.bounds(0, std::vector<float>{0, 0, 2}, 1).high == 6);
+  CHECK(keys.bounds(0, std::vector<float>{1, 0, 0}, 1).low == Approx(-1));
+  CHECK(keys.bounds(0, std::vector<float>{0, -1, 0}, 1).low == Approx(-5));
+  CHECK(keys.bounds(0, std::vector<float>{0, 0, 2}, 1).high == Approx(6));
+  // Eight keys at a distance of 1 from the origin, in a box whose corners are 2 away: the ball is tighter.
+  key_summaries cross(4);
+  std::vector<float> points;
+  for (int d = 0; d < 8; ++d)
+    for (int e = 0; e < 4; ++e) points.push_back(d / 2 != e ? 0.0f : d % 2 == 0 ? 1.0f : -1.0f);
+  cross.add<float>(points);
+  CHECK(cross.bounds(0, std::vector<float>{1, 1, 1, 1}, 1).high == Approx(2));
+  CHECK(cross.bounds(0, std::vector<float>{1, 1, 1, 1}, 1).low == Approx(-2));
+  CHECK(cross.bounds(0, std::vector<float>{3, 0, 0, 0}, 1).high == Approx(3));
 }

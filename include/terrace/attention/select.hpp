@@ -15,8 +15,8 @@
 namespace terrace {
 
 /// For each block of one row and KV head the least and the largest value of each channel of its keys (the summary of
-/// Quest, J. Tang et al., ICML 2024): 8 bytes a channel. From them follows between which bounds a query's logits over
-/// the block lie, without reading it.
+/// Quest, J. Tang et al., ICML 2024), and how far the farthest key lies from the middle of these: 8 bytes a channel, and
+/// 8 a block. From them follows between which bounds a query's logits over the block lie, without reading it.
 class key_summaries {
  public:
   explicit key_summaries(std::uint32_t dim) : dim_(dim) {}
@@ -25,7 +25,9 @@ class key_summaries {
   std::size_t blocks() const noexcept { return tokens_.size(); }
   std::uint32_t tokens(std::size_t block) const noexcept { return tokens_[block]; }
   /// What the summaries take in memory.
-  std::size_t bytes() const noexcept { return blocks() * (dim_ * sizeof(channel) + sizeof(std::uint32_t)); }
+  std::size_t bytes() const noexcept {
+    return blocks() * (dim_ * sizeof(channel) + sizeof(float) + sizeof(std::uint32_t));
+  }
 
   /// Adds a block behind the others: its keys as attention sees them (after positions were encoded),
   /// [token][dim]. Precondition: at least one token, whole tokens, no NaN. O(elements).
@@ -33,43 +35,60 @@ class key_summaries {
   void add(std::span<const T> keys) {
     TERRACE_ASSERT(!keys.empty() && keys.size() % dim_ == 0, "a block has whole tokens, and at least one");
     const std::size_t at = bounds_.size();
-    bounds_.resize(at + dim_,
-                   {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()});
+    bounds_.resize(at + dim_);
     row_.resize(dim_);
-    for (std::size_t first = 0; first < keys.size(); first += dim_) {
-      convert(keys.subspan(first, dim_), std::span<float>(row_));
-      for (std::size_t d = 0; d < dim_; ++d) {
-        channel& c = bounds_[at + d];
-        c.low = std::min(c.low, row_[d]);
-        c.high = std::max(c.high, row_[d]);
+    const auto for_each_key = [&](auto&& f) {
+      for (std::size_t first = 0; first < keys.size(); first += dim_) {
+        convert(keys.subspan(first, dim_), std::span<float>(row_));
+        f();
       }
-    }
+    };
+    const std::span<channel> box = std::span(bounds_).subspan(at);
+    for_each_key([&] {
+      for (std::size_t d = 0; d < dim_; ++d) {
+        box[d].low = std::min(box[d].low, row_[d]);
+        box[d].high = std::max(box[d].high, row_[d]);
+      }
+    });
+    double farthest = 0;
+    for_each_key([&] {
+      double square = 0;
+      for (std::size_t d = 0; d < dim_; ++d) square += std::pow(double{row_[d]} - box[d].middle(), 2);
+      farthest = std::max(farthest, square);
+    });
+    // Rounded up: no key may lie outside.
+    radius_.push_back(std::nextafter(static_cast<float>(std::sqrt(farthest)), infinity));
     tokens_.push_back(static_cast<std::uint32_t>(keys.size() / dim_));
   }
 
-  /// Bounds of scale * <query, key> over all keys of a block: each channel adds at least min(q * low, q * high), and at
-  /// most their maximum. O(dim).
+  /// Bounds of scale * <query, key> over all keys of a block. The keys lie in a box and in a ball around its centre: from
+  /// the product with the centre that with a key differs by no more than the sum of |q| * half the channel's width, and
+  /// by no more than the norm of q times the radius. In many dimensions the ball is the tighter of the two. O(dim).
   struct logit_bounds {
     double low = 0, high = 0;
   };
   logit_bounds bounds(std::size_t block, std::span<const float> query, float scale) const noexcept {
-    logit_bounds sum;
+    const channel* const box = bounds_.data() + block * dim_;
+    double centre = 0, in_box = 0, norm = 0;
     for (std::size_t d = 0; d < dim_; ++d) {
-      const channel& c = bounds_[block * dim_ + d];
       const double x = double{scale} * double{query[d]};
-      const double a = x * double{c.low}, b = x * double{c.high};
-      sum.low += std::min(a, b);
-      sum.high += std::max(a, b);
+      centre += x * box[d].middle();
+      in_box += std::abs(x) * (double{box[d].high} - double{box[d].low});
+      norm += x * x;
     }
-    return sum;
+    const double most = std::min(in_box / 2, std::sqrt(norm) * double{radius_[block]});
+    return {centre - most, centre + most};
   }
 
  private:
+  static constexpr float infinity = std::numeric_limits<float>::infinity();
   struct channel {
-    float low, high;
+    float low = infinity, high = -infinity;
+    double middle() const noexcept { return (double{low} + double{high}) / 2; }
   };
   std::uint32_t dim_;
   std::vector<channel> bounds_;  // [block][channel]
+  std::vector<float> radius_;    // around the middle of the channels
   std::vector<std::uint32_t> tokens_;
   std::vector<float> row_;  // scratch: a key
 };
