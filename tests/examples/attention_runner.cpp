@@ -140,6 +140,61 @@ TEST_CASE("a model's answers do not depend on where its KV was") {
   CHECK(spans["io"] > 0);
 }
 
+TEST_CASE("a selection of everything gives the bits of dense attention; a small one says what it costs") {
+  const workplace here;
+  const auto run = [&](const std::string& attend) {
+    const auto ran = here.run(
+        "--codec lossless --baseline --context 1024 --decode 8 --hot 6MiB --block-tokens 64 --json - "
+        "--attend " +
+        attend);
+    CAPTURE(attend, ran.err);
+    REQUIRE(ran.status == 0);
+    const json j = ran.value();
+    CHECK(j.at("attend").at("mode") == attend);
+    // A box of 64 channels, a radius and a count for each of 2 heads and 80 blocks of 4 layers.
+    CHECK(j.at("attend").at("summary_bytes") == 80 * 4 * 2 * (64 * 8 + 8));
+    CHECK(j.at("attend").at("error_against_dense").at("attentions_compared") == 4096 / 64 * 4);
+    CHECK(ran.err.find("blocks read") != std::string::npos);
+    return j;
+  };
+  const json all = run("top-k=1000");
+  CHECK(all.at("attend").at("share_read") == 1);
+  CHECK(all.at("attend").at("error_against_dense").at("max_abs") == 0);
+  CHECK(all.at("error").at("max_abs") == 0);
+  CHECK(all.at("bits_per_byte") == all.at("baseline").at("bits_per_byte"));
+  CHECK(all.at("generated") == all.at("baseline").at("generated"));
+
+  const json some = run("top-k=4");
+  const auto read = some.at("attend").at("blocks_read").get<double>();
+  // Each step of each layer reads between one head's choice and four heads', while there are so many.
+  CHECK(read >= 4 * 4 * 4096);
+  CHECK(read <= 4 * (1 + 4 * 3) * 4104);
+  CHECK(some.at("attend").at("blocks_there") == all.at("attend").at("blocks_there"));
+  CHECK(some.at("attend").at("error_against_dense").at("rel_l2").get<double>() > 0);
+  CHECK(some.at("attend").at("error_against_dense").at("rel_l2").get<double>() < 0.5);
+  CHECK(some.at("bits_per_byte") != some.at("baseline").at("bits_per_byte"));
+  CHECK(some.at("misses").get<int>() < all.at("misses").get<int>());
+
+  CHECK(run("certified=0.01").at("attend").at("error_against_dense").at("rel_l2").get<double>() < 0.02);
+}
+
+TEST_CASE("synthetic KV may be selected too, and each sequence selects for itself") {
+  const workplace here;
+  const auto run = [&](const std::string& attend) {
+    const auto ran = here.run(small_shape + "--batch 3 --block-tokens 64 --attend " + attend);
+    CAPTURE(attend, ran.err);
+    REQUIRE(ran.status == 0);
+    return ran.value();
+  };
+  const json all = run("top-k=1000");
+  CHECK(all.at("attend").at("share_read") == 1);
+  CHECK(all.at("attend").at("blocks_there") == 3 * 3 * 4 * 128);
+  CHECK(all.at("error").at("rel_l2").get<double>() < 1e-5);
+  const json one = run("top-k=1");  // the newest block, which holds nothing of what is looked for
+  CHECK(one.at("attend").at("blocks_read") == 3 * 3 * 4);
+  CHECK(one.at("error").at("rel_l2").get<double>() > 0.5);
+}
+
 TEST_CASE("blocks that are lost are computed anew, bit for bit, while prefilling, scoring and decoding") {
   const workplace here;
   const std::string rate = GENERATE("0.01", "1");
@@ -211,7 +266,15 @@ TEST_CASE("what cannot be is refused in one sentence") {
   check_refused(here.run(shape + "--prefetch all"), "--prefetch knows");
   check_refused(here.run(shape + "--device tpu"), "--device knows host and cuda");
   check_refused(here.run("--device cuda"), "needs --shape");
-  check_refused(here.run(shape + "--attend top-k=5"), "--attend knows dense");
+  check_refused(here.run(shape + "--attend sparse"), "--attend knows dense");
+  for (const char* none : {"top-k=0", "top-k=-1", "top-k=", "top-k=3x", "top-k=5000000000"})
+    check_refused(here.run(shape + "--attend " + none), "top-k=N needs a number");
+  for (const char* none : {"certified=0", "certified=1", "certified=-0.1", "certified=nan", "certified=0.1x"})
+    check_refused(here.run(shape + "--attend " + none), "between 0 and 1");
+  check_refused(here.run(shape + "--attend top-k=3 --device cuda"), "as dense alone");
+  check_refused(here.run(shape + "--attend top-k=3 --inject 0.1"), "--inject goes with --attend dense");
+  check_refused(here.run("--codec q8 --attend top-k=3 --control"), "beside --baseline");
+  check_refused(here.run(shape + "--block-tokens 48"), "power of two");
   check_refused(here.run(shape + "--inject 1.5"), "--inject");
   check_refused(here.run(shape + "--inject 0.1 --device cuda"), "--inject needs --device host");
   check_refused(here.run("--codec q8 --inject 0.1 --control"), "beside --baseline");
