@@ -36,6 +36,17 @@ class index_list {
     head_ = i;
     ++size_;
   }
+  /// `i`, which is in the list, goes to its end.
+  template <class Links>
+  void move_to_back(Links&& links, std::uint32_t i) noexcept {
+    const index_link link = links[i];
+    if (link.next == none) return;
+    links[link.next].previous = link.previous;
+    (link.previous == none ? head_ : links[link.previous].next) = link.next;
+    links[i] = {tail_, none};
+    links[tail_].next = i;
+    tail_ = i;
+  }
   template <class Links>
   void erase(Links&& links, std::uint32_t i) noexcept {
     const index_link link = links[i];

@@ -23,7 +23,7 @@ namespace terrace {
 ///
 /// Unimportance is taken when the block is admitted or touched, and stands until the next time; all ages grow
 /// alike. So the order of two blocks does not change by itself, and a heap holds it: `victim` is O(1), all
-/// else O(log n), 32 bytes a block, and 4 in the heap. Of equal scores the lower index leaves. Being used while pinned counts
+/// else O(log n), 24 bytes a block, and 20 in the heap. Of equal scores the lower index leaves. Being used while pinned counts
 /// when the block comes back. A new block starts with what the cache knows of its last use.
 class attention_weighted {
  public:
@@ -37,15 +37,12 @@ class attention_weighted {
   };
   struct block_state {
     double mass = -1;  ///< as of `step`; below 0: no use has reported any
-    double key = 0;    ///< the score, less what all blocks have in common: beta * now / age_unit
     std::uint64_t step = 0;
     float cheapness = 1;
-    std::uint32_t position = index_link::none;  ///< in the heap; none: not in charge
 
     bool measured() const noexcept { return mass >= 0; }
-    bool in_charge() const noexcept { return position != index_link::none; }
   };
-  static_assert(sizeof(block_state) <= 32);
+  static_assert(sizeof(block_state) == 24);
 
   attention_weighted() noexcept = default;
   explicit attention_weighted(options o) noexcept : options_(o) {}
@@ -60,34 +57,34 @@ class attention_weighted {
     if (info.why != block_info::admission::returned)
       s = {.mass = info.mass > 0 ? double{info.mass} : -1, .step = step_};
     s.cheapness = 1 / (1 + info.reload_cost);
-    weigh_in(s);
-    by_score_.push(books{states_}, i);
+    by_score_.push({weigh_in(s), i});
   }
   void remove(std::uint32_t i) noexcept {
     block_state& s = states_[i];
-    by_score_.erase(books{states_}, i);
-    s.position = index_link::none;
+    by_score_.erase(i);
     weigh_out(s);
   }
   void touch(std::uint32_t i, const block_use& use) noexcept {
     block_state& s = states_[i];
-    if (s.in_charge()) weigh_out(s);
+    const bool in_charge = by_score_.contains(i);
+    if (in_charge) weigh_out(s);
     if (s.measured() || use.mass > 0) s.mass = (s.measured() ? mass_at(s, step_) : 0) + double{use.mass};
     s.step = step_;
-    if (!s.in_charge()) return;
-    weigh_in(s);
-    by_score_.update(books{states_}, i);
+    if (!in_charge) return;
+    by_score_.update({weigh_in(s), i});
   }
   void weigh(std::uint32_t i, const block_use& use) noexcept { touch(i, use); }
   std::uint32_t victim() const noexcept { return by_score_.top(); }
   void advance_step(std::uint64_t step) noexcept { step_ = step; }
 
  private:
-  struct books {
-    std::span<block_state> states;
-    std::uint32_t& position(std::uint32_t i) const noexcept { return states[i].position; }
-    bool before(std::uint32_t a, std::uint32_t b) const noexcept {
-      return states[a].key != states[b].key ? states[a].key > states[b].key : a < b;
+  struct entry {
+    double key = 0;  // the score, less what all blocks have in common: beta * now / age_unit
+    std::uint32_t index = 0;
+  };
+  struct before {
+    bool operator()(const entry& a, const entry& b) const noexcept {
+      return a.key != b.key ? a.key > b.key : a.index < b.index;
     }
   };
 
@@ -114,22 +111,22 @@ class attention_weighted {
         measured_ == 0 ? 0 : std::max(0.0, total_at(step_) - mass_at(s, step_));  // rounding may overshoot
     total_step_ = step_;
   }
-  // Counts a block among those in charge, and scores it.
-  void weigh_in(block_state& s) noexcept {
+  // Counts a block among those in charge, and gives its key.
+  double weigh_in(block_state& s) noexcept {
     if (s.measured()) {
       total_ = total_at(step_) + mass_at(s, step_);
       total_step_ = step_;
       ++measured_;
     }
-    s.key = double{options_.alpha} * unimportance(s) + double{options_.gamma} * double{s.cheapness} -
-            double{options_.beta} * static_cast<double>(s.step) / double{options_.age_unit};
+    return double{options_.alpha} * unimportance(s) + double{options_.gamma} * double{s.cheapness} -
+           double{options_.beta} * static_cast<double>(s.step) / double{options_.age_unit};
   }
 
   options options_;
   std::span<block_state> states_;
   std::uint64_t step_ = 0;
-  index_heap by_score_;  // the highest first
-  double total_ = 0;     // mass of the measured blocks in charge, as of total_step_
+  index_heap<entry, before> by_score_;  // the highest first
+  double total_ = 0;                    // mass of the measured blocks in charge, as of total_step_
   std::uint64_t total_step_ = 0;
   std::uint32_t measured_ = 0;  // how many these are
 };

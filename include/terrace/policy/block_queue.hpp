@@ -58,8 +58,10 @@ class block_queue {
   /// `i` goes to the back, pinned or not.
   template <class State>
   void refresh(std::span<State> states, std::uint32_t i) noexcept {
-    unlink(states, i);
-    link_back(states, i);
+    if (states[i].linked)
+      order_.move_to_back(links<State>{states}, i);
+    else
+      link_back(states, i);
   }
   /// `i` loses its place, pinned or not.
   template <class State>

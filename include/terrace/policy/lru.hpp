@@ -26,9 +26,7 @@ class lru {
     links_[i] = {i, i};  // a link to itself: not in charge
   }
   void touch(std::uint32_t i, const block_use&) noexcept {
-    if (!in_charge(i) || order_.back() == i) return;
-    order_.erase(links_, i);
-    order_.push_back(links_, i);
+    if (in_charge(i)) order_.move_to_back(links_, i);
   }
   std::uint32_t victim() const noexcept { return order_.front(); }
   void advance_step(std::uint64_t) noexcept {}

@@ -23,21 +23,28 @@ namespace terrace {
 /// the longest unused of these leave before all others.
 ///
 /// The engine's steps are the clock: without `advance_step` all steps are one, and the victim is the last
-/// block of the last row. `victim` is O(1), all else O(log n), 32 bytes a block, and 4 in the heap.
+/// block of the last row. `victim` is O(1), all else O(log n), 24 bytes a block, and 20 in the heap. Steps below 2^40 and
+/// rows below 2^24 are told apart.
 class step_aware {
  public:
   static constexpr std::string_view name = "step_aware";
+  static constexpr unsigned row_bits = 24;
+  static constexpr std::uint64_t row_mask = (std::uint64_t{1} << row_bits) - 1;
   struct options {
     std::uint64_t patience = 64;  ///< steps without a use after which a block is not expected any more
   };
   struct block_state {
-    std::uint64_t next_step = 0;  ///< in which it is used next
-    std::uint32_t row = 0;
+    std::uint64_t next_use = 0;  ///< in which step, and of which row
     std::uint32_t depth = 0;
-    std::uint32_t position = index_link::none;  ///< in the heap; none: not in charge
-    index_link link{};                          ///< in the order of admission and use
+    index_link link{};  ///< in the order of admission and use
+
+    std::uint64_t next_step() const noexcept { return next_use >> row_bits; }
+    std::uint32_t row() const noexcept { return static_cast<std::uint32_t>(next_use & row_mask); }
+    void use_next(std::uint64_t step, std::uint32_t row) noexcept {
+      next_use = step << row_bits | (row & row_mask);
+    }
   };
-  static_assert(sizeof(block_state) <= 32);
+  static_assert(sizeof(block_state) == 24);
 
   step_aware() noexcept = default;
   explicit step_aware(options o) noexcept : options_(o) {}
@@ -49,29 +56,28 @@ class step_aware {
 
   void admit(std::uint32_t i, const block_info& info) noexcept {
     block_state& s = states_[i];
-    s.row = info.row;
+    s.use_next(step_ + 1, info.row);
     s.depth = info.depth;
-    const bool this_step = info.why == block_info::admission::ahead && place(s) > here_;
-    enter(i, this_step ? step_ : step_ + 1);
+    if (info.why == block_info::admission::ahead && place(s) > here_) s.use_next(step_, info.row);
+    by_next_use_.push(entry_of(i));
+    by_last_use_.push_back(links{states_}, i);
   }
   void remove(std::uint32_t i) noexcept {
-    by_next_use_.erase(books{states_}, i);
+    by_next_use_.erase(i);
     by_last_use_.erase(links{states_}, i);
-    states_[i].position = index_link::none;
   }
   // A pinned block needs no note: it comes back in the step in which it is released.
   void touch(std::uint32_t i, const block_use&) noexcept {
     block_state& s = states_[i];
-    if (s.next_step == step_) here_ = std::max(here_, place(s));
-    if (s.position == index_link::none) return;
-    s.next_step = step_ + 1;
-    by_next_use_.update(books{states_}, i);
-    by_last_use_.erase(links{states_}, i);
-    by_last_use_.push_back(links{states_}, i);
+    if (s.next_step() == step_) here_ = std::max(here_, place(s));
+    if (!by_next_use_.contains(i)) return;
+    s.use_next(step_ + 1, s.row());
+    by_next_use_.update(entry_of(i));
+    by_last_use_.move_to_back(links{states_}, i);
   }
   std::uint32_t victim() const noexcept {
     const std::uint32_t oldest = by_last_use_.front();
-    if (oldest != index_link::none && step_ + 1 - states_[oldest].next_step > options_.patience)
+    if (oldest != index_link::none && step_ + 1 - states_[oldest].next_step() > options_.patience)
       return oldest;
     return by_next_use_.top();
   }
@@ -87,28 +93,25 @@ class step_aware {
   };
   // A position in the schedule of one step: row, depth.
   using schedule_place = std::pair<std::uint32_t, std::uint32_t>;
-  static schedule_place place(const block_state& s) noexcept { return {s.row, s.depth}; }
-  struct books {
-    std::span<block_state> states;
-    std::uint32_t& position(std::uint32_t i) const noexcept { return states[i].position; }
-    bool before(std::uint32_t a, std::uint32_t b) const noexcept {
-      const block_state &x = states[a], &y = states[b];
-      return x.next_step != y.next_step ? x.next_step > y.next_step : place(x) > place(y);
+  static schedule_place place(const block_state& s) noexcept { return {s.row(), s.depth}; }
+  struct entry {
+    std::uint64_t next_use = 0;
+    std::uint32_t depth = 0;
+    std::uint32_t index = 0;
+  };
+  struct before {
+    bool operator()(const entry& a, const entry& b) const noexcept {
+      return a.next_use != b.next_use ? a.next_use > b.next_use : a.depth > b.depth;
     }
   };
-
-  void enter(std::uint32_t i, std::uint64_t next_step) noexcept {
-    states_[i].next_step = next_step;
-    by_next_use_.push(books{states_}, i);
-    by_last_use_.push_back(links{states_}, i);
-  }
+  entry entry_of(std::uint32_t i) const noexcept { return {states_[i].next_use, states_[i].depth, i}; }
 
   options options_;
   std::span<block_state> states_;
   std::uint64_t step_ = 0;
-  schedule_place here_;     // the farthest hit in this step
-  index_heap by_next_use_;  // the farthest first
-  index_list by_last_use_;  // the longest unused first
+  schedule_place here_;                    // the farthest hit in this step
+  index_heap<entry, before> by_next_use_;  // the farthest first
+  index_list by_last_use_;                 // the longest unused first
 };
 static_assert(eviction_policy<step_aware>);
 
