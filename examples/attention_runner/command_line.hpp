@@ -54,7 +54,7 @@ inline void declare(CLI::App& app, command_line& c) {
   app.add_option("--policy", c.policy, "who leaves a tier first: " + policies);
   app.add_option("--prefetch", c.prefetch,
                  "layer_ahead, sliding_window, attention_pattern, adaptive or none (default: layer_ahead, or "
-                 "attention_pattern where attention reads a selection)");
+                 "adaptive where attention reads a selection)");
   app.add_option("--device", c.device,
                  "host, or cuda: the hot tier in device memory and the warm one in pinned RAM; with --shape");
   app.add_option("--attend", c.attend,
@@ -137,7 +137,7 @@ inline outcome<run_request> request_of(const command_line& c) {
   r.cool_path = c.cool_path;
   r.cold_path = c.cold_path;
   r.attend = *parse_attend(c.attend);
-  r.prefetch = !c.prefetch.empty() ? c.prefetch : r.attend.selects() ? "attention_pattern" : "layer_ahead";
+  r.prefetch = !c.prefetch.empty() ? c.prefetch : r.attend.selects() ? "adaptive" : "layer_ahead";
   if (c.block_tokens != 0) r.block_tokens = c.block_tokens;
   r.control = c.control;
   r.inject = c.inject;

@@ -61,3 +61,29 @@ TEST_CASE("attention_pattern: a row that takes another one's place inherits noth
   REQUIRE(p.suggest(out) == 1);
   CHECK((out[0].first == 2 && out[0].blocks == 1));
 }
+
+TEST_CASE(
+    "attention_pattern: of a selection it asks for what was read in the last steps, and for no more than "
+    "that") {
+  attention_pattern p({.blocks = 3, .decay = 0.5f, .least = 0.7f});
+  std::array<prefetch_wish, 4> out;
+  const auto read = [&](const std::vector<float>& shares) {
+    row_use use = use_of(1, 1, 1);
+    use.selected = true;
+    p.attended(use, shares);
+    p.observe(use_of(1, 0, 1));
+    return p.suggest(out);
+  };
+  CHECK(read({0.01f, 0, 0.99f, 0, 0}) == 0);  // once is too little
+  REQUIRE(read({0.01f, 0.98f, 0.01f, 0, 0}) == 2);
+  CHECK((out[0].first == 0 && out[0].blocks == 1));  // however little it draws
+  CHECK((out[1].first == 2 && out[1].blocks == 1));
+  CHECK(read({0.9f, 0.1f, 0, 0, 0}) == 1);
+  CHECK((out[0].first == 0 && out[0].blocks == 2));
+  CHECK(read({0.2f, 0.2f, 0.2f, 0.2f, 0.2f}) == 1);  // 0 and 1; 2 was left out once
+  CHECK((out[0].first == 0 && out[0].blocks == 2));
+  CHECK(read({0.2f, 0.2f, 0.2f, 0.2f, 0.2f}) == 1);
+  CHECK((out[0].first == 0 && out[0].blocks == 3));  // no more than `blocks`
+  CHECK(read({1, 0, 0, 0, 0}) == 1);
+  CHECK((out[0].first == 0 && out[0].blocks == 1));  // no more than were read
+}

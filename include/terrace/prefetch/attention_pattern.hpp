@@ -12,10 +12,12 @@
 namespace terrace {
 
 /// Asks for those blocks of the next row of layers that drew most of the softmax mass in the last steps of the same
-/// sequence; after the last row, for those of the first one at the next step. Right where attention reads a selection
-/// of blocks that changes little from step to step.
+/// sequence; after the last row, for those of the first one at the next step. Where attention reads a selection of
+/// blocks, it asks for those that were read most often: for no more than the last step read, and for none that was read
+/// in a smaller share of the last steps than `least`.
 ///
-/// A block's score is the mean of its shares, each step counting `decay` of the step after it. For each row of each
+/// A block's score is the mean of its shares, or of whether it was read (1) or not (0), each step counting `decay` of the
+/// step after it. For each row of each
 /// sequence the best 4 * `blocks` are remembered, in a table that begins with its full size and in which a newer row may
 /// take an older one's place: 48 bytes * blocks * rows. `attended` is O(blocks of the row * log blocks), `suggest`
 /// O(blocks log blocks); neighbours are asked for together.
@@ -26,6 +28,7 @@ class attention_pattern {
     std::uint32_t blocks = 16;  ///< how many of the next row
     std::uint32_t rows = 256;   ///< rows of sequences that are remembered
     float decay = 0.5f;
+    float least = 0.7f;  ///< the score from which a block is asked for where attention reads a selection
   };
 
   attention_pattern() : attention_pattern(options{}) {}
@@ -45,10 +48,14 @@ class attention_pattern {
     pattern& p = patterns_[at];
     if (!p.is(use.sequence, use.row)) p = {.sequence = use.sequence, .row = use.row, .known = true};
     const auto before = scores(at).first(p.count);
+    p.selected = use.selected;
+    p.read = 0;
     std::size_t next = 0;
     scratch_.clear();  // the best so far, as a heap with the worst of them in front
     for (std::uint32_t i = 0; i < shares.size(); ++i) {
-      float score = (1 - options_.decay) * shares[i];
+      const bool read = shares[i] > 0;
+      p.read += read ? 1 : 0;
+      float score = (1 - options_.decay) * (use.selected && read ? 1 : shares[i]);
       if (next < before.size() && before[next].block == i) score += options_.decay * before[next++].score;
       if (!(score > 0)) continue;
       if (scratch_.size() == keep_) {
@@ -68,12 +75,15 @@ class attention_pattern {
     const bool last = use_.row + 1 >= use_.rows;
     const std::uint32_t row = last ? 0 : use_.row + 1;
     const std::size_t at = place(use_.sequence, row);
-    if (!patterns_[at].is(use_.sequence, row)) return 0;
+    const pattern& p = patterns_[at];
+    if (!p.is(use_.sequence, row)) return 0;
+    const float least = p.selected ? options_.least : 0;
     scratch_.clear();
-    for (const run& s : scores(at).first(patterns_[at].count))
-      if (s.block < use_.blocks) scratch_.push_back(s);
+    for (const run& s : scores(at).first(p.count))
+      if (s.block < use_.blocks && s.score >= least) scratch_.push_back(s);
     std::sort(scratch_.begin(), scratch_.end(), better);
-    if (scratch_.size() > options_.blocks) scratch_.resize(options_.blocks);
+    const std::uint32_t most = p.selected ? std::min(options_.blocks, p.read) : options_.blocks;
+    if (scratch_.size() > most) scratch_.resize(most);
     std::sort(scratch_.begin(), scratch_.end(), nearer);
     runs_.clear();
     for (const run& s : scratch_) {
@@ -105,7 +115,9 @@ class attention_pattern {
     std::uint32_t sequence = 0;
     std::uint32_t row = 0;
     std::uint32_t count = 0;  // of its scores, which stand in ascending order of blocks
+    std::uint32_t read = 0;   // blocks, the last time
     bool known = false;
+    bool selected = false;  // attention read some of the blocks, and not all
     bool is(std::uint32_t s, std::uint32_t r) const noexcept { return known && sequence == s && row == r; }
   };
   static bool better(const run& a, const run& b) noexcept {
