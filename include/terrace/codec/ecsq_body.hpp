@@ -81,6 +81,7 @@ inline ecsq_place ecsq_place_of(const layer_group& group, const rope& turn, cons
           .offset = plane_at + (keys ? within : within - group.k.heads) * group.head_stride(p)};
 }
 
+static_assert(kernels::ecsq_channels::most == ecsq_format::most_channels);
 inline void ecsq_describe(const kernels::ecsq_head& h, const std::int8_t* codes,
                           kernels::ecsq_channels& c) noexcept {
   const auto tokens = static_cast<int>(h.tokens);

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "terrace/codec/ecsq.hpp"
 #include "terrace/codec/rope.hpp"
 #include "terrace/core/element.hpp"
 
@@ -33,9 +32,11 @@ struct ecsq_record {
 
 /// A head's numbers before its multiples, and how its channels are distributed.
 struct ecsq_channels {
-  std::int16_t means[ecsq_format::most_channels];
-  std::int16_t distances[ecsq_format::most_channels];  ///< of distributions from the middle one
-  std::uint8_t distributions[ecsq_format::most_channels];
+  static constexpr std::size_t most = 1024;
+
+  std::int16_t means[most];
+  std::int16_t distances[most];  ///< of distributions from the middle one
+  std::uint8_t distributions[most];
   ecsq_record record;
 };
 
