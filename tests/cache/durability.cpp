@@ -179,6 +179,51 @@ TEST_CASE("a name that was forgotten, or given to another block, is what it was 
   CHECK(pattern::holds(after.cache().layout().groups[0], (*held)[0].data, 0, 1, 2, 16));
 }
 
+// The nvme tier has a block under a name that the directory's block has got since. When both are opened, the newer one
+// counts, and a flush must not say so before the older one is gone for good: the newer one may be forgotten, and that
+// may survive a crash sooner than the rest.
+TEST_CASE("a block that another has replaced while it was not looked at does not come back") {
+  const sandbox::folder f, after_a_crash;
+  const auto write = [](auto& ctx, auto& cache, std::uint32_t tag) {
+    cache->forget(key_of(1));
+    sequence s = cache->make_sequence();
+    REQUIRE(pattern::append(s, 16, 1, tag));
+    REQUIRE(cache->name(pattern::sealed(s, 0)[0], key_of(1)));
+    REQUIRE(ctx.sync_wait(cache->flush()));
+  };
+  using over_nvme = tiered_cache<tier<ram>, tier<nvme>, lru>;
+  using over_directory = tiered_cache<tier<ram>, tier<directory>, lru>;
+  const auto open_nvme = [](context& ctx, const sandbox::folder& where) {
+    return over_nvme::open(ctx, pattern::layout(1), {.capacity = 16 * slot},
+                           {.capacity = 256 * slot, .path = where / "kv", .keep = true});
+  };
+  {
+    context ctx{{.codec_threads = 0}};
+    auto cache = open_nvme(ctx, f);
+    REQUIRE(cache);
+    write(ctx, cache, 1);
+  }
+  {
+    context ctx{{.codec_threads = 0}};
+    auto cache = over_directory::open(ctx, pattern::layout(1), {.capacity = 16 * slot},
+                                      {.capacity = 256 * slot, .path = f / "cold", .keep = true});
+    REQUIRE(cache);
+    write(ctx, cache, 2);
+    write(ctx, cache, 3);  // its naming is above that of the nvme tier's
+  }
+  {
+    kept_cache c(f);
+    REQUIRE(c.opened);
+    CHECK(c.cache().find(key_of(1)));
+    CHECK(c.flush());
+    std::filesystem::copy_file(f / "kv", after_a_crash / "kv");
+  }
+  context ctx{{.codec_threads = 0}};
+  auto cache = open_nvme(ctx, after_a_crash);
+  REQUIRE(cache);
+  CHECK_FALSE(cache->find(key_of(1)));
+}
+
 TEST_CASE("a full store says so, and keeps what it has acknowledged") {
   const sandbox::folder f;
   std::size_t acknowledged = 0;

@@ -291,6 +291,9 @@ TERRACE_BODY void planner::adopt_kept() {
   each.owner = this;
   for (each.tier = 1; each.tier < tiers(); ++each.tier)
     if (keepers_[each.tier]) tiers_[each.tier]->scan(each);
+  // What was found and did not count, of names that have gone on, may still be there after a crash: it has to be gone
+  // before a flush says that anything of these names lasts.
+  names_taken_ = std::find(keepers_.begin(), keepers_.end(), true) != keepers_.end();
   for (const auto& [key, block] : names_) check_copies(blocks_[block]);
   for (const auto& [key, block] : names_)
     for (std::size_t t = 0; t < tiers(); ++t)

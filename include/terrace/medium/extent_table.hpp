@@ -64,7 +64,8 @@ class extent_table {
 
   result<void> create(std::uint64_t bytes) noexcept;
 
-  result<void> read_table();
+  result<void> write_again() const noexcept;
+  void read_table();
 
   std::optional<std::uint32_t> free_place();
   void write(std::uint32_t place, const extent_header_bytes& bytes) noexcept;

@@ -38,10 +38,33 @@ TERRACE_BODY result<void> extent_table::open(int file, const superblock& shape, 
   if (static_cast<std::uint64_t>(what.st_size) < bytes)
     return fail(errc::corrupt, "a store of KV blocks is shorter than its superblock says");
   shape_.store = found->store;
-  if (auto read = read_table(); !read) return read;
-  // A process that was killed may have left to the system what it had not yet made durable, and what is found counts
-  // as that. Where a sync had failed, the system still shows what it will never write: so it is written again.
-  if (auto written = write_at(image_, table_at(0)); !written) return written;
+  image_.resize(shape_.headers * extent_header::bytes);
+  if (auto read = read_at(image_, table_at(0)); !read) return read;
+  if (auto written = write_again(); !written) return written;
+  read_table();
+  return {};
+}
+
+// A process that was killed may have left to the system what it had not yet made durable, and what is found counts as
+// that. Where a sync had failed, the system still shows what it will never write: so it is written again. All of it, for
+// the disk may have a header where the system shows that it was taken back; but for what no one ever wrote.
+TERRACE_BODY result<void> extent_table::write_again() const noexcept {
+  const auto end = static_cast<::off_t>(table_at(image_.size()));
+  for (auto at = static_cast<::off_t>(table_at(0)); at < end;) {
+    ::off_t data = ::lseek(file_.get(), at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) break;  // nothing but holes
+    ::off_t hole = data < 0 ? end : ::lseek(file_.get(), data, SEEK_HOLE);
+    if (data < 0) data = at;  // a file system that cannot tell
+    if (hole < 0) hole = end;
+    hole = std::min(hole, end);
+    if (data >= hole) break;
+    const auto from = static_cast<std::size_t>(data) - table_at(0);
+    const auto bytes = static_cast<std::size_t>(hole - data);
+    if (auto written = write_at(const_bytes(image_).subspan(from, bytes), static_cast<std::uint64_t>(data));
+        !written)
+      return written;
+    at = hole;
+  }
   if (::fsync(file_.get()) != 0)
     return fail(errc::io_error, "a store of KV blocks cannot be made durable", errno);
   return {};
@@ -137,9 +160,8 @@ TERRACE_BODY result<void> extent_table::create(std::uint64_t bytes) noexcept {
   return {};
 }
 
-TERRACE_BODY result<void> extent_table::read_table() {
-  image_.resize(shape_.headers * extent_header::bytes);
-  if (auto read = read_at(image_, table_at(0)); !read) return read;
+// Of `image_`, which is all of the table, and then as far as it is in use.
+TERRACE_BODY void extent_table::read_table() {
   std::uint32_t used = 0;
   std::vector<std::pair<extent_header, std::uint32_t>> headers;
   for (std::uint32_t place = 0; place < shape_.headers; ++place) {
@@ -166,7 +188,6 @@ TERRACE_BODY result<void> extent_table::read_table() {
   }
   for (std::uint32_t place = 0; place < used; ++place)
     if (!taken[place]) free_.push_back(place);
-  return {};
 }
 
 TERRACE_BODY std::optional<std::uint32_t> extent_table::free_place() {
