@@ -266,8 +266,13 @@ TERRACE_BODY bool planner::adopt(std::size_t tier, extent at, const extent_heade
   return true;
 }
 
+// What was found and does not count, of a name that has gone on say, may still be there after a crash: it has to be gone
+// before a flush says that anything of these names lasts.
 TERRACE_BODY void planner::disown(block_record& r, std::size_t tier) noexcept {
-  if (r.copies[tier].now != state::absent) tiers_[tier]->release(r.copies[tier].where);
+  if (r.copies[tier].now != state::absent) {
+    tiers_[tier]->release(r.copies[tier].where);
+    names_taken_ = true;
+  }
   r.copies[tier] = {};
 }
 
@@ -283,7 +288,11 @@ TERRACE_BODY void planner::check_copies(block_record& r) {
 
 TERRACE_BODY void planner::adopt_kept() {
   struct adopter final : tier_control::visitor {
-    bool visit(extent at, const extent_header& header) override { return owner->adopt(tier, at, header); }
+    bool visit(extent at, const extent_header& header) override {
+      const bool counts = owner->adopt(tier, at, header);
+      owner->names_taken_ = owner->names_taken_ || !counts;
+      return counts;
+    }
     planner* owner = nullptr;
     std::size_t tier = 0;
   };
@@ -291,9 +300,6 @@ TERRACE_BODY void planner::adopt_kept() {
   each.owner = this;
   for (each.tier = 1; each.tier < tiers(); ++each.tier)
     if (keepers_[each.tier]) tiers_[each.tier]->scan(each);
-  // What was found and did not count, of names that have gone on, may still be there after a crash: it has to be gone
-  // before a flush says that anything of these names lasts.
-  names_taken_ = std::find(keepers_.begin(), keepers_.end(), true) != keepers_.end();
   for (const auto& [key, block] : names_) check_copies(blocks_[block]);
   for (const auto& [key, block] : names_)
     for (std::size_t t = 0; t < tiers(); ++t)

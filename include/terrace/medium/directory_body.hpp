@@ -121,6 +121,8 @@ TERRACE_BODY result<void> directory::open_store(const options& o) {
     return fail(errc::io_error, "the folder of a directory tier cannot be made durable", errno);
   folder_path_ = folder;
   take_files();
+  // What is of no use is gone for good before the first name is given.
+  if (auto gone = table_.commit(table_.take_changes()); !gone) return gone;
   sync_.emplace(context_, table_, folder_);
   return {};
 }

@@ -154,6 +154,8 @@ TERRACE_BODY result<void> nvme::open_store(context& ctx, const options& o) {
   data_offset_ = begin;
   space_.resize(capacity - begin);
   claim_found();
+  // What is of no use is gone for good before the first name is given.
+  if (auto gone = table_.commit(table_.take_changes()); !gone) return gone;
   sync_.emplace(ctx, table_, file_);
   opened_ = true;
   return {};
