@@ -40,6 +40,12 @@ void* operator new[](std::size_t size, std::align_val_t a) {
 }
 void* operator new(std::size_t size, const std::nothrow_t&) noexcept { return counted(size, 0); }
 void* operator new[](std::size_t size, const std::nothrow_t&) noexcept { return counted(size, 0); }
+void* operator new(std::size_t size, std::align_val_t a, const std::nothrow_t&) noexcept {
+  return counted(size, static_cast<std::size_t>(a));
+}
+void* operator new[](std::size_t size, std::align_val_t a, const std::nothrow_t&) noexcept {
+  return counted(size, static_cast<std::size_t>(a));
+}
 void operator delete(void* p) noexcept { given_back(p); }
 void operator delete[](void* p) noexcept { given_back(p); }
 void operator delete(void* p, std::size_t) noexcept { given_back(p); }
@@ -50,6 +56,8 @@ void operator delete(void* p, std::size_t, std::align_val_t) noexcept { given_ba
 void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { given_back(p); }
 void operator delete(void* p, const std::nothrow_t&) noexcept { given_back(p); }
 void operator delete[](void* p, const std::nothrow_t&) noexcept { given_back(p); }
+void operator delete(void* p, std::align_val_t, const std::nothrow_t&) noexcept { given_back(p); }
+void operator delete[](void* p, std::align_val_t, const std::nothrow_t&) noexcept { given_back(p); }
 
 using namespace terrace;
 
