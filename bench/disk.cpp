@@ -1,6 +1,7 @@
 // The nvme medium beside a hand-written io_uring loop over the same file, buffers and offsets: what the medium and its
 // senders cost, in throughput and in CPU time per operation. Buffers lie in a ram medium, on huge pages.
 #include "report.hpp"
+#include "scratch_path.hpp"
 
 #if __has_include(<liburing.h>)
 #include <fcntl.h>
@@ -162,9 +163,7 @@ void compare(bench::report& out, context& ctx, nvme& medium, raw_loop& raw, std:
 
 int main(int argc, char** argv) {
   bench::report out("disk", argc, argv);
-  const char* const folder = std::getenv("TMPDIR");
-  const std::string path = std::string(folder != nullptr && *folder != 0 ? folder : "/tmp") +
-                           "/terrace-bench-disk-" + std::to_string(::getpid());
+  const std::string path = bench::scratch_path("disk");
   context ctx;
   const auto medium = or_give_up(nvme::open(ctx, {.capacity = file_bytes, .path = path}));
   const auto memory = or_give_up(ram::open(ctx, {.capacity = most_depth * largest}));

@@ -1,8 +1,6 @@
 // A sum over a large tensor in a cache, beside the same sum over plain memory: all of it in tier 0; a tenth there and the
 // rest in RAM, there as q8_0, or on disk. With a share f outside and R = speed of memory / speed of the tier below, no
 // more than 1 / max(1 - f, f * R) of plain memory's speed can be had.
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -14,6 +12,7 @@
 
 #include "huge_memory.hpp"
 #include "report.hpp"
+#include "scratch_path.hpp"
 #include "terrace/codec/q8_0.hpp"
 #include "terrace/medium/nvme.hpp"
 #include "terrace/terrace.hpp"
@@ -75,9 +74,7 @@ void compare(bench::report& out, const char* name, result<Cache> cache, std::spa
 
 int main(int argc, char** argv) {
   bench::report out("paged_tensor", argc, argv);
-  const char* const folder = std::getenv("TMPDIR");
-  const std::string path = std::string(folder != nullptr && *folder != 0 ? folder : "/tmp") +
-                           "/terrace-bench-tensor-" + std::to_string(::getpid());
+  const std::string path = bench::scratch_path("tensor");
   const kv_layout layout{{tensor_pages(element::fp32, page_elements)}};
   const bench::memory memory = bench::huge_memory(bytes);
   const std::span<float> values(reinterpret_cast<float*>(memory.get()), elements);

@@ -6,13 +6,13 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <iterator>
 #include <limits>
 #include <random>
 #include <span>
 #include <vector>
 
 #include "catch.hpp"
+#include "codec/group_neighbours.hpp"
 #include "instruction_sets.hpp"
 #include "terrace/core/element.hpp"
 
@@ -181,29 +181,7 @@ TEST_CASE("bf16 blocks survive a thousand trips through q8_0") {
 }
 
 TEMPLATE_TEST_CASE("what q8_0 makes of a group does not depend on its neighbours", "", fp16, bf16, float) {
-  constexpr float odd[] = {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
-                           1e-30f, 0};
-  constexpr std::uint32_t groups = 71;
-  std::mt19937 random(12);
-  std::normal_distribution<float> normal;
-  row<TestType> all(groups * 32), one(32);
-  for (int round = 0; round < 20; ++round) {
-    for (TestType& x : all.raw) x = from_float<TestType>(normal(random));
-    // Some groups of zeros, some with a single value that is odd.
-    for (std::size_t g = random() % 9; g < groups; g += 1 + random() % 30) {
-      if (random() % 2 == 0)
-        std::fill_n(all.raw.begin() + static_cast<std::ptrdiff_t>(g * 32), 32, TestType{});
-      all.raw[g * 32 + random() % 32] = from_float<TestType>(odd[random() % std::size(odd)]);
-    }
-    for (const isa set : sets_here()) {
-      all.encode(set);
-      for (std::size_t g = 0; g < groups; ++g) {
-        std::copy_n(all.raw.begin() + static_cast<std::ptrdiff_t>(g * 32), 32, one.raw.begin());
-        one.encode(set);
-        REQUIRE(all.codes_of(g) == one.codes_of(0));
-      }
-    }
-  }
+  check_that_groups_stand_alone<row<TestType>, TestType>();
 }
 
 TEST_CASE("q8_0 takes any bits at all, and its laws hold for them") {

@@ -2,6 +2,7 @@
 // q4_0: the arithmetic of codec/q4_0.hpp, for the instruction set at hand.
 #include <cstddef>
 
+#include "terrace/codec/group_encoding.hpp"
 #include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q4_0_simd.hpp"
 #include "terrace/core/any_element.hpp"

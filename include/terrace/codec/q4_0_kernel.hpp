@@ -5,14 +5,6 @@
 
 namespace terrace::kernels::TERRACE_ISA {
 
-// ggml's rule has no answer for these: a NaN becomes 0, and what is too large the most that can be stored.
-TERRACE_TARGET TERRACE_ALWAYS_INLINE simd::TERRACE_ISA::f32x16 tame_for_q4_0(simd::TERRACE_ISA::f32x16 x,
-                                                                             float most) noexcept {
-  using namespace simd::TERRACE_ISA;
-  const f32x16 bounded = max(splat(-most), min(splat(most), x));
-  return select(is_number(x), bounded, splat(0));
-}
-
 // The sign of the value of magnitude `most`, the first of several, the other way round. It is as good as random, and
 // a misprediction would cost more than the rest of a group: hence no branch but for a group that has the magnitude
 // with both signs, zeros among them. A product asks for that without a branch of its own.
@@ -56,26 +48,20 @@ TERRACE_TARGET inline void encode_q4_0_group(element_value auto type, const std:
   f32x32 x = load_any(type, in);
   float most = largest_magnitude(x.low, x.high);
   if (!(most <= limit)) {
-    x = {tame_for_q4_0(x.low, limit), tame_for_q4_0(x.high, limit)};
+    x = {tame(x.low, limit), tame(x.high, limit)};
     most = largest_magnitude(x.low, x.high);
   }
   const float d = most / 8.0f;
   store_q4_0_group(x, splat(most), narrow(d), q4_0_unit / d, out);
 }
 
-// Sixteen groups at once: their largest values are found by one transpose, and share a division. False, and nothing
-// written, where one of them has a value that must be tamed.
+// Sixteen groups at once: they share a transpose and a division. False, and nothing written, where one of them has a value that must be tamed.
 TERRACE_TARGET inline bool encode_q4_0_sixteen(element_value auto type, const std::byte* in,
                                                std::byte* out) noexcept {
   using namespace simd::TERRACE_ISA;
   const std::size_t stride = 32 * size_of(type);
-  f32x16 magnitudes[16];
-  for (std::size_t g = 0; g < 16; ++g) {
-    const f32x32 x = load_any(type, in + g * stride);
-    magnitudes[g] = larger_magnitude(x.low, x.high);
-  }
-  const f32x16 most = largest_of_each(magnitudes);
-  if ((less(splat(q4_0_largest(type)), most) | static_cast<mask16>(~is_number(most))) != 0) return false;
+  f32x16 most;
+  if (!largest_of_sixteen(type, in, q4_0_largest(type), most)) return false;
   const f32x16 d = mul(most, splat(1.0f / 8));
   fp16 scales[16];
   alignas(64) float inverses[16], largest[16];
@@ -90,15 +76,11 @@ TERRACE_TARGET inline bool encode_q4_0_sixteen(element_value auto type, const st
 
 TERRACE_TARGET inline void encode_q4_0(element_value auto type, const std::byte* in, std::byte* out,
                                        std::size_t groups) noexcept {
-  const std::size_t stride = 32 * size_of(type);
-  for (std::size_t g = 0; g < groups;) {
-    if (groups - g >= 16 && encode_q4_0_sixteen(type, in + g * stride, out + g * 18)) {
-      g += 16;
-      continue;
-    }
-    for (const std::size_t end = std::min(g + 16, groups); g < end; ++g)
-      encode_q4_0_group(type, in + g * stride, out + g * 18);
-  }
+  encode_groups(
+      type, in, out, groups, q4_0::group_bytes,
+      [type](const std::byte* from, std::byte* to)
+          TERRACE_TARGET { return encode_q4_0_sixteen(type, from, to); },
+      [type](const std::byte* from, std::byte* to) TERRACE_TARGET { encode_q4_0_group(type, from, to); });
 }
 
 // False where a scale is no number, which no encoder writes.

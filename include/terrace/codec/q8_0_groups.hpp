@@ -2,6 +2,7 @@
 // q8_0: the arithmetic of codec/q8_0.hpp, for the instruction set at hand.
 #include <cstddef>
 
+#include "terrace/codec/group_encoding.hpp"
 #include "terrace/codec/q8_0.hpp"
 #include "terrace/core/any_element.hpp"
 

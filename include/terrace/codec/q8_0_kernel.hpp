@@ -5,14 +5,6 @@
 
 namespace terrace::kernels::TERRACE_ISA {
 
-// ggml's rule has no answer for these: a NaN becomes 0, and what is too large the most that can be stored.
-TERRACE_TARGET TERRACE_ALWAYS_INLINE simd::TERRACE_ISA::f32x16 tame(simd::TERRACE_ISA::f32x16 x,
-                                                                    float most) noexcept {
-  using namespace simd::TERRACE_ISA;
-  const f32x16 bounded = max(splat(-most), min(splat(most), x));
-  return select(is_number(x), bounded, splat(0));
-}
-
 // The codes next to these, if any, that give x of a bf16 plane exactly.
 struct nearby_codes {
   simd::TERRACE_ISA::f32x16 code;
@@ -66,20 +58,14 @@ TERRACE_TARGET inline void encode_q8_0_group(element_value auto type, const std:
   store_codes(type, x, scale, inverse, out);
 }
 
-// Sixteen groups at once: their largest values are found by one transpose, and share a division. False, and nothing
-// written, where one of them has a value that must be tamed.
+// Sixteen groups at once: they share a transpose and a division. False, and nothing written, where one of them has a value that must be tamed.
 TERRACE_TARGET inline bool encode_q8_0_sixteen(element_value auto type, const std::byte* in,
                                                std::byte* out) noexcept {
   using namespace simd::TERRACE_ISA;
   const q8_0_limits limits = q8_0_limits::of(type);
   const std::size_t stride = 32 * size_of(type);
-  f32x16 magnitudes[16];
-  for (std::size_t g = 0; g < 16; ++g) {
-    const f32x32 x = load_any(type, in + g * stride);
-    magnitudes[g] = larger_magnitude(x.low, x.high);
-  }
-  const f32x16 most = largest_of_each(magnitudes);
-  if ((less(splat(limits.value), most) | static_cast<mask16>(~is_number(most))) != 0) return false;
+  f32x16 most;
+  if (!largest_of_sixteen(type, in, limits.value, most)) return false;
   const f32x16 d = div(most, splat(127.0f));
   fp16 scales[16];
   store_as<fp16>(reinterpret_cast<std::byte*>(scales), min(d, splat(limits.scale)));
@@ -95,15 +81,11 @@ TERRACE_TARGET inline bool encode_q8_0_sixteen(element_value auto type, const st
 
 TERRACE_TARGET inline void encode_q8_0(element_value auto type, const std::byte* in, std::byte* out,
                                        std::size_t groups) noexcept {
-  const std::size_t stride = 32 * size_of(type);
-  for (std::size_t g = 0; g < groups;) {
-    if (groups - g >= 16 && encode_q8_0_sixteen(type, in + g * stride, out + g * 34)) {
-      g += 16;
-      continue;
-    }
-    for (const std::size_t end = std::min(g + 16, groups); g < end; ++g)
-      encode_q8_0_group(type, in + g * stride, out + g * 34);
-  }
+  encode_groups(
+      type, in, out, groups, q8_0::group_bytes,
+      [type](const std::byte* from, std::byte* to)
+          TERRACE_TARGET { return encode_q8_0_sixteen(type, from, to); },
+      [type](const std::byte* from, std::byte* to) TERRACE_TARGET { encode_q8_0_group(type, from, to); });
 }
 
 // False where a scale is no number, which no encoder writes.

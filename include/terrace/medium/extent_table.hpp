@@ -65,7 +65,7 @@ class extent_table {
   result<void> create(std::uint64_t bytes) noexcept;
 
   result<void> write_again() const noexcept;
-  void read_table();
+  void find_headers();
 
   std::optional<std::uint32_t> free_place();
   void write(std::uint32_t place, const extent_header_bytes& bytes) noexcept;

@@ -41,7 +41,7 @@ TERRACE_BODY result<void> extent_table::open(int file, const superblock& shape, 
   image_.resize(shape_.headers * extent_header::bytes);
   if (auto read = read_at(image_, table_at(0)); !read) return read;
   if (auto written = write_again(); !written) return written;
-  read_table();
+  find_headers();
   return {};
 }
 
@@ -160,8 +160,8 @@ TERRACE_BODY result<void> extent_table::create(std::uint64_t bytes) noexcept {
   return {};
 }
 
-// Of `image_`, which is all of the table, and then as far as it is in use.
-TERRACE_BODY void extent_table::read_table() {
+// In `image_`, which is all of the table before, and afterwards as much of it as is in use.
+TERRACE_BODY void extent_table::find_headers() {
   std::uint32_t used = 0;
   std::vector<std::pair<extent_header, std::uint32_t>> headers;
   for (std::uint32_t place = 0; place < shape_.headers; ++place) {
