@@ -154,12 +154,17 @@ class attention {
   }
   double run(std::uint32_t heads) {
     if (!state_.reset(tile_.rows(), group_.v_dim())) std::exit(1);
+    // As a stream does it: a head goes through all blocks.
     return seconds([&] {
-      for (std::size_t b = 0; b < blocks_; ++b) {
-        const block_view view{&group_, data_ + b * block_, 0, b * group_.tokens, group_.tokens, encoding_};
-        for (std::uint32_t h = 0; h < heads; ++h) attend(tile_, view, state_, h, 0, tile_.size());
-      }
+      for (std::uint32_t h = 0; h < heads; ++h)
+        for (std::size_t b = 0; b < blocks_; ++b) {
+          const block_view next = view(b + 1);
+          attend(tile_, view(b), state_, h, 0, tile_.size(), best_isa(), b + 1 < blocks_ ? &next : nullptr);
+        }
     });
+  }
+  block_view view(std::size_t b) const {
+    return {&group_, data_ + b * block_, 0, b * group_.tokens, group_.tokens, encoding_};
   }
   double read() const {
     return seconds([&] { plain_read(data_, bytes()); });

@@ -377,6 +377,28 @@ TEST_CASE("nothing is read behind the valid tokens of a block") {
 }
 #endif
 
+TEST_CASE("knowing the next block changes no bits") {
+  std::mt19937 random(23);
+  const attention_shape shape{.q_heads = 8, .kv_heads = 2, .dim = 64, .scale = 0, .keep = {}};
+  for (const std::uint32_t tokens : {16u, 64u, 128u})
+    for (const page_order order : {page_order::hnd, page_order::nhd}) {
+      context_of_tokens kv(shape, blocks_of(tokens, element::fp16, order), 3 * tokens - 5);
+      kv.fill(random);
+      const query_tile tile = tile_of(shape, random_queries(random, shape, 1), 3 * tokens - 6);
+      for (const isa set : sets_here()) {
+        const partial_state alone = attend_all(kv, tile, set);
+        partial_state told;
+        REQUIRE(told.reset(tile.rows(), 64));
+        for (std::uint32_t head = 0; head < 2; ++head)
+          for (std::size_t i = 0; i < kv.blocks(); ++i) {
+            const block_view next = kv.view(std::min(i + 1, kv.blocks() - 1));
+            attend(tile, kv.view(i), told, head, 0, 1, set, &next);
+          }
+        for (std::size_t row = 0; row < tile.rows(); ++row) REQUIRE(same_bits(told, alone, row, row));
+      }
+    }
+}
+
 TEST_CASE("an item touches the rows of its head and its queries alone") {
   std::mt19937 random(5);
   const attention_shape shape{.q_heads = 6, .kv_heads = 3, .dim = 32, .scale = 0, .keep = {}};

@@ -9,12 +9,13 @@
 #include "terrace/execution/sync_wait.hpp"
 #include "terrace/medium/ram.hpp"
 #include "terrace/policy/lru.hpp"
+#include "terrace/policy/step_aware.hpp"
 #include "terrace/testing/scripted.hpp"
 #include "terrace/tiered_cache.hpp"
 
 using namespace terrace;
 
-TEST_CASE("layer_ahead asks for the front of the next row, and wraps into the next step") {
+TEST_CASE("layer_ahead asks for the first absent blocks of the next row, and wraps into the next step") {
   layer_ahead p({.blocks = 4});
   std::array<prefetch_wish, 2> out;
   CHECK(p.suggest(out) == 0);
@@ -24,6 +25,7 @@ TEST_CASE("layer_ahead asks for the front of the next row, and wraps into the ne
   CHECK(out[0].first == 0);
   CHECK(out[0].blocks == 4);
   CHECK(out[0].at_step == 5);
+  CHECK(out[0].absent);
   p.observe({.sequence = 1, .row = 2, .rows = 3, .blocks = 2, .step = 5});
   REQUIRE(p.suggest(out) == 1);
   CHECK(out[0].row == 0);
@@ -74,4 +76,34 @@ TEST_CASE("layer_ahead brings sinks and window of the next layer, and nothing th
   CHECK(stats.used >= 3 * layers * seen);
   CHECK(stats.wasted == 0);
   CHECK(stats.issued - stats.used <= seen);  // the last wish is for a step that does not come
+}
+
+TEST_CASE("layer_ahead passes over what is here already") {
+  constexpr std::uint32_t layers = 2, depth = 24, ahead = 4, steps = 6;
+  context ctx;
+  medium_script script;
+  // step_aware keeps the front of each layer, where a wish for the first blocks would find nothing to bring.
+  auto cache = tiered_cache<tier<ram>, tier<scripted>, step_aware>::open(
+      ctx, pattern::layout(layers), {.capacity = layers * depth / 2 * pattern::block_bytes},
+      {.capacity = 2 * layers * depth * pattern::block_bytes, .script = &script});
+  REQUIRE(cache);
+  cache->use(layer_ahead({.blocks = ahead}));
+  sequence text = cache->make_sequence();
+  for (std::uint32_t n = 0; n < depth; ++n) REQUIRE(pattern::append(text, 16, layers, 1));
+  REQUIRE(ctx.sync_wait(cache->flush()));
+
+  const std::vector<float> query(64);
+  std::vector<float> out(64);
+  prefetch_stats learnt;  // after the first step: from then on the policy knows the order
+  for (std::uint64_t step = 1; step <= steps; ++step) {
+    cache->advance_step(step);
+    auto token = text.reserve(1);
+    REQUIRE(token);
+    for (std::uint32_t layer = 0; layer < layers; ++layer)
+      REQUIRE(ctx.sync_wait(stream(*cache, text, *token, layer, query, out, {.attend = false})));
+    if (step == 1) learnt = cache->stats().prefetch;
+  }
+  const prefetch_stats stats = cache->stats().prefetch;
+  CHECK(stats.used - learnt.used == (steps - 1) * layers * ahead);
+  CHECK(stats.wasted == learnt.wasted);
 }

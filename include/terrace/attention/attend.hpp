@@ -61,6 +61,9 @@ inline result<void> validate(const attention_shape& shape, const layer_group& gr
 ///     l  = l * exp(m - m') + (sum of p, one fixed tree)
 ///     o  = o * exp(m - m'), then p * v + o by FMA, over the visible tokens, ascending
 ///
+/// `next` is the block that these queries will be folded with next, if that is known: it is asked for from memory
+/// meanwhile, which changes no bits.
+///
 /// Logits may have any size. A row whose logits are all -infinity stays empty. A NaN in a visible key makes
 /// its rows NaN.
 ///
@@ -69,7 +72,7 @@ inline result<void> validate(const attention_shape& shape, const layer_group& gr
 /// Source: FlashAttention-2, algorithm 1.
 inline void attend(const query_tile& tile, const block_view& block, partial_state& state,
                    std::uint32_t kv_head, std::uint32_t first_query, std::uint32_t queries,
-                   isa set = best_isa()) noexcept {
+                   isa set = best_isa(), const block_view* next = nullptr) noexcept {
   const layer_group& group = *block.group;
   TERRACE_ASSERT(validate(tile.shape(), group, block.encoding),
                  "attention was asked for a block that it cannot read");
@@ -83,6 +86,8 @@ inline void attend(const query_tile& tile, const block_view& block, partial_stat
       .state = &state,
       .keys = key_rows(block, kv_head),
       .values = value_rows(block, kv_head),
+      .next_keys = next == nullptr ? token_rows{} : key_rows(*next, kv_head),
+      .next_values = next == nullptr ? token_rows{} : value_rows(*next, kv_head),
       .first_position = block.first_position,
       .tokens = block.tokens,
       .tile_tokens = std::min(max_tile_tokens, group.tokens),

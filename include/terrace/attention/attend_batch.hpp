@@ -81,9 +81,12 @@ inline void attend(const batch_window& window, std::span<const query_tile> queri
       const auto first = static_cast<std::uint32_t>(item % cuts) * cut;
       if (first >= queries[i].size()) return;
       const std::int32_t end = std::min(indptr[i] + done + piece, indptr[i + 1]);
-      for (std::int32_t p = indptr[i] + done; p < end; ++p)
+      for (std::int32_t p = indptr[i] + done; p < end; ++p) {
+        const bool last = p + 1 == end;
+        const block_view next = last ? block_view{} : window.page(static_cast<std::size_t>(p + 1));
         attend(queries[i], window.page(static_cast<std::size_t>(p)), states[i], head, first,
-               std::min(cut, queries[i].size() - first));
+               std::min(cut, queries[i].size() - first), best_isa(), last ? nullptr : &next);
+      }
     });
   }
 }

@@ -15,9 +15,10 @@ struct attend_item {
   const query_tile* queries;
   partial_state* state;
   token_rows keys, values;
-  std::uint64_t first_position;  ///< of the block
-  std::uint32_t tokens;          ///< valid ones
-  std::uint32_t tile_tokens;     ///< tiles begin at multiples of this, at most max_tile_tokens
+  token_rows next_keys, next_values;  ///< of the block that comes next: asked for ahead, if it is known
+  std::uint64_t first_position;       ///< of the block
+  std::uint32_t tokens;               ///< valid ones
+  std::uint32_t tile_tokens;          ///< tiles begin at multiples of this, at most max_tile_tokens
   std::uint32_t first_head, heads;
   std::uint32_t first_query, count;
 

@@ -308,6 +308,7 @@ struct tile {
   token_rows keys, values;  // from the tile's first token on
   std::uint64_t first_position;
   std::uint32_t tokens;
+  std::uint32_t left;  // tokens from its first to the block's end
 };
 
 // Rows of an item that share each key and value while it is in a register.
@@ -333,8 +334,7 @@ class row_group {
     }
   }
 
-  // Folds one tile in. The first rows of an item to do so ask for what is read seven eighths of a tile later: behind
-  // a head's last row lies the next head's first.
+  // Folds one tile in. The first rows of an item to do so ask for what is read seven eighths of a tile later.
   [[gnu::noinline]] TERRACE_TARGET void fold(const tile& tile, bool first) noexcept {
     token_mask visible[rows];
     token_mask any = 0;
@@ -349,8 +349,8 @@ class row_group {
     lines_ahead keys_ahead, values_ahead;
     if (first) {
       const std::size_t tokens = item_.tile_tokens, ahead = tokens - tokens / 8;
-      keys_ahead = lines_ahead(keys, ahead, tokens);
-      values_ahead = lines_ahead(values, ahead, tokens);
+      keys_ahead = lines_ahead(keys, tile.left, item_.next_keys, ahead, tokens);
+      values_ahead = lines_ahead(values, tile.left, item_.next_values, ahead, tokens);
     }
     const float* const query = rows == 1 ? query_[0] : packed_;
     alignas(64) float scores[rows * score_stride];
@@ -379,7 +379,7 @@ class row_group {
 
 inline tile tile_at(const attend_item& item, std::uint32_t begin) noexcept {
   tile part{item.keys, item.values, item.first_position + begin,
-            std::min(item.tile_tokens, item.tokens - begin)};
+            std::min(item.tile_tokens, item.tokens - begin), item.tokens - begin};
   part.keys.first = item.keys[begin];
   part.values.first = item.values[begin];
   return part;

@@ -1,5 +1,7 @@
 #pragma once
+#include <algorithm>
 #include <cstddef>
+#include <utility>
 
 #include "terrace/attention/block_view.hpp"
 #include "terrace/core/config.hpp"
@@ -12,22 +14,32 @@ class lines_ahead {
  public:
   /// None.
   constexpr lines_ahead() noexcept = default;
-  /// Those of `count` rows from row `first` on, which need not be there: asking for memory that does not exist does
-  /// nothing. Precondition: count > 0.
-  lines_ahead(const token_rows& rows, std::size_t first, std::size_t count) noexcept
-      : at_(rows[first]), stride_(rows.stride), gap_(rows.stride - rows.row_bytes()) {
-    end_ = at_ + count * stride_ - gap_;
-    row_end_ = gap_ == 0 ? end_ : at_ + rows.row_bytes();
+  /// Those of `count` rows from row `first` on, of which `rows` has `left`; the further ones are the first of `next`,
+  /// where that is of the same form, and otherwise none.
+  lines_ahead(const token_rows& rows, std::size_t left, const token_rows& next, std::size_t first,
+              std::size_t count) noexcept
+      : stride_(rows.stride), gap_(rows.stride - rows.row_bytes()) {
+    const std::size_t last = first + count, here = std::min(last, left);
+    const std::size_t skipped = std::max(first, left) - left;
+    const bool goes_on = next.first != nullptr && next.stride == stride_ && last > left;
+    const segment there = goes_on ? rows_from(next, skipped, last - left - skipped) : segment{};
+    if (first >= here) {
+      now_ = there;
+    } else {
+      now_ = rows_from(rows, first, here - first);
+      next_ = there;
+    }
   }
 
   /// Asks for the next `lines`, if there are still so many.
   TERRACE_ALWAYS_INLINE void fetch(std::size_t lines) noexcept {
-    for (std::size_t i = 0; i < lines && at_ < end_; ++i) {
-      __builtin_prefetch(at_);
-      at_ += line_bytes;
-      if (at_ < row_end_) continue;
-      at_ = row_end_ + gap_;
-      row_end_ += stride_;
+    for (std::size_t i = 0; i < lines && now_.at < now_.end; ++i) {
+      __builtin_prefetch(now_.at);
+      now_.at += line_bytes;
+      if (now_.at < now_.row_end) continue;
+      now_.at = now_.row_end + gap_;
+      now_.row_end += stride_;
+      if (now_.at >= now_.end) now_ = std::exchange(next_, {});
     }
   }
 
@@ -39,9 +51,18 @@ class lines_ahead {
  private:
   static constexpr std::size_t line_bytes = 64;
 
-  const std::byte* at_ = nullptr;
-  const std::byte* row_end_ = nullptr;
-  const std::byte* end_ = nullptr;
+  struct segment {
+    const std::byte* at = nullptr;
+    const std::byte* row_end = nullptr;  // of the row that `at` is in; of all, where there are no gaps
+    const std::byte* end = nullptr;
+  };
+  segment rows_from(const token_rows& rows, std::size_t first, std::size_t count) const noexcept {
+    const std::byte* const at = rows[first];
+    const std::byte* const end = at + count * stride_ - gap_;
+    return {at, gap_ == 0 ? end : at + stride_ - gap_, end};
+  }
+
+  segment now_, next_;
   std::size_t stride_ = 0;
   std::size_t gap_ = 0;  // between a row's end and the next row
 };

@@ -83,8 +83,12 @@ inline void stream_run::gather_wishes() {
       work_->seen.clear();
       for_each_seen(wish.row, [&](block_id id, std::uint32_t) { work_->seen.push_back(id); });
     }
-    const std::size_t end = std::min<std::size_t>(work_->seen.size(), std::size_t{wish.first} + wish.blocks);
-    for (std::size_t n = wish.first; n < end; ++n) work_->wanted.push_back(work_->seen[n]);
+    std::size_t left = wish.blocks;
+    for (std::size_t n = wish.first; left != 0 && n < work_->seen.size(); ++n) {
+      if (wish.absent && !cache_.control().needs_slot(work_->seen[n], form())) continue;
+      work_->wanted.push_back(work_->seen[n]);
+      --left;
+    }
   }
 }
 

@@ -39,7 +39,9 @@ void stream_run::fold(std::size_t blocks, View view_of, std::optional<std::size_
     const std::uint32_t first = static_cast<std::uint32_t>(item % cuts) * cut;
     const std::uint32_t count = std::min(cut, tile.size() - first);
     for (std::size_t b = 0; b < blocks; ++b) {
-      terrace::attend(tile, view_of(b), work_->state, head, first, count);
+      const bool last = b + 1 == blocks;
+      const block_view next = last ? block_view{} : view_of(b + 1);
+      terrace::attend(tile, view_of(b), work_->state, head, first, count, best_isa(), last ? nullptr : &next);
       if (!tallied || work_->mass.empty()) continue;
       const std::uint32_t group = tile.shape().group();
       for (std::uint32_t q = first; q < first + count; ++q)

@@ -29,7 +29,7 @@ struct stream_options {
 };
 
 /// Attention of a reservation's queries over one layer of a sequence, wherever its blocks are: load > compute
-/// > merge over windows of blocks. Half of the windows come while the others are folded; memory is
+/// > merge over windows of blocks. Most of the windows come while the others are folded; memory is
 /// bounded by the windows, not by the context. Loads are asked for in order; windows are folded in order,
 /// whatever comes first, so the result's bits do not depend on where blocks were. Compute is shared by the
 /// owner and the context's pool.
@@ -98,7 +98,7 @@ class stream_run {
   bool stopped = false;
 
  private:
-  static constexpr std::size_t depth = 6;  // windows: half of them on their way, while the others are folded
+  static constexpr std::size_t depth = 6;  // windows: four of them on their way, while the others are folded
   static constexpr std::size_t piece = 8;  // blocks folded between two looks at what has completed
 
   struct window : acquire_request {
@@ -118,6 +118,7 @@ class stream_run {
   std::size_t window_blocks() const noexcept;
   void pump() noexcept;
   void ask(window& w) noexcept;
+  std::size_t most_coming() const noexcept { return limit_ > 2 ? limit_ - 2 : 1; }
   bool take_front();
   void drop_windows() noexcept;
   void fold_window(const window& w, std::size_t first, std::size_t blocks);
@@ -208,11 +209,11 @@ inline void stream_run::ask(window& w) noexcept {
   cache_.control().request(w);
 }
 
-// Asks for as many windows as there may be; but only half of them are on their way at a time, so that there
-// is always one half to fold while the other comes. A disk may complete all that it has been given at once, at
-// the end: with all of them on their way it would then have nothing to do while they are folded.
+// Asks for as many windows as there may be, but never for all of them at a time. A disk may complete all that it has
+// been given at once, at the end: it then has something to do only if windows are free that moment, and not only
+// when the first has been folded.
 inline void stream_run::ask_ahead() {
-  while (in_flight_ < limit_ && coming_ < (limit_ + 1) / 2 && asked_ < work_->blocks.size())
+  while (in_flight_ < limit_ && coming_ < most_coming() && asked_ < work_->blocks.size())
     ask(windows_[(front_ + in_flight_) % depth]);
   look_ahead();
 }

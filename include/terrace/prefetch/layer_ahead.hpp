@@ -8,13 +8,13 @@
 
 namespace terrace {
 
-/// While one row of layers is streamed, asks for the front of the next; after the last row, for the front of
-/// the first one at the next step. Right for every model that goes through its layers in order.
+/// While one row of layers is streamed, asks for the first blocks of the next that are not here; after the last row,
+/// for those of the first one at the next step. Right for every model that goes through its layers in order.
 class layer_ahead {
  public:
   static constexpr std::string_view name = "layer_ahead";
   struct options {
-    std::uint32_t blocks = 16;  ///< how far into the next row
+    std::uint32_t blocks = 16;  ///< how many of the next row
   };
 
   layer_ahead() = default;
@@ -27,7 +27,8 @@ class layer_ahead {
     out[0] = {.row = last ? 0 : use_.row + 1,
               .first = 0,
               .blocks = std::min(options_.blocks, use_.blocks),
-              .at_step = last ? use_.step + 1 : use_.step};
+              .at_step = last ? use_.step + 1 : use_.step,
+              .absent = true};
     return 1;
   }
 

@@ -27,6 +27,7 @@ struct prefetch_wish {
   std::uint32_t first = 0;
   std::uint32_t blocks = 0;
   std::uint64_t at_step = 0;
+  bool absent = false;  ///< only what attention cannot read now is counted: what is here is passed over
 };
 
 /// A prefetcher is told what was used and says what comes next, most urgent first.
