@@ -189,6 +189,48 @@ TEST_CASE("step_aware: what the schedule passes over leaves first, once patience
   CHECK(policy.victim() == 3);
 }
 
+TEST_CASE("step_aware: the order stays as it is however many steps pass") {
+  std::vector<step_aware::block_state> states(8);
+  step_aware policy(step_aware::options{.patience = ~std::uint64_t{0}});
+  policy.bind(states);
+  // Millions of steps from one use to the next, a jump that leaves all that was before it behind, and small steps.
+  std::uint64_t step = 0;
+  for (const std::uint64_t more : {std::uint64_t{0}, std::uint64_t{5'000'000}, std::uint64_t{5'000'000},
+                                   std::uint64_t{9'000'000}, std::uint64_t{1} << 40, std::uint64_t{1}}) {
+    policy.advance_step(step += more);
+    for (const std::uint32_t i : {2u, 5u, 3u}) policy.admit(i, {.depth = i, .row = 1});
+    CHECK(policy.victim() == 5);
+    policy.advance_step(++step);
+    policy.touch(2, {.step = step});
+    CHECK(policy.victim() == 2);
+    policy.remove(2);
+    CHECK(policy.victim() == 5);
+    policy.admit(7, {.depth = 4, .row = 1, .why = block_info::admission::ahead});  // needed before 5
+    CHECK(policy.victim() == 5);
+    policy.touch(3, {.step = step});
+    policy.advance_step(step += (1u << 23) - 2);  // counted anew every other time, with blocks in charge
+    policy.touch(7, {.step = step});
+    for (const std::uint32_t i : {7u, 3u, 5u}) {
+      CHECK(policy.victim() == i);
+      policy.remove(i);
+    }
+    CHECK(policy.victim() == index_link::none);
+  }
+  policy.admit(0, {});
+  policy.touch(4, {});  // was never here
+  CHECK(policy.victim() == 0);
+}
+
+TEST_CASE("step_aware: patience ends for a block that was needed millions of steps ago") {
+  std::vector<step_aware::block_state> states(2);
+  step_aware policy;
+  policy.bind(states);
+  policy.admit(0, {.depth = 0});
+  policy.advance_step(std::uint64_t{1} << 33);
+  policy.admit(1, {.depth = 1});
+  CHECK(policy.victim() == 0);
+}
+
 TEST_CASE("step_aware: nobody, one block, and books that grow") {
   step_aware policy;
   CHECK(policy.victim() == index_link::none);

@@ -15,27 +15,33 @@ class lru {
  public:
   static constexpr std::string_view name = "lru";
   struct options {};
-  using block_state = index_link;
+  /// Both links are `out` while the block is not in charge. It is next to `none`, so that one comparison finds those
+  /// that a touch does not move: whoever is not in charge, and the newest.
+  struct block_state {
+    static constexpr std::uint32_t out = index_link::none - 1;
+    index_link link{out, out};
+  };
 
   explicit lru(options = {}) noexcept {}
 
-  void bind(std::span<block_state> states) noexcept { links_ = states; }
-  void admit(std::uint32_t i, const block_info&) noexcept { order_.push_back(links_, i); }
+  void bind(std::span<block_state> states) noexcept { states_ = states; }
+  void admit(std::uint32_t i, const block_info&) noexcept { order_.push_back(links{states_}, i); }
   void remove(std::uint32_t i) noexcept {
-    order_.erase(links_, i);
-    links_[i] = {i, i};  // a link to itself: not in charge
+    order_.erase(links{states_}, i);
+    states_[i] = {};
   }
   void touch(std::uint32_t i, const block_use&) noexcept {
-    if (in_charge(i)) order_.move_to_back(links_, i);
+    if (states_[i].link.next < block_state::out) order_.move_to_back(links{states_}, i);
   }
   std::uint32_t victim() const noexcept { return order_.front(); }
   void advance_step(std::uint64_t) noexcept {}
 
  private:
-  bool in_charge(std::uint32_t i) const noexcept {
-    return links_[i].previous != i && (links_[i].previous != index_link::none || order_.front() == i);
-  }
-  std::span<block_state> links_;
+  struct links {
+    std::span<block_state> states;
+    index_link& operator[](std::uint32_t i) const noexcept { return states[i].link; }
+  };
+  std::span<block_state> states_;
   index_list order_;
 };
 static_assert(eviction_policy<lru>);
