@@ -89,6 +89,62 @@ TEST_CASE("adaptive: sequences that take turns are judged apart, and of equals t
   CHECK(p.usefulness(1) == 1);
 }
 
+TEST_CASE("adaptive: rows of which a selection is read are judged apart, and nobody is believed before") {
+  every_prefetcher p(layer_ahead({.blocks = 4}), sliding_window({.blocks = 4, .sinks = 0}),
+                     attention_pattern({.blocks = 4}));
+  std::uint64_t at_step = 0;
+  const auto step = [&](bool selected) {
+    ++at_step;
+    for (std::uint32_t row = 0; row < 3; ++row) {
+      const row_use use{
+          .sequence = 1, .row = row, .rows = 3, .blocks = 40, .step = at_step, .selected = selected};
+      p.observe(use);
+      std::vector<float> shares(40, selected ? 0.0f : 0.025f);
+      if (selected) std::fill_n(shares.begin() + 20, 4, 0.25f);
+      p.attended(use, shares);
+    }
+  };
+  for (int n = 0; n < 10; ++n) step(false);
+  CHECK(p.following() == "layer_ahead");
+  step(true);
+  CHECK(p.following() == "none");
+  CHECK(p.usefulness(0) == 0);
+  for (int n = 0; n < 10; ++n) step(true);
+  CHECK(p.following() == "attention_pattern");
+  step(false);
+  CHECK(p.following() == "layer_ahead");
+  CHECK(p.usefulness(0) == 1);
+  step(true);
+  CHECK(p.following() == "attention_pattern");
+}
+
+TEST_CASE("adaptive: where the one that it follows is silent it loads nothing, for a while") {
+  every_prefetcher p(layer_ahead({.blocks = 4}), sliding_window({.blocks = 4, .sinks = 0}),
+                     attention_pattern({.blocks = 4}));
+  std::array<prefetch_wish, 8> out;
+  std::uint64_t at_step = 0;
+  // Attention reads three of the blocks that layer_ahead asks for, and all that attention_pattern does, where it does.
+  const auto step = [&](std::uint32_t other) {
+    ++at_step;
+    for (std::uint32_t row = 0; row < 3; ++row) {
+      const row_use use{
+          .sequence = 1, .row = row, .rows = 3, .blocks = 40, .step = at_step, .selected = true};
+      p.observe(use);
+      std::vector<float> shares(40);
+      for (const std::uint32_t b : {other, other + 1, other + 2}) shares[b] = 0.25f;
+      p.attended(use, shares);
+    }
+  };
+  for (int n = 0; n < 30; ++n) step(1);
+  CHECK(p.following() == "attention_pattern");
+  CHECK(p.suggest(out) != 0);
+  for (std::uint32_t n = 0; n < 4; ++n) step(4 + 3 * n);  // never the same blocks
+  CHECK(p.following() == "attention_pattern");
+  CHECK(p.suggest(out) == 0);
+  for (std::uint32_t n = 0; n < 40; ++n) step(4 + 3 * (n % 11));
+  CHECK(p.following() == "none");
+}
+
 TEST_CASE("adaptive on a cyclic decode: what it loads is used, and in time") {
   constexpr std::uint32_t layers = 6, depth = 12;
   for (const std::size_t slots : {3 * depth, 4 * depth}) {

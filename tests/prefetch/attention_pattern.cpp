@@ -62,28 +62,67 @@ TEST_CASE("attention_pattern: a row that takes another one's place inherits noth
   CHECK((out[0].first == 2 && out[0].blocks == 1));
 }
 
-TEST_CASE(
-    "attention_pattern: of a selection it asks for what was read in the last steps, and for no more than "
-    "that") {
-  attention_pattern p({.blocks = 3, .decay = 0.5f, .least = 0.7f});
-  std::array<prefetch_wish, 4> out;
-  const auto read = [&](const std::vector<float>& shares) {
+namespace {
+
+// Attention reads a selection of row 1 in each step.
+struct selecting {
+  attention_pattern p;
+  std::array<prefetch_wish, 8> out{};
+  std::size_t read(const std::vector<float>& shares) {
     row_use use = use_of(1, 1, 1);
     use.selected = true;
     p.attended(use, shares);
     p.observe(use_of(1, 0, 1));
     return p.suggest(out);
+  }
+};
+
+}  // namespace
+
+TEST_CASE(
+    "attention_pattern: of a selection it asks for what was read in the last steps, and for no more than "
+    "that") {
+  selecting s{attention_pattern({.blocks = 3, .least = 0.8f})};
+  CHECK(s.read({0.01f, 0, 0.99f, 0, 0}) == 0);  // once is too little, as long as nothing is known
+  REQUIRE(s.read({0.01f, 0.98f, 0.01f, 0, 0}) == 2);
+  CHECK((s.out[0].first == 0 && s.out[0].blocks == 1));  // however little it draws
+  CHECK((s.out[1].first == 2 && s.out[1].blocks == 1));
+  for (int step = 0; step < 3; ++step) s.read({0.2f, 0.2f, 0.2f, 0.2f, 0.2f});
+  REQUIRE(s.read({0.2f, 0.2f, 0.2f, 0.2f, 0.2f}) == 1);
+  CHECK((s.out[0].first == 0 && s.out[0].blocks == 3));  // no more than `blocks`
+  CHECK(s.read({1, 0, 0, 0, 0}) == 1);
+  CHECK((s.out[0].first == 0 && s.out[0].blocks == 1));  // no more than were read
+}
+
+TEST_CASE("attention_pattern: of a selection it learns after how many reads a block is read again") {
+  // Block 0 is read always. Each of eight others is read `times` times, and then not for as long.
+  const auto asked_after = [](int times, float least) {
+    selecting s{attention_pattern({.blocks = 8, .least = least})};
+    std::vector<std::size_t> asked(
+        static_cast<std::size_t>(2 * times));  // in the last round: blocks beside 0
+    for (int step = 0; step < 100 * times; ++step) {
+      std::vector<float> shares(10, 0.0f);
+      shares[0] = 1;
+      for (int block = 2; block < 10; ++block)
+        shares[static_cast<std::size_t>(block)] = step / times % 2 == 0 ? 0.1f : 0;
+      const std::size_t wishes = s.read(shares);
+      std::size_t& others = asked[static_cast<std::size_t>(step % (2 * times))] = 0;
+      for (const prefetch_wish& wish : std::span(s.out).first(wishes))
+        others += wish.blocks - (wish.first == 0 ? 1 : 0);
+    }
+    return asked;
   };
-  CHECK(read({0.01f, 0, 0.99f, 0, 0}) == 0);  // once is too little
-  REQUIRE(read({0.01f, 0.98f, 0.01f, 0, 0}) == 2);
-  CHECK((out[0].first == 0 && out[0].blocks == 1));  // however little it draws
-  CHECK((out[1].first == 2 && out[1].blocks == 1));
-  CHECK(read({0.9f, 0.1f, 0, 0, 0}) == 1);
-  CHECK((out[0].first == 0 && out[0].blocks == 2));
-  CHECK(read({0.2f, 0.2f, 0.2f, 0.2f, 0.2f}) == 1);  // 0 and 1; 2 was left out once
-  CHECK((out[0].first == 0 && out[0].blocks == 2));
-  CHECK(read({0.2f, 0.2f, 0.2f, 0.2f, 0.2f}) == 1);
-  CHECK((out[0].first == 0 && out[0].blocks == 3));  // no more than `blocks`
-  CHECK(read({1, 0, 0, 0, 0}) == 1);
-  CHECK((out[0].first == 0 && out[0].blocks == 1));  // no more than were read
+  // What it asks for after the last of so many reads is in vain. Of three, a third is too much for 0.85; of six, and with
+  // block 0 beside them, a sixth is not.
+  CHECK(asked_after(3, 0.85f) == std::vector<std::size_t>(6, 0));
+  CHECK(asked_after(3, 0.7f) == std::vector<std::size_t>{7, 7, 7, 0, 0, 0});
+  CHECK(asked_after(6, 0.85f) == std::vector<std::size_t>{7, 7, 7, 7, 7, 7, 0, 0, 0, 0, 0, 0});
+}
+
+TEST_CASE("attention_pattern: without selections nothing is left out") {
+  attention_pattern p({.blocks = 4, .least = 1});
+  std::array<prefetch_wish, 2> out;
+  p.attended(use_of(1, 1, 1), std::vector<float>{0.9f, 0, 0.1f, 0});
+  p.observe(use_of(1, 0, 1));
+  CHECK(p.suggest(out) == 2);
 }

@@ -16,15 +16,17 @@ namespace terrace {
 
 /// Runs several prefetchers in shadow and follows the one whose predictions are used most: each says at each row what
 /// it would ask for, and the next row that the same sequence attends shows what of it was used. Predictions of the
-/// followed one alone are loaded, and none as long as less than `least` of the best one's are used. Of equals the first
-/// one listed is followed.
+/// followed one alone are loaded: none where it asks for none, and none as long as less than `least` of the best one's
+/// are used. One that has asked for nothing in fifty rows is not followed. Of equals the first one listed is.
 ///
 ///     cache.use(adaptive(layer_ahead{}, attention_pattern{}));
 ///
 /// A use counts where attention read the block: any that it saw, or, where it reads a selection, those that drew a share
 /// of the mass (prefetcher.hpp). Usefulness is used blocks over predicted ones, in which the last hundred or so rows
-/// count; it begins at 1. Memory is taken at the start: for each prefetcher about 420 bytes for each of 64 sequences;
-/// of two that share a place, one is not measured. `observe` costs what the prefetchers cost, and O(wishes).
+/// count. Rows that are read whole and rows of which a selection is read are judged apart: there it begins at 1, as most
+/// prefetchers are right about the former, and here at 0. Memory is taken at the start: for each prefetcher about 420
+/// bytes for each of 64 sequences; of two that share a place, one is not measured. `observe` costs what the prefetchers
+/// cost, and O(wishes).
 template <prefetcher... Ps>
 class adaptive {
   static_assert(sizeof...(Ps) != 0, "adaptive needs at least one prefetcher to follow");
@@ -40,6 +42,7 @@ class adaptive {
   }
 
   void observe(const row_use& use) {
+    selected_ = use.selected;
     for (shadow& s : shadows_) judge(s, use);
     std::size_t i = 0;
     std::apply([&](auto&... p) { (predict(p, shadows_[i++], use), ...); }, each_);
@@ -57,7 +60,7 @@ class adaptive {
         each_);
     for (shadow& s : shadows_)
       if (s.asked.about(use) && s.asked.step == use.step)
-        score(s, std::exchange(s.asked, {}), use.row, [&](const prefetch_wish& wish) {
+        score(s.tallies[1], std::exchange(s.asked, {}), use.row, [&](const prefetch_wish& wish) {
           std::uint32_t used = 0;
           for (std::size_t b = wish.first; b < std::min<std::size_t>(shares.size(), wish.first + wish.blocks);
                ++b)
@@ -78,12 +81,13 @@ class adaptive {
     constexpr std::array<std::string_view, sizeof...(Ps) + 1> names{Ps::name..., "none"};
     return names[chosen_];
   }
-  /// The share of the predictions of the i-th prefetcher that were used, of late.
-  float usefulness(std::size_t i) const noexcept { return shadows_[i].usefulness(); }
+  /// The share of the predictions of the i-th prefetcher that were used, of late, in rows like the last one.
+  float usefulness(std::size_t i) const noexcept { return shadows_[i].usefulness(selected_); }
 
  private:
   static constexpr std::size_t places = 64, most_wishes = 16;
   static constexpr float memory = 0.98f;
+  static constexpr std::uint32_t patience = 50;
 
   // What was said at one row of a sequence.
   struct prediction {
@@ -98,8 +102,17 @@ class adaptive {
     std::vector<prediction> pending;  // by sequence
     prediction asked;                 // about a row of which it is not known yet what attention reads
     prediction latest;
-    float predicted = 0, used = 0;
-    float usefulness() const noexcept { return (used + 1) / (predicted + 1); }
+    struct tally {
+      float predicted = 0, used = 0;
+    };
+    std::array<tally, 2> tallies{};        // of rows that are read whole, and of those of which some is
+    std::uint32_t silent_rows = patience;  // since it asked for anything
+    float usefulness(bool selected) const noexcept {
+      const tally& t = tallies[selected ? 1 : 0];
+      return (t.used + (selected ? 0.0f : 1.0f)) / (t.predicted + 1);
+    }
+    // It asks for something now, or has done so of late: then its silence says that nothing is worth asking for.
+    bool speaks() const noexcept { return silent_rows < patience; }
   };
 
   // What was predicted for this row, and may be judged now or when it has been attended.
@@ -113,19 +126,19 @@ class adaptive {
       s.asked.step = use.step;
       return;
     }
-    score(s, p, use.row, [&](const prefetch_wish& wish) {
+    score(s.tallies[0], p, use.row, [&](const prefetch_wish& wish) {
       return wish.first >= use.blocks ? 0 : std::min(wish.blocks, use.blocks - wish.first);
     });
   }
   template <class Used>
-  static void score(shadow& s, const prediction& p, std::uint32_t row, Used used_of) {
+  static void score(typename shadow::tally& t, const prediction& p, std::uint32_t row, Used used_of) {
     std::uint32_t predicted = 0, used = 0;
     for (const prefetch_wish& wish : std::span(p.wishes).first(p.count)) {
       predicted += wish.blocks;
       if (wish.row == row) used += used_of(wish);
     }
-    s.predicted = s.predicted * memory + static_cast<float>(predicted);
-    s.used = s.used * memory + static_cast<float>(used);
+    t.predicted = t.predicted * memory + static_cast<float>(predicted);
+    t.used = t.used * memory + static_cast<float>(used);
   }
   template <class P>
   static void predict(P& p, shadow& s, const row_use& use) {
@@ -133,20 +146,22 @@ class adaptive {
     s.latest.sequence = use.sequence;
     s.latest.count = static_cast<std::uint32_t>(p.suggest(std::span(s.latest.wishes)));
     s.latest.open = s.latest.count != 0;
+    s.silent_rows = s.latest.open ? 0 : std::min(s.silent_rows + 1, patience);
     s.pending[use.sequence % places] = s.latest;
   }
   void choose() noexcept {
     chosen_ = sizeof...(Ps);
     for (std::size_t i = 0; i < sizeof...(Ps); ++i) {
-      const float useful = shadows_[i].usefulness();
-      if (shadows_[i].latest.count == 0 || useful < least) continue;
-      if (chosen_ == sizeof...(Ps) || useful > shadows_[chosen_].usefulness()) chosen_ = i;
+      const float useful = usefulness(i);
+      if (!shadows_[i].speaks() || useful < least) continue;
+      if (chosen_ == sizeof...(Ps) || useful > usefulness(chosen_)) chosen_ = i;
     }
   }
 
   std::tuple<Ps...> each_;
   std::array<shadow, sizeof...(Ps)> shadows_;
   std::size_t chosen_ = sizeof...(Ps);
+  bool selected_ = false;  // attention reads a selection of the row that was observed last
 };
 
 }  // namespace terrace

@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -13,14 +14,15 @@ namespace terrace {
 
 /// Asks for those blocks of the next row of layers that drew most of the softmax mass in the last steps of the same
 /// sequence; after the last row, for those of the first one at the next step. Where attention reads a selection of
-/// blocks, it asks for those that were read most often: for no more than the last step read, and for none that was read
-/// in a smaller share of the last steps than `least`.
+/// blocks, it asks for those that were read most often: for no more than the last step read, and for so few that, as far
+/// as it has seen, the share of them that is read is at least `least`. A low share loads more blocks in time, and more
+/// in vain.
 ///
 /// A block's score is the mean of its shares, or of whether it was read (1) or not (0), each step counting `decay` of the
-/// step after it. For each row of each
-/// sequence the best 4 * `blocks` are remembered, in a table that begins with its full size and in which a newer row may
-/// take an older one's place: 48 bytes * blocks * rows. `attended` is O(blocks of the row * log blocks), `suggest`
-/// O(blocks log blocks); neighbours are asked for together.
+/// step after it. For each row of each sequence the best 4 * `blocks` are remembered, in a table that begins with its full
+/// size and in which a newer row may take an older one's place: 48 bytes * blocks * rows. Of selections it counts, over
+/// all rows, how many blocks of which score were read at the next step; the last two hundred rows count most.
+/// `attended` is O(blocks of the row * log blocks), `suggest` O(blocks log blocks); neighbours are asked for together.
 class attention_pattern {
  public:
   static constexpr std::string_view name = "attention_pattern";
@@ -28,7 +30,8 @@ class attention_pattern {
     std::uint32_t blocks = 16;  ///< how many of the next row
     std::uint32_t rows = 256;   ///< rows of sequences that are remembered
     float decay = 0.5f;
-    float least = 0.7f;  ///< the score from which a block is asked for where attention reads a selection
+    float least =
+        0.85f;  ///< the share of what it asks for that is to be read, where attention reads a selection
   };
 
   attention_pattern() : attention_pattern(options{}) {}
@@ -36,6 +39,11 @@ class attention_pattern {
       : options_(o),
         keep_(std::size_t{4} * std::max(o.blocks, 1u)),
         patterns_(std::bit_ceil(std::max(o.rows, 1u))) {
+    float once_more = 1;  // what as many reads in a row as the level says have left of the score to 1
+    for (level_tally& t : levels_) {
+      t = {.seen = first_guess * once_more, .read = first_guess * once_more * (1 - once_more)};
+      once_more *= options_.decay;
+    }
     scores_.resize(patterns_.size() * keep_);
     scratch_.reserve(keep_);
     runs_.reserve(keep_);
@@ -48,15 +56,20 @@ class attention_pattern {
     pattern& p = patterns_[at];
     if (!p.is(use.sequence, use.row)) p = {.sequence = use.sequence, .row = use.row, .known = true};
     const auto before = scores(at).first(p.count);
+    const bool foretold = use.selected && p.selected;
     p.selected = use.selected;
     p.read = 0;
     std::size_t next = 0;
+    if (use.selected) fade();
     scratch_.clear();  // the best so far, as a heap with the worst of them in front
     for (std::uint32_t i = 0; i < shares.size(); ++i) {
       const bool read = shares[i] > 0;
       p.read += read ? 1 : 0;
       float score = (1 - options_.decay) * (use.selected && read ? 1 : shares[i]);
-      if (next < before.size() && before[next].block == i) score += options_.decay * before[next++].score;
+      if (next < before.size() && before[next].block == i) {
+        if (foretold) count(before[next].score, read);
+        score += options_.decay * before[next++].score;
+      }
       if (!(score > 0)) continue;
       if (scratch_.size() == keep_) {
         if (score <= scratch_.front().score) continue;
@@ -77,10 +90,10 @@ class attention_pattern {
     const std::size_t at = place(use_.sequence, row);
     const pattern& p = patterns_[at];
     if (!p.is(use_.sequence, row)) return 0;
-    const float least = p.selected ? options_.least : 0;
+    const std::size_t least = p.selected ? least_level() : 0;
     scratch_.clear();
     for (const run& s : scores(at).first(p.count))
-      if (s.block < use_.blocks && s.score >= least) scratch_.push_back(s);
+      if (s.block < use_.blocks && level_of(s.score) >= least) scratch_.push_back(s);
     std::sort(scratch_.begin(), scratch_.end(), better);
     const std::uint32_t most = p.selected ? std::min(options_.blocks, p.read) : options_.blocks;
     if (scratch_.size() > most) scratch_.resize(most);
@@ -120,6 +133,42 @@ class attention_pattern {
     bool selected = false;  // attention read some of the blocks, and not all
     bool is(std::uint32_t s, std::uint32_t r) const noexcept { return known && sequence == s && row == r; }
   };
+  // Blocks of scores as after so many reads in a row, and those of them that the next step read.
+  struct level_tally {
+    float seen = 0, read = 0;
+  };
+  static constexpr std::size_t levels = 10;
+  static constexpr float memory = 0.995f;
+  // Until more is known a score is taken for the probability of a read, by this many blocks that nobody has seen.
+  static constexpr float first_guess = 16;
+
+  std::size_t level_of(float score) const noexcept {
+    const float left = (1 - score) * 0.999f;  // rounding does not cost a level
+    float bound = options_.decay;
+    std::size_t level = 0;
+    for (; level + 1 < levels && left <= bound; ++level) bound *= options_.decay;
+    return level;
+  }
+  void fade() noexcept {
+    for (level_tally& t : levels_) t = {t.seen * memory, t.read * memory};
+  }
+  void count(float score, bool read) noexcept {
+    level_tally& t = levels_[level_of(score)];
+    t.seen += 1;
+    t.read += read ? 1 : 0;
+  }
+  // From this level on, all in all, the share of blocks that are read is as large as it should be.
+  std::size_t least_level() const noexcept {
+    std::size_t least = levels;
+    level_tally from_here;
+    for (std::size_t level = levels; level-- > 0;) {
+      from_here.seen += levels_[level].seen;
+      from_here.read += levels_[level].read;
+      if (from_here.read >= options_.least * from_here.seen) least = level;
+    }
+    return least;
+  }
+
   static bool better(const run& a, const run& b) noexcept {
     return a.score != b.score ? a.score > b.score : a.block < b.block;
   }
@@ -135,6 +184,7 @@ class attention_pattern {
   std::size_t keep_;
   row_use use_{};
   std::vector<pattern> patterns_;
+  std::array<level_tally, levels> levels_{};
   std::vector<run> scores_;  // [pattern][keep]
   std::vector<run> scratch_, runs_;
 };
