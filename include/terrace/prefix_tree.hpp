@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "terrace/core/index_list.hpp"
@@ -126,10 +127,12 @@ class prefix_tree {
                        std::uint64_t tenant) {
     const std::uint32_t e = free_.front();
     free_.erase(age_links_, e);
-    std::uint32_t& bucket = buckets_[bucket_of(hash)];
-    entries_[e] = {
-        .hash = hash, .tenant = tenant, .parent = at.last, .next_in_bucket = bucket, .alive = true};
-    bucket = e;
+    entry& x = entries_[e];  // as erase_leaf left it
+    x.hash = hash;
+    x.tenant = tenant;
+    x.parent = at.last;
+    x.next_in_bucket = std::exchange(buckets_[bucket_of(hash)], e);
+    x.alive = true;
     std::copy_n(rest.begin(), chunk_, tokens_of(e));
     tenants_[tenant].push_back(age_links_, e);
     if (at.last != none) entries_[at.last].children.push_back(sibling_links_, e);
