@@ -5,9 +5,12 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "terrace/attention/attend_item.hpp"
+#include "terrace/attention/attention_arithmetic.hpp"
 #include "terrace/attention/block_view.hpp"
+#include "terrace/attention/integer_simd.hpp"
 #include "terrace/attention/lines_ahead.hpp"
 #include "terrace/attention/partial_state.hpp"
 #include "terrace/attention/query_tile.hpp"
@@ -16,7 +19,11 @@
 #include "terrace/core/config.hpp"
 #include "terrace/core/element.hpp"
 
-#define TERRACE_KERNEL "terrace/attention/kernel_body.hpp"
+#define TERRACE_KERNEL "terrace/attention/rows_kernel.hpp"
+#include "terrace/core/for_each_isa.hpp"
+#define TERRACE_KERNEL "terrace/attention/float_kernel.hpp"
+#include "terrace/core/for_each_isa.hpp"
+#define TERRACE_KERNEL "terrace/attention/integer_kernel.hpp"
 #include "terrace/core/for_each_isa.hpp"
 
 namespace terrace {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 
+#include "terrace/attention/attention_arithmetic.hpp"
 #include "terrace/attention/float_buffer.hpp"
 #include "terrace/core/bytes.hpp"
 #include "terrace/core/config.hpp"
@@ -22,6 +23,7 @@ struct attention_shape {
   std::uint32_t dim = 0;  ///< of a query and of a key; a multiple of 16. Values may have another.
   float scale = 0;        ///< of the logits; 0 stands for 1 / sqrt(dim)
   retention keep{};       ///< which keys a query may look at besides being no younger than it
+  attention_arithmetic arithmetic = attention_arithmetic::floating;  ///< over encoded blocks in place
 
   constexpr std::uint32_t group() const noexcept { return q_heads / kv_heads; }
   float logit_scale() const noexcept {

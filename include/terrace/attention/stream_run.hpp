@@ -19,7 +19,9 @@ inline namespace TERRACE_EX {
 
 /// How a stream goes about it. The defaults serve; `attend` and `stand_in` are for measuring.
 struct stream_options {
-  float scale = 0;               ///< of the logits; 0: 1 / sqrt(dim of the keys). MLA's is of another dim
+  float scale = 0;  ///< of the logits; 0: 1 / sqrt(dim of the keys). MLA's is of another dim
+  /// Over encoded blocks that are read where they are. With `integer` results depend on which blocks these are.
+  attention_arithmetic arithmetic = attention_arithmetic::floating;
   std::size_t window_bytes = 0;  ///< raw bytes of the blocks of one window; 0: a share of tier 0
   bool attend = true;            ///< false: bring and pin all blocks, compute nothing, leave `out` as it is
   const_bytes stand_in = {};     ///< not empty: move nothing; what attention cannot read is taken from here
@@ -77,7 +79,8 @@ class stream_run {
                                 .kv_heads = g.k.heads,
                                 .dim = g.k.dim,
                                 .scale = options_.scale,
-                                .keep = g.keep};
+                                .keep = g.keep,
+                                .arithmetic = options_.arithmetic};
     if (auto good = validate(shape, g); !good) return good;
     if (!selection_is_valid())
       return fail(errc::invalid_argument,

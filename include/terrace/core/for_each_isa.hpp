@@ -1,6 +1,6 @@
 // Compiles a file of kernels once for each instruction set, the way Highway does. The owner writes
 //
-//     #define TERRACE_KERNEL "terrace/attention/kernel_body.hpp"
+//     #define TERRACE_KERNEL "terrace/attention/float_kernel.hpp"
 //     #include "terrace/core/for_each_isa.hpp"
 //
 // and the file opens the namespace TERRACE_ISA inside its own, marks each function, lambdas included, with

@@ -1,15 +1,9 @@
-// Included once for each instruction set (see core/for_each_isa.hpp): the arithmetic that
-// attention/attend.hpp defines. Whatever the shape of a register block, each row's sums are formed in the
-// same order.
+// Included once for each instruction set (see core/for_each_isa.hpp): the arithmetic that attention/attend.hpp defines,
+// in float. Whatever the shape of a register block, each row's sums are formed in the same order.
 #if defined(TERRACE_ISA)
 
 namespace terrace::kernels::TERRACE_ISA {
 
-using namespace simd::TERRACE_ISA;
-
-// Query rows that share a key while it is in a register; with the tokens of a block they fill sums_per_block.
-inline constexpr int max_rows = most_sum_rows;
-inline constexpr std::size_t score_stride = max_tile_tokens;
 // Several rows share keys only up to this dimension, which bounds what their packed queries take of the stack.
 inline constexpr std::size_t max_shared_dim = 1024;
 
@@ -163,72 +157,6 @@ TERRACE_TARGET inline void score(elements as, const float* query, const token_ro
   }
 }
 
-// e^x for x <= 0, to about 1 ulp. Exactly 1 for 0, 0 for what would be below the normal floats, NaN for NaN.
-// The polynomial is that of Cephes' expf.
-TERRACE_TARGET TERRACE_ALWAYS_INLINE f32x16 exp_nonpositive(f32x16 x) noexcept {
-  const f32x16 shift = splat(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to an integer
-  const f32x16 shifted = fma(x, splat(1.44269504f), shift);
-  const f32x16 n = sub(shifted, shift);
-  f32x16 f = fma(n, splat(-0.693359375f), x);  // x - n * ln 2, in two parts
-  f = fma(n, splat(2.12194440e-4f), f);
-  f32x16 p = fma(f, splat(1.9875691500e-4f), splat(1.3981999507e-3f));
-  p = fma(p, f, splat(8.3334519073e-3f));
-  p = fma(p, f, splat(4.1665795894e-2f));
-  p = fma(p, f, splat(1.6666665459e-1f));
-  p = fma(p, f, splat(5.0000001201e-1f));
-  p = fma(p, mul(f, f), f);
-  p = mul(add(p, splat(1.0f)), power_of_two(shifted));
-  // Selecting last also keeps a compiler from fusing the product with the caller's sum.
-  return select(less(x, splat(-87.33654f)), splat(0), p);
-}
-
-// Turns the rows' scores into exp(score - m), zero where a row does not see the token; updates m and l, and
-// gives what each row's output must be multiplied with.
-template <int rows>
-TERRACE_TARGET inline void weigh(const token_mask (&visible)[rows], float* scores, float* const (&m)[rows],
-                                 float* const (&l)[rows], float (&rescale)[rows]) noexcept {
-  constexpr int parts = max_tile_tokens / 16;
-  f32x16 s[rows][parts];
-  f32x16 base[rows];
-  float next[rows];
-  TERRACE_UNROLL
-  for (std::size_t r = 0; r < rows; ++r) {
-    TERRACE_UNROLL
-    for (std::size_t i = 0; i < parts; ++i) {
-      const auto seen = static_cast<mask16>(visible[r] >> (16 * i));
-      const f32x16 bounded =
-          min(splat(std::numeric_limits<float>::max()), load(scores + r * score_stride + 16 * i));
-      s[r][i] = select(seen, bounded, splat(no_logit));
-    }
-  }
-  TERRACE_UNROLL
-  for (std::size_t r = 0; r < rows; ++r) {
-    const float tile_m = largest(max(max(s[r][0], s[r][1]), max(s[r][2], s[r][3])));
-    next[r] = tile_m > *m[r] ? tile_m : *m[r];
-    base[r] = splat(next[r] == no_logit ? 0.0f : next[r]);  // -inf - -inf would be a NaN
-  }
-  TERRACE_UNROLL
-  for (std::size_t i = 0; i < parts; ++i) {
-    TERRACE_UNROLL
-    for (std::size_t r = 0; r < rows; ++r) {
-      const auto seen = static_cast<mask16>(visible[r] >> (16 * i));
-      s[r][i] = select(seen, exp_nonpositive(sub(s[r][i], base[r])), splat(0));
-      store(scores + r * score_stride + 16 * i, s[r][i]);
-    }
-  }
-  TERRACE_UNROLL
-  for (std::size_t r = 0; r < rows; ++r) {
-    rescale[r] = 1;
-    if (*m[r] != next[r]) {
-      alignas(64) float lanes[16];
-      store(lanes, exp_nonpositive(sub(splat(*m[r]), base[r])));
-      rescale[r] = lanes[0];
-    }
-    *l[r] = fma(*l[r], rescale[r], sum(add(add(s[r][0], s[r][1]), add(s[r][2], s[r][3]))));
-    *m[r] = next[r];
-  }
-}
-
 // ---- values
 
 // o[row] += p[row][token] * v[token] for a run of tokens in ascending order; `width` registers of each row,
@@ -302,110 +230,71 @@ TERRACE_TARGET inline void add_visible_values(elements as, const float* p, const
   }
 }
 
-// ---- one tile
+// ---- rows
 
-struct tile {
-  token_rows keys, values;  // from the tile's first token on
-  std::uint64_t first_position;
-  std::uint32_t tokens;
-  std::uint32_t left;  // tokens from its first to the block's end
-};
-
-// Rows of an item that share each key and value while it is in a register.
 template <int rows>
-class row_group {
+class float_rows {
  public:
-  // Those from the `first` on.
-  TERRACE_TARGET row_group(const attend_item& item, std::size_t first) noexcept : item_(item) {
-    const query_tile& queries = *item.queries;
-    for (std::size_t r = 0; r < rows; ++r) {
-      const auto query = item.first_query + static_cast<std::uint32_t>((first + r) / item.heads);
-      const auto head = item.first_head + static_cast<std::uint32_t>((first + r) % item.heads);
-      const std::size_t row = queries.row(query, head);
-      position_[r] = queries.first_position() + query;
-      query_[r] = queries.values(row);
-      m_[r] = &item.state->m(row);
-      l_[r] = &item.state->l(row);
-      o_[r] = item.state->o(row).data();
-    }
+  TERRACE_TARGET float_rows(const attend_item& item, std::size_t first) noexcept : of_(item, first) {
     if constexpr (rows > 1) {
       for (std::size_t d = 0; d < item.keys.dim; d += 16)
-        for (std::size_t r = 0; r < rows; ++r) store(packed_ + d * rows + 16 * r, load(query_[r] + d));
+        for (std::size_t r = 0; r < rows; ++r) store(packed_ + d * rows + 16 * r, load(of_.query[r] + d));
     }
   }
 
   // Folds one tile in. The first rows of an item to do so ask for what is read seven eighths of a tile later.
-  [[gnu::noinline]] TERRACE_TARGET void fold(const tile& tile, bool first) noexcept {
+  [[gnu::noinline]] TERRACE_TARGET void fold(const tile& part, bool first) noexcept {
     token_mask visible[rows];
-    token_mask any = 0;
-    for (std::size_t r = 0; r < rows; ++r) {
-      visible[r] =
-          visible_tokens(item_.queries->shape().keep, position_[r], tile.first_position, tile.tokens);
-      any |= visible[r];
-    }
+    const token_mask any = of_.see(part, visible);
     if (any == 0) return;
-
-    const token_rows &keys = tile.keys, &values = tile.values;
+    const token_rows &keys = part.keys, &values = part.values;
     lines_ahead keys_ahead, values_ahead;
     if (first) {
-      const std::size_t tokens = item_.tile_tokens, ahead = tokens - tokens / 8;
-      keys_ahead = lines_ahead(keys, tile.left, item_.next_keys, ahead, tokens);
-      values_ahead = lines_ahead(values, tile.left, item_.next_values, ahead, tokens);
+      const std::size_t tokens = of_.item.tile_tokens, ahead = tokens - tokens / 8;
+      keys_ahead = lines_ahead(keys, part.left, of_.item.next_keys, ahead, tokens);
+      values_ahead = lines_ahead(values, part.left, of_.item.next_values, ahead, tokens);
     }
-    const float* const query = rows == 1 ? query_[0] : packed_;
+    const float* const query = rows == 1 ? of_.query[0] : packed_;
     alignas(64) float scores[rows * score_stride];
     read(keys,
-         [&](auto as) TERRACE_TARGET { score<rows>(as, query, keys, tile.tokens, any, keys_ahead, scores); });
+         [&](auto as) TERRACE_TARGET { score<rows>(as, query, keys, part.tokens, any, keys_ahead, scores); });
     float rescale[rows];
-    weigh<rows>(visible, scores, m_, l_, rescale);
+    weigh<rows>(visible, scores, of_.m, of_.l, rescale);
     for (std::size_t r = 0; r < rows; ++r) {
       if (rescale[r] == 1) continue;
       const f32x16 factor = splat(rescale[r]);
-      for (std::size_t d = 0; d < values.dim; d += 16) store(o_[r] + d, mul(load(o_[r] + d), factor));
+      float* const o = of_.o[r];
+      for (std::size_t d = 0; d < values.dim; d += 16) store(o + d, mul(load(o + d), factor));
     }
     read(values, [&](auto as) TERRACE_TARGET {
-      add_visible_values(as, scores, visible, values, any, values_ahead, o_);
+      add_visible_values(as, scores, visible, values, any, values_ahead, of_.o);
     });
   }
 
  private:
-  const attend_item& item_;
-  std::uint64_t position_[rows];
-  const float* query_[rows];
-  float *m_[rows], *l_[rows], *o_[rows];
+  item_rows<rows> of_;
   // The queries in the order in which they are used, [dim / 16][row][16]: one address leads to all of them.
   alignas(64) float packed_[rows == 1 ? 16 : rows * max_shared_dim];
 };
 
-inline tile tile_at(const attend_item& item, std::uint32_t begin) noexcept {
-  tile part{item.keys, item.values, item.first_position + begin,
-            std::min(item.tile_tokens, item.tokens - begin), item.tokens - begin};
-  part.keys.first = item.keys[begin];
-  part.values.first = item.values[begin];
-  return part;
-}
-
 // All rows in one group, as in most decodes.
 template <int rows>
 TERRACE_TARGET inline void attend_together(const attend_item& item) noexcept {
-  row_group<rows> group(item, 0);
+  float_rows<rows> group(item, 0);
   for (std::uint32_t begin = 0; begin < item.tokens; begin += item.tile_tokens)
     group.fold(tile_at(item, begin), true);
 }
 
-TERRACE_TARGET inline void attend(const attend_item& item) noexcept {
+TERRACE_TARGET inline void attend_floats(const attend_item& item) noexcept {
   const std::size_t rows = item.rows();
   const std::size_t sharing = item.keys.dim <= max_shared_dim ? rows : 0;
   if constexpr (max_rows >= 4)
     if (sharing == 4) return attend_together<4>(item);
   for (std::uint32_t begin = 0; begin < item.tokens; begin += item.tile_tokens) {
     const tile part = tile_at(item, begin);
-    std::size_t row = 0;
-    if constexpr (max_rows >= 4)
-      for (; row + 4 <= sharing; row += 4) row_group<4>(item, row).fold(part, row == 0);
-    if constexpr (max_rows >= 2)
-      for (; row + 2 <= sharing; row += 2) row_group<2>(item, row).fold(part, row == 0);
-    for (; row < rows; ++row) row_group<1>(item, row).fold(part, row == 0);
+    for_each_rows(rows, sharing, [&](auto n, std::size_t row) TERRACE_TARGET {
+      float_rows<decltype(n)::value>(item, row).fold(part, row == 0);
+    });
   }
 }
 

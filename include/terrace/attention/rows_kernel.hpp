@@ -1,0 +1,140 @@
+// Included once for each instruction set (see core/for_each_isa.hpp): what both arithmetics of attention share, the
+// rows of an item and their softmax.
+#if defined(TERRACE_ISA)
+
+namespace terrace::kernels::TERRACE_ISA {
+
+using namespace simd::TERRACE_ISA;
+
+// Query rows that share a key while it is in a register; with the tokens of a block they fill sums_per_block.
+inline constexpr int max_rows = most_sum_rows;
+inline constexpr std::size_t score_stride = max_tile_tokens;
+
+struct tile {
+  token_rows keys, values;  // from the tile's first token on
+  std::uint64_t first_position;
+  std::uint32_t tokens;
+  std::uint32_t left;  // tokens from its first to the block's end
+};
+
+inline tile tile_at(const attend_item& item, std::uint32_t begin) noexcept {
+  tile part{item.keys, item.values, item.first_position + begin,
+            std::min(item.tile_tokens, item.tokens - begin), item.tokens - begin};
+  part.keys.first = item.keys[begin];
+  part.values.first = item.values[begin];
+  return part;
+}
+
+// Rows of an item that share each key and value while it is in a register.
+template <int rows>
+struct item_rows {
+  const attend_item& item;
+  std::uint64_t position[rows];
+  const float* query[rows];
+  float *m[rows], *l[rows], *o[rows];
+
+  // Those from the `first` on.
+  item_rows(const attend_item& of, std::size_t first) noexcept : item(of) {
+    const query_tile& queries = *item.queries;
+    for (std::size_t r = 0; r < rows; ++r) {
+      const auto i = item.first_query + static_cast<std::uint32_t>((first + r) / item.heads);
+      const auto head = item.first_head + static_cast<std::uint32_t>((first + r) % item.heads);
+      const std::size_t row = queries.row(i, head);
+      position[r] = queries.first_position() + i;
+      query[r] = queries.values(row);
+      m[r] = &item.state->m(row);
+      l[r] = &item.state->l(row);
+      o[r] = item.state->o(row).data();
+    }
+  }
+  // What each row sees of a tile; returns what any of them does.
+  token_mask see(const tile& part, token_mask (&visible)[rows]) const noexcept {
+    token_mask any = 0;
+    for (std::size_t r = 0; r < rows; ++r) {
+      visible[r] = visible_tokens(item.queries->shape().keep, position[r], part.first_position, part.tokens);
+      any |= visible[r];
+    }
+    return any;
+  }
+};
+
+// e^x for x <= 0, to about 1 ulp. Exactly 1 for 0, 0 for what would be below the normal floats, NaN for NaN.
+// The polynomial is that of Cephes' expf.
+TERRACE_TARGET TERRACE_ALWAYS_INLINE f32x16 exp_nonpositive(f32x16 x) noexcept {
+  const f32x16 shift = splat(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to an integer
+  const f32x16 shifted = fma(x, splat(1.44269504f), shift);
+  const f32x16 n = sub(shifted, shift);
+  f32x16 f = fma(n, splat(-0.693359375f), x);  // x - n * ln 2, in two parts
+  f = fma(n, splat(2.12194440e-4f), f);
+  f32x16 p = fma(f, splat(1.9875691500e-4f), splat(1.3981999507e-3f));
+  p = fma(p, f, splat(8.3334519073e-3f));
+  p = fma(p, f, splat(4.1665795894e-2f));
+  p = fma(p, f, splat(1.6666665459e-1f));
+  p = fma(p, f, splat(5.0000001201e-1f));
+  p = fma(p, mul(f, f), f);
+  p = mul(add(p, splat(1.0f)), power_of_two(shifted));
+  // Selecting last also keeps a compiler from fusing the product with the caller's sum.
+  return select(less(x, splat(-87.33654f)), splat(0), p);
+}
+
+// Turns the rows' scores into exp(score - m), zero where a row does not see the token; updates m and l, and
+// gives what each row's output must be multiplied with.
+template <int rows>
+TERRACE_TARGET inline void weigh(const token_mask (&visible)[rows], float* scores, float* const (&m)[rows],
+                                 float* const (&l)[rows], float (&rescale)[rows]) noexcept {
+  constexpr int parts = max_tile_tokens / 16;
+  f32x16 s[rows][parts];
+  f32x16 base[rows];
+  float next[rows];
+  TERRACE_UNROLL
+  for (std::size_t r = 0; r < rows; ++r) {
+    TERRACE_UNROLL
+    for (std::size_t i = 0; i < parts; ++i) {
+      const auto seen = static_cast<mask16>(visible[r] >> (16 * i));
+      const f32x16 bounded =
+          min(splat(std::numeric_limits<float>::max()), load(scores + r * score_stride + 16 * i));
+      s[r][i] = select(seen, bounded, splat(no_logit));
+    }
+  }
+  TERRACE_UNROLL
+  for (std::size_t r = 0; r < rows; ++r) {
+    const float tile_m = largest(max(max(s[r][0], s[r][1]), max(s[r][2], s[r][3])));
+    next[r] = tile_m > *m[r] ? tile_m : *m[r];
+    base[r] = splat(next[r] == no_logit ? 0.0f : next[r]);  // -inf - -inf would be a NaN
+  }
+  TERRACE_UNROLL
+  for (std::size_t i = 0; i < parts; ++i) {
+    TERRACE_UNROLL
+    for (std::size_t r = 0; r < rows; ++r) {
+      const auto seen = static_cast<mask16>(visible[r] >> (16 * i));
+      s[r][i] = select(seen, exp_nonpositive(sub(s[r][i], base[r])), splat(0));
+      store(scores + r * score_stride + 16 * i, s[r][i]);
+    }
+  }
+  TERRACE_UNROLL
+  for (std::size_t r = 0; r < rows; ++r) {
+    rescale[r] = 1;
+    if (*m[r] != next[r]) {
+      alignas(64) float lanes[16];
+      store(lanes, exp_nonpositive(sub(splat(*m[r]), base[r])));
+      rescale[r] = lanes[0];
+    }
+    *l[r] = fma(*l[r], rescale[r], sum(add(add(s[r][0], s[r][1]), add(s[r][2], s[r][3]))));
+    *m[r] = next[r];
+  }
+}
+
+// Calls fold<n>(first row) for all rows of an item, as many at a time as share keys.
+template <class F>
+TERRACE_TARGET TERRACE_ALWAYS_INLINE void for_each_rows(std::size_t rows, std::size_t sharing, F f) noexcept {
+  std::size_t row = 0;
+  if constexpr (max_rows >= 4)
+    for (; row + 4 <= sharing; row += 4) f(std::integral_constant<int, 4>{}, row);
+  if constexpr (max_rows >= 2)
+    for (; row + 2 <= sharing; row += 2) f(std::integral_constant<int, 2>{}, row);
+  for (; row < rows; ++row) f(std::integral_constant<int, 1>{}, row);
+}
+
+}  // namespace terrace::kernels::TERRACE_ISA
+
+#endif
