@@ -78,6 +78,26 @@ struct tile_scales {
   }
 };
 
+// The scales of a tile, each collected when the first rows need them and not before: the lines that values are in have then
+// had the time of the scores to come from memory.
+template <class codes>
+class scales_of_tile {
+ public:
+  TERRACE_TARGET const tile_scales& of_keys(const tile& part) noexcept {
+    if (!std::exchange(has_keys_, true)) keys_.template collect<codes>(part.keys, part.tokens);
+    return keys_;
+  }
+  TERRACE_TARGET const tile_scales& of_values(const tile& part) noexcept {
+    if (!std::exchange(has_values_, true)) values_.template collect<codes>(part.values, part.tokens);
+    return values_;
+  }
+  void forget() noexcept { has_keys_ = has_values_ = false; }
+
+ private:
+  bool has_keys_ = false, has_values_ = false;
+  tile_scales keys_, values_;
+};
+
 // What a largest magnitude of floats makes of them: integers up to 32767 by `factor`, and floats again by `unit`. A
 // NaN and an infinity become zeros of the unit NaN, and what is too small for a factor becomes zeros.
 struct rounding_to_i16 {
@@ -275,8 +295,7 @@ class integer_rows {
       : of_(item, first), queries_(of_.query, item.keys.dim / 32, codes::bias) {}
 
   // Folds one tile in. The first rows of an item to do so ask for what comes.
-  TERRACE_TARGET void fold(const tile& part, const tile_scales& key_scales, const tile_scales& value_scales,
-                           bool first) noexcept {
+  TERRACE_TARGET void fold(const tile& part, scales_of_tile<codes>& scales, bool first) noexcept {
     token_mask visible[rows];
     const token_mask any = of_.see(part, visible);
     if (any == 0) return;
@@ -287,12 +306,12 @@ class integer_rows {
       values_ahead = lines_ahead(part.values, part.left, of_.item.next_values, tokens, tokens);
     }
     alignas(64) float scores[rows * score_stride];
-    score_tile<codes, rows>(queries_, part.keys, part.tokens, any, key_scales, keys_ahead, scores);
+    score_tile<codes, rows>(queries_, part.keys, part.tokens, any, scales.of_keys(part), keys_ahead, scores);
     float rescale[rows];
     weigh<rows>(visible, scores, of_.m, of_.l, rescale);
 
     const std::size_t groups = part.values.dim / 32;
-    const integer_weights<rows> weights(scores, visible, value_scales, groups);
+    const integer_weights<rows> weights(scores, visible, scales.of_values(part), groups);
     const token_run run{static_cast<std::uint32_t>(std::countr_zero(any)) & ~1u,
                         static_cast<std::uint32_t>(std::bit_width(any))};
     constexpr int width = max_rows >= 4 ? 2 : 1;
@@ -313,27 +332,22 @@ class integer_rows {
 
 template <class codes>
 TERRACE_TARGET inline void attend_codes(const attend_item& item) noexcept {
-  tile_scales key_scales, value_scales;
-  const auto each_tile = [&](auto fold) TERRACE_TARGET {
-    for (std::uint32_t begin = 0; begin < item.tokens; begin += item.tile_tokens) {
-      const tile part = tile_at(item, begin);
-      key_scales.collect<codes>(part.keys, part.tokens);
-      value_scales.collect<codes>(part.values, part.tokens);
-      fold(part);
-    }
-  };
+  scales_of_tile<codes> scales;
+  const std::size_t rows = item.rows();
   if constexpr (max_rows >= 4) {
-    if (item.rows() == 4) {  // as in most decodes: the queries are rounded once
+    if (rows == 4) {  // as in most decodes: the queries are rounded once
       integer_rows<codes, 4> all(item, 0);
-      return each_tile([&](const tile& part)
-                           TERRACE_TARGET { all.fold(part, key_scales, value_scales, true); });
+      for (std::uint32_t begin = 0; begin < item.tokens; begin += item.tile_tokens, scales.forget())
+        all.fold(tile_at(item, begin), scales, true);
+      return;
     }
   }
-  each_tile([&](const tile& part) TERRACE_TARGET {
-    for_each_rows(item.rows(), item.rows(), [&](auto n, std::size_t row) TERRACE_TARGET {
-      integer_rows<codes, decltype(n)::value>(item, row).fold(part, key_scales, value_scales, row == 0);
+  for (std::uint32_t begin = 0; begin < item.tokens; begin += item.tile_tokens, scales.forget()) {
+    const tile part = tile_at(item, begin);
+    for_each_rows(rows, rows, [&](auto n, std::size_t row) TERRACE_TARGET {
+      integer_rows<codes, decltype(n)::value>(item, row).fold(part, scales, row == 0);
     });
-  });
+  }
 }
 
 TERRACE_TARGET inline void attend(const attend_item& item) noexcept {

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "terrace/attention/attend_item.hpp"
 #include "terrace/attention/attention_arithmetic.hpp"
