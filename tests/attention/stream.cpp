@@ -227,6 +227,37 @@ TEMPLATE_TEST_CASE("blocks of an attendable codec are attended where they are, w
   }
 }
 
+TEST_CASE("a stream computes in integers where it is asked to: near the float result, whatever the threads") {
+  const plane p{.heads = 2, .dim = 64, .type = element::fp16};
+  const kv_layout layout{.groups = {{.layers = 1, .tokens = 16, .k = p, .v = p}}};
+  const std::size_t block = layout.largest_block();
+  const auto run = [&](attention_arithmetic arithmetic, unsigned threads) {
+    context ctx{{.codec_threads = threads}};
+    auto cache = tiered_cache<tier<ram>, tier<ram, q8_0>, lru>::open(ctx, layout, {.capacity = 10 * block},
+                                                                     {.capacity = 32 * block});
+    REQUIRE(cache);
+    sequence s = cache->make_sequence();
+    std::vector<float> all;
+    for (std::uint32_t step = 0; step < 300; ++step) {
+      auto r = s.reserve(1);
+      REQUIRE(r);
+      write_survivors<q8_0, fp16>(*r);
+      std::vector<float> q(4 * 64), out(q.size());
+      for (std::size_t i = 0; i < q.size(); ++i) q[i] = static_cast<float>((i * 37 + step) % 19) - 9.0f;
+      REQUIRE(ctx.sync_wait(stream(*cache, s, *r, 0, q, out, {.arithmetic = arithmetic})));
+      if (step % 10 == 9) all.insert(all.end(), out.begin(), out.end());
+      s.commit(std::move(*r), 1);
+      ctx.sync_wait(cache->flush());
+    }
+    return all;
+  };
+  const std::vector<float> integers = run(attention_arithmetic::integer, 0);
+  const std::vector<float> floats = run(attention_arithmetic::floating, 0);
+  CHECK(integers != floats);
+  CHECK(rel_l2(integers, {floats.begin(), floats.end()}) < 1e-3);
+  CHECK(run(attention_arithmetic::integer, 2) == integers);
+}
+
 TEST_CASE("a stream over one latent plane, as MLA has, gives its values, with the scale that is asked for") {
   constexpr std::uint32_t heads = 6, latent = 96, values = 64;
   kv_layout layout{

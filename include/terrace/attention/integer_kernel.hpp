@@ -160,21 +160,24 @@ template <class codes, int rows>
     lines.fetch(lines_ahead::lines(16 * codes::bytes));
     int_lanes column[codes::columns];
     load_columns(keys + g * codes::bytes + sizeof(fp16), stride, column);
-    int_lanes dots[rows];
+    int_lanes dots[2][rows];  // two chains of sums a row: one would wait for itself
     TERRACE_UNROLL
-    for (std::size_t r = 0; r < rows; ++r) dots[r] = splat_i32(queries.start[g * rows + r]);
+    for (std::size_t r = 0; r < rows; ++r) {
+      dots[0][r] = splat_i32(queries.start[g * rows + r]);
+      dots[1][r] = splat_i32(0);
+    }
     TERRACE_UNROLL
     for (std::size_t c = 0; c < 8; ++c) {
       const int_lanes even = codes::even(column, c), odd = codes::odd(column, c);
       TERRACE_UNROLL
       for (std::size_t r = 0; r < rows; ++r) {
-        dots[r] = dot(dots[r], even, splat_pair(q + 32 * r + 4 * c));
-        dots[r] = dot(dots[r], odd, splat_pair(q + 32 * r + 4 * c + 2));
+        dots[0][r] = dot(dots[0][r], even, splat_pair(q + 32 * r + 4 * c));
+        dots[1][r] = dot(dots[1][r], odd, splat_pair(q + 32 * r + 4 * c + 2));
       }
     }
     const f32x16 scale = scales.at(g, token);
     TERRACE_UNROLL
-    for (std::size_t r = 0; r < rows; ++r) sum[r] = fma(to_float(dots[r]), scale, sum[r]);
+    for (std::size_t r = 0; r < rows; ++r) sum[r] = fma(to_float(add(dots[0][r], dots[1][r])), scale, sum[r]);
   }
   ahead = lines;
   TERRACE_UNROLL

@@ -4,7 +4,7 @@
 //
 //   splat_i32(x)                  an integer in every lane
 //   splat_pair(p)                 the two int16 at p in every lane
-//   to_float(v)                   rounded
+//   add(a, b), to_float(v)        the latter rounded
 //   dot(sum, a, b)                sum + a * b of the lower halves + a * b of the upper halves
 //   load_columns(p, stride, out)  of sixteen rows, `stride` bytes apart: lane t of out[c] is what row t has at 4 * c; four
 //                                 or eight columns
@@ -54,6 +54,9 @@ TERRACE_ALWAYS_INLINE int_lanes splat_i32(std::int32_t x) noexcept {
 }
 TERRACE_ALWAYS_INLINE int_lanes splat_pair(const std::int16_t* p) noexcept {
   return splat_i32(detail::pair(p[0], p[1]));
+}
+TERRACE_ALWAYS_INLINE int_lanes add(const int_lanes& a, const int_lanes& b) noexcept {
+  return detail::each_int([&](std::size_t i) { return a.lane[i] + b.lane[i]; });
 }
 TERRACE_ALWAYS_INLINE f32x16 to_float(const int_lanes& v) noexcept {
   return detail::each([&](int i) { return static_cast<float>(v.lane[i]); });
@@ -149,6 +152,9 @@ TERRACE_INLINE int_lanes splat_pair(const std::int16_t* p) noexcept {
   std::int32_t pair;
   std::memcpy(&pair, p, sizeof pair);
   return splat_i32(pair);
+}
+TERRACE_INLINE int_lanes add(int_lanes a, int_lanes b) noexcept {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
 }
 TERRACE_INLINE f32x16 to_float(int_lanes v) noexcept {
   return {_mm256_cvtepi32_ps(v.lo), _mm256_cvtepi32_ps(v.hi)};
@@ -258,6 +264,9 @@ TERRACE_INLINE int_lanes splat_pair(const std::int16_t* p) noexcept {
   std::int32_t pair;
   std::memcpy(&pair, p, sizeof pair);
   return splat_i32(pair);
+}
+TERRACE_INLINE int_lanes add(int_lanes a, int_lanes b) noexcept {
+  return detail::lanes(_mm512_add_epi32(detail::bits(a), detail::bits(b)));
 }
 TERRACE_INLINE f32x16 to_float(int_lanes v) noexcept { return {_mm512_cvtepi32_ps(detail::bits(v))}; }
 TERRACE_INLINE int_lanes dot(int_lanes sum, int_lanes a, int_lanes b) noexcept {
