@@ -1,10 +1,12 @@
 // Host attention beside what bounds it on this machine: a plain read of the same bytes for decode, and the
-// peak of FMA for prefill, both measured in the same rounds. One thread.
+// peak of FMA for prefill, both measured in the same rounds. One thread, but for the row of two.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "huge_memory.hpp"
@@ -114,20 +116,28 @@ struct job {
   std::uint32_t group, dim, tokens, queries;
   std::uint32_t kv_heads = 8;
   std::uint32_t latent_v_dim = 0;  // not 0: MLA
+  element type = element::fp16;
 };
 
-// A context of fp16 blocks that lie at `data`, or of the same blocks encoded.
+// A context of blocks that lie at `data`, or of the same blocks encoded. The bits of the numbers of fp16 that they are made
+// of are numbers of bf16 as well.
 class attention {
  public:
-  attention(const job& j, const std::byte* data, std::size_t bytes) : data_(data) {
+  attention(const job& j, const std::byte* data, std::size_t bytes,
+            attention_arithmetic arithmetic = attention_arithmetic::floating, isa set = best_isa())
+      : data_(data), set_(set) {
     group_.tokens = j.tokens;
-    group_.k = {.heads = j.kv_heads, .dim = j.dim, .type = element::fp16};
+    group_.k = {.heads = j.kv_heads, .dim = j.dim, .type = j.type};
     if (j.latent_v_dim == 0) group_.v = group_.k;
     group_.latent_v_dim = j.latent_v_dim;
     block_ = group_.block_bytes();
     blocks_ = j.queries == 1 && j.latent_v_dim == 0 ? bytes / block_ : 4;
-    const attention_shape shape{
-        .q_heads = j.kv_heads * j.group, .kv_heads = j.kv_heads, .dim = j.dim, .scale = 0, .keep = {}};
+    const attention_shape shape{.q_heads = j.kv_heads * j.group,
+                                .kv_heads = j.kv_heads,
+                                .dim = j.dim,
+                                .scale = 0,
+                                .keep = {},
+                                .arithmetic = arithmetic};
     std::vector<float> q(std::size_t{j.queries} * shape.q_heads * j.dim);
     for (std::size_t i = 0; i < q.size(); ++i)
       q[i] = static_cast<float>(i * 2654435761u % 2001) * 1e-3f - 1.0f;
@@ -154,13 +164,15 @@ class attention {
   }
   double run(std::uint32_t heads) {
     if (!state_.reset(tile_.rows(), group_.v_dim())) std::exit(1);
-    // As a stream does it: a head goes through all blocks.
+    return seconds([&] { attend_heads(0, heads); });
+  }
+  // Half of the heads each.
+  double run_in_two_threads(std::uint32_t heads) {
+    if (!state_.reset(tile_.rows(), group_.v_dim())) std::exit(1);
     return seconds([&] {
-      for (std::uint32_t h = 0; h < heads; ++h)
-        for (std::size_t b = 0; b < blocks_; ++b) {
-          const block_view next = view(b + 1);
-          attend(tile_, view(b), state_, h, 0, tile_.size(), best_isa(), b + 1 < blocks_ ? &next : nullptr);
-        }
+      std::thread other([&] { attend_heads(heads / 2, heads); });
+      attend_heads(0, heads / 2);
+      other.join();
     });
   }
   block_view view(std::size_t b) const {
@@ -171,6 +183,15 @@ class attention {
   }
 
  private:
+  // As a stream does it: a head goes through all blocks.
+  void attend_heads(std::uint32_t first, std::uint32_t end) {
+    for (std::uint32_t h = first; h < end; ++h)
+      for (std::size_t b = 0; b < blocks_; ++b) {
+        const block_view next = view(b + 1);
+        attend(tile_, view(b), state_, h, 0, tile_.size(), set_, b + 1 < blocks_ ? &next : nullptr);
+      }
+  }
+
   layer_group group_;
   query_tile tile_;
   partial_state state_;
@@ -178,15 +199,46 @@ class attention {
   memory encoded_;
   std::size_t block_ = 0, blocks_ = 0;
   block_encoding encoding_ = block_encoding::raw;
+  isa set_;
 };
 
 // Bound by memory: beside a read of the same bytes.
-void decode(bench::report& out, const job& j, const std::byte* data, std::size_t bytes) {
+void decode(bench::report& out, const job& j, const std::byte* data, std::size_t bytes,
+            std::optional<double> goal = {}, isa set = best_isa()) {
+  attention raw(j, data, bytes, attention_arithmetic::floating, set);
+  const double gigabytes = static_cast<double>(raw.bytes()) / 1e9;
+  out.compare(
+      {j.name, "GB/s", "plain read", bench::better::larger, goal},
+      [&] { return gigabytes / raw.run(j.kv_heads); }, [&] { return gigabytes / raw.read(); });
+}
+
+// Whether two threads that want nothing but a core run at the same time.
+bool two_cores_are_free() {
+  const auto spin = [] {
+    std::uint64_t x = 3;
+    for (int i = 0; i < 20'000'000; ++i) x = x * 6364136223846793005u + 1;
+    sink = x;
+  };
+  const double one = seconds(spin);
+  const double two = seconds([&] {
+    std::thread other(spin);
+    spin();
+    other.join();
+  });
+  return two < 1.3 * one;
+}
+
+// Two threads beside one, each with half of the heads.
+void two_threads(bench::report& out, const job& j, const std::byte* data, std::size_t bytes) {
+  if (!out.wanted(j.name)) return;
+  if (!two_cores_are_free())
+    return out.note(std::string("skipped: ") + j.name + ": fewer than two cores are free");
   attention raw(j, data, bytes);
   const double gigabytes = static_cast<double>(raw.bytes()) / 1e9;
   out.compare(
-      {j.name, "GB/s", "plain read"}, [&] { return gigabytes / raw.run(j.kv_heads); },
-      [&] { return gigabytes / raw.read(); });
+      {j.name, "GB/s", "one thread", bench::better::larger, 1.8},
+      [&] { return gigabytes / raw.run_in_two_threads(j.kv_heads); },
+      [&] { return gigabytes / raw.run(j.kv_heads); });
 }
 
 // Bound by arithmetic: beside the peak of FMA.
@@ -198,20 +250,41 @@ void many_rows(bench::report& out, const job& j, const std::byte* data, std::siz
 
 // Encoded blocks read in place, beside the same tokens as fp16. No limit: fewer bytes may well be faster.
 template <codec C>
-void in_place(bench::report& out, const job& j, const std::byte* data, std::size_t bytes) {
-  const std::string name = std::string(j.name) + ", " + std::string(C::name);
+void in_place(bench::report& out, const job& j, const std::byte* data, std::size_t bytes,
+              attention_arithmetic arithmetic = attention_arithmetic::floating,
+              std::optional<double> goal = {}, isa set = best_isa()) {
+  const bool integers = arithmetic == attention_arithmetic::integer;
+  const std::string name =
+      std::string(j.name) + ", " + std::string(C::name) + (integers ? " in integers" : "");
   if (!out.wanted(name)) return;
-  attention raw(j, data, bytes), encoded(j, data, bytes);
+  attention raw(j, data, bytes, attention_arithmetic::floating, set);
+  attention encoded(j, data, bytes, arithmetic, set);
   encoded.encode_as<C>();
   const double tokens = static_cast<double>(raw.tokens()) / 1e9;
   out.compare(
-      {name, "ns/token", "fp16 blocks", bench::better::smaller},
+      {name, "ns/token", "fp16 blocks", bench::better::smaller, goal},
       [&] { return encoded.run(j.kv_heads) / tokens / j.kv_heads; },
       [&] { return raw.run(j.kv_heads) / tokens / j.kv_heads; });
 }
 template <codec... C>
 void each_in_place(bench::report& out, const job& j, const std::byte* data, std::size_t bytes) {
   (in_place<C>(out, j, data, bytes), ...);
+  in_place<q8_0>(out, j, data, bytes, attention_arithmetic::integer, 1.6);
+  in_place<q4_0>(out, j, data, bytes, attention_arithmetic::integer, 2.2);
+}
+
+// What processors without AVX-512 do, or without AVX2.
+void other_sets(bench::report& out, const std::byte* data, std::size_t bytes) {
+  for (const isa set : {isa::avx2, isa::portable}) {
+    if (set >= best_isa()) continue;
+    const std::string fp16_name = "decode GQA 4, fp16, " + std::string(name(set));
+    const std::string encoded_name = "decode GQA 4, " + std::string(name(set));
+    decode(out, {fp16_name.c_str(), 4, 128, 256, 1}, data, bytes, {}, set);
+    in_place<q8_0>(out, {encoded_name.c_str(), 4, 128, 256, 1}, data, bytes, attention_arithmetic::integer,
+                   {}, set);
+    in_place<q4_0>(out, {encoded_name.c_str(), 4, 128, 256, 1}, data, bytes, attention_arithmetic::integer,
+                   {}, set);
+  }
 }
 
 }  // namespace
@@ -227,6 +300,9 @@ int main(int argc, char** argv) {
         job{"decode GQA 2, dim 64, fp16", 2, 64, 256, 1},
         job{"decode GQA 4, dim 128, 16-token", 4, 128, 16, 1}})
     decode(out, j, data.get(), bytes);
+  decode(out, {"decode GQA 4, dim 128, bf16", 4, 128, 256, 1, 8, 0, element::bf16}, data.get(), bytes, 0.9);
+  two_threads(out, {"decode GQA 4, dim 128, two threads", 4, 128, 256, 1}, data.get(), bytes);
+  other_sets(out, data.get(), bytes / 8);
   for (const job& j :
        {job{"decode MHA, dim 128", 1, 128, 256, 1}, job{"decode GQA 4, dim 128", 4, 128, 256, 1},
         job{"decode GQA 8, dim 128", 8, 128, 256, 1}})
