@@ -143,46 +143,66 @@ struct integer_queries {
   }
 };
 
-// out[row][token] = q . k for sixteen tokens, `stride` apart. A lane is a token: their codes are transposed once for all rows,
-// and nothing is summed over lanes.
-template <class codes, int rows>
-[[gnu::noinline]] TERRACE_TARGET void score_sixteen(const integer_queries<rows>& queries,
-                                                    const std::byte* keys, std::size_t stride,
-                                                    std::size_t groups, const tile_scales& scales,
-                                                    std::size_t token, lines_ahead& ahead,
-                                                    float* out) noexcept {
+// Tokens that are scored at a time, in sixteens: where there are registers enough, two of them share what is loaded of
+// the queries.
+inline constexpr int most_sixteens = max_rows >= 4 ? 2 : 1;
+
+// out[row][token] = q . k for 16 * sixteens tokens, `stride` apart. A lane is a token: their codes are transposed once for
+// all rows, and nothing is summed over lanes.
+template <class codes, int rows, int sixteens>
+[[gnu::noinline]] TERRACE_TARGET void score_tokens(const integer_queries<rows>& queries,
+                                                   const std::byte* keys, std::size_t stride,
+                                                   std::size_t groups, const tile_scales& scales,
+                                                   std::size_t token, lines_ahead& ahead,
+                                                   float* out) noexcept {
   lines_ahead lines = ahead;
-  f32x16 sum[rows];
+  f32x16 sum[sixteens][rows];
   TERRACE_UNROLL
-  for (std::size_t r = 0; r < rows; ++r) sum[r] = splat(0);
+  for (std::size_t s = 0; s < sixteens; ++s) {
+    TERRACE_UNROLL
+    for (std::size_t r = 0; r < rows; ++r) sum[s][r] = splat(0);
+  }
   const std::int16_t* q = queries.values;
   for (std::size_t g = 0; g < groups; ++g, q += 32 * rows) {
-    lines.fetch(lines_ahead::lines(16 * codes::bytes));
-    int_lanes column[codes::columns];
-    load_columns(keys + g * codes::bytes + sizeof(fp16), stride, column);
-    int_lanes dots[2][rows];  // two chains of sums a row: one would wait for itself
+    lines.fetch(lines_ahead::lines(16 * sixteens * codes::bytes));
+    int_lanes column[sixteens][codes::columns];
+    int_lanes dots[sixteens][rows];
     TERRACE_UNROLL
-    for (std::size_t r = 0; r < rows; ++r) {
-      dots[0][r] = splat_i32(queries.start[g * rows + r]);
-      dots[1][r] = splat_i32(0);
+    for (std::size_t s = 0; s < sixteens; ++s) {
+      load_columns(keys + 16 * s * stride + g * codes::bytes + sizeof(fp16), stride, column[s]);
+      TERRACE_UNROLL
+      for (std::size_t r = 0; r < rows; ++r) dots[s][r] = splat_i32(queries.start[g * rows + r]);
     }
     TERRACE_UNROLL
     for (std::size_t c = 0; c < 8; ++c) {
-      const int_lanes even = codes::even(column, c), odd = codes::odd(column, c);
+      int_lanes even[sixteens], odd[sixteens];
+      TERRACE_UNROLL
+      for (std::size_t s = 0; s < sixteens; ++s) {
+        even[s] = codes::even(column[s], c);
+        odd[s] = codes::odd(column[s], c);
+      }
       TERRACE_UNROLL
       for (std::size_t r = 0; r < rows; ++r) {
-        dots[0][r] = dot(dots[0][r], even, splat_pair(q + 32 * r + 4 * c));
-        dots[1][r] = dot(dots[1][r], odd, splat_pair(q + 32 * r + 4 * c + 2));
+        const int_lanes q_even = splat_pair(q + 32 * r + 4 * c), q_odd = splat_pair(q + 32 * r + 4 * c + 2);
+        TERRACE_UNROLL
+        for (std::size_t s = 0; s < sixteens; ++s)
+          dots[s][r] = dot(dot(dots[s][r], even[s], q_even), odd[s], q_odd);
       }
     }
-    const f32x16 scale = scales.at(g, token);
     TERRACE_UNROLL
-    for (std::size_t r = 0; r < rows; ++r) sum[r] = fma(to_float(add(dots[0][r], dots[1][r])), scale, sum[r]);
+    for (std::size_t s = 0; s < sixteens; ++s) {
+      const f32x16 scale = scales.at(g, token + 16 * s);
+      TERRACE_UNROLL
+      for (std::size_t r = 0; r < rows; ++r) sum[s][r] = fma(to_float(dots[s][r]), scale, sum[s][r]);
+    }
   }
   ahead = lines;
   TERRACE_UNROLL
-  for (std::size_t r = 0; r < rows; ++r)
-    store(out + r * score_stride + token, mul(sum[r], splat(queries.unit[r])));
+  for (std::size_t s = 0; s < sixteens; ++s) {
+    TERRACE_UNROLL
+    for (std::size_t r = 0; r < rows; ++r)
+      store(out + r * score_stride + token + 16 * s, mul(sum[s][r], splat(queries.unit[r])));
+  }
 }
 
 // scores[row][token] for the tokens of `mask`. The other entries are some number.
@@ -194,12 +214,16 @@ TERRACE_TARGET inline void score_tile(const integer_queries<rows>& queries, cons
   for (std::size_t t = 0; t < max_tile_tokens; t += 16) {
     if ((mask >> t & 0xffff) == 0) {
       for (std::size_t r = 0; r < rows; ++r) store(scores + r * score_stride + t, splat(0));
+    } else if (most_sixteens == 2 && t + 32 <= tokens) {
+      score_tokens<codes, rows, most_sixteens>(queries, keys[t], keys.stride, groups, scales, t, ahead,
+                                               scores);
+      t += 16;
     } else if (t + 16 <= tokens) {
-      score_sixteen<codes, rows>(queries, keys[t], keys.stride, groups, scales, t, ahead, scores);
+      score_tokens<codes, rows, 1>(queries, keys[t], keys.stride, groups, scales, t, ahead, scores);
     } else {  // behind the last token nothing may be read
       std::byte padded[16 * max_groups * codes::bytes] = {};
       for (std::size_t i = t; i < tokens; ++i) std::memcpy(padded + (i - t) * row_bytes, keys[i], row_bytes);
-      score_sixteen<codes, rows>(queries, padded, row_bytes, groups, scales, t, ahead, scores);
+      score_tokens<codes, rows, 1>(queries, padded, row_bytes, groups, scales, t, ahead, scores);
     }
   }
 }
