@@ -61,6 +61,9 @@ inline result<void> validate(const attention_shape& shape, const layer_group& gr
 ///     l  = l * exp(m - m') + (sum of p, one fixed tree)
 ///     o  = o * exp(m - m'), then p * v + o by FMA, over the visible tokens, ascending
 ///
+/// That is how q8_0 and q4_0 blocks are read in place as well, unless the shape's `arithmetic` says `integer`: then s and
+/// p * v are sums of products of integers, with errors that attention_arithmetic.hpp bounds.
+///
 /// `next` is the block that these queries will be folded with next, if that is known: it is asked for from memory
 /// meanwhile, which changes no bits.
 ///
