@@ -35,7 +35,7 @@ class lines_ahead {
   /// more than the requests themselves.
   TERRACE_ALWAYS_INLINE void fetch(std::size_t lines) noexcept {
     if (gap_ == 0 && static_cast<std::size_t>(now_.end - now_.at) > lines * line_bytes) {
-#if defined(__GNUC__) && !defined(__clang__)
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
 #pragma GCC unroll 64
 #endif
       for (std::size_t i = 0; i < lines; ++i) __builtin_prefetch(now_.at + i * line_bytes);
