@@ -164,7 +164,7 @@ template <class codes, int rows, int sixteens>
   }
   const std::int16_t* q = queries.values;
   for (std::size_t g = 0; g < groups; ++g, q += 32 * rows) {
-    lines.fetch(lines_ahead::lines(16 * sixteens * codes::bytes));
+    lines.fetch_at_once(lines_ahead::lines(16 * sixteens * codes::bytes));
     int_lanes column[sixteens][codes::columns];
     int_lanes dots[sixteens][rows];
     TERRACE_UNROLL
@@ -281,7 +281,7 @@ template <class codes, int rows, int width>
   const std::int16_t* const last = weights.of[first][0] + tokens - 1;
   const std::int16_t* const end = weights.of[first][0] + run.end;
   for (; weight < end; weight += 2, row += 2 * values.stride) {
-    lines.fetch(lines_ahead::lines(2 * width * codes::bytes));
+    lines.fetch_at_once(lines_ahead::lines(2 * width * codes::bytes));
     // The last of an odd number makes a pair with itself; its second weight is zero.
     const std::byte* const next = weight == last ? row : row + values.stride;
     TERRACE_UNROLL

@@ -31,17 +31,8 @@ class lines_ahead {
     }
   }
 
-  /// Asks for the next `lines`, a constant, if there are still so many. Within rows that follow one another this is little
-  /// more than the requests themselves.
+  /// Asks for the next `lines`, if there are still so many.
   TERRACE_ALWAYS_INLINE void fetch(std::size_t lines) noexcept {
-    if (gap_ == 0 && static_cast<std::size_t>(now_.end - now_.at) > lines * line_bytes) {
-#if defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
-#pragma GCC unroll 64
-#endif
-      for (std::size_t i = 0; i < lines; ++i) __builtin_prefetch(now_.at + i * line_bytes);
-      now_.at += lines * line_bytes;
-      return;
-    }
     for (std::size_t i = 0; i < lines && now_.at < now_.end; ++i) {
       __builtin_prefetch(now_.at);
       now_.at += line_bytes;
@@ -50,6 +41,17 @@ class lines_ahead {
       now_.row_end += stride_;
       if (now_.at >= now_.end) now_ = std::exchange(next_, {});
     }
+  }
+
+  /// Likewise for a constant number, in few instructions where rows follow one another: for a kernel that has little else to
+  /// do meanwhile. One that waits for memory anyway does better with `fetch`, which spreads the requests.
+  TERRACE_ALWAYS_INLINE void fetch_at_once(std::size_t lines) noexcept {
+    if (gap_ != 0 || static_cast<std::size_t>(now_.end - now_.at) <= lines * line_bytes) return fetch(lines);
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
+#pragma GCC unroll 64
+#endif
+    for (std::size_t i = 0; i < lines; ++i) __builtin_prefetch(now_.at + i * line_bytes);
+    now_.at += lines * line_bytes;
   }
 
   /// Lines that `bytes` take, begun ones included.
