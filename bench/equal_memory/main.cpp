@@ -1,0 +1,262 @@
+// Decode steps over KV that is ten times larger than the memory for it, by Terrace and by what one would write without
+// it, on the same budget of bytes: the same KV in a file, the same queries, attention kernels, work items and threads.
+//   stream        Terrace: a tier in RAM over nvme; and with most of that RAM as a second tier, read in place
+//   blocking      a cache of blocks, least recently used first, and a read (O_DIRECT) that is waited for at each miss
+//   mapped        a mapped file and the kernel's paging, with the advice that serves it best
+// A step's floor is max(compute alone, bytes from disk / speed of a raw io_uring loop), of the same round.
+//
+// The page cache of a host below a virtual disk may answer faster than a disk would; it does so for all of them.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "blocking.hpp"
+#include "hand_attention.hpp"
+#include "mapped.hpp"
+#include "problem.hpp"
+#include "raw_disk.hpp"
+#include "report.hpp"
+#include "scratch_path.hpp"
+#include "streamed.hpp"
+#include "terrace/medium/nvme.hpp"
+#include "terrace/terrace.hpp"
+
+namespace equal_memory {
+
+using two_tiers = tiered_cache<tier<ram>, tier<nvme>, step_aware>;
+using three_tiers = tiered_cache<tier<ram>, tier<ram>, tier<nvme>, step_aware>;
+
+constexpr int steps_a_round = 3;
+
+template <class Cache>
+std::unique_ptr<contestant> stream_over(context& ctx, const problem& p, result<Cache> cache) {
+  if (!cache) give_up(cache.error().message());
+  return std::make_unique<streamed<Cache>>(ctx, p, std::move(*cache));
+}
+
+// A file with all sealed blocks, by layer and position. It is gone when the program ends.
+class kv_file {
+ public:
+  explicit kv_file(const problem& p) : path_(bench::scratch_path("equal-memory")) {
+    const int file = ::open(path_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (file < 0) give_up("there is no room for a file of KV");
+    std::vector<std::byte> piece(problem::piece * p.block_bytes);
+    for (std::uint32_t layer = 0; layer < problem::layers; ++layer)
+      for (std::uint32_t first = 0; first < problem::blocks_a_layer; first += problem::piece) {
+        for (std::uint32_t b = 0; b < problem::piece; ++b)
+          p.write_block(layer, first + b, problem::block_tokens, piece.data() + b * p.block_bytes);
+        if (::write(file, piece.data(), piece.size()) != static_cast<ssize_t>(piece.size()))
+          give_up("there is no room for a file of KV");
+      }
+    if (::fsync(file) != 0) give_up("the file of KV cannot be written");
+    ::posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
+    ::close(file);
+  }
+  kv_file(const kv_file&) = delete;
+  ~kv_file() { ::unlink(path_.c_str()); }
+  const std::string& path() const noexcept { return path_; }
+
+ private:
+  std::string path_;
+};
+
+struct measured {
+  std::string name;
+  std::unique_ptr<contestant> who;
+  bool ours;
+  std::vector<double> rates = {};  // steps a second, one for each round
+  std::vector<double> times = {};  // ms, of each step
+  std::vector<float> result = std::vector<float>(problem::layers * problem::width);
+};
+
+// Compute alone: the same bytes from memory, larger than caches are.
+class compute_alone {
+ public:
+  compute_alone(context& ctx, const problem& p)
+      : problem_(p), attention_(ctx, p), memory_(bench::huge_memory(p.layer_bytes)) {
+    for (std::uint32_t b = 0; b < problem::blocks_a_layer; ++b)
+      p.write_block(0, b, problem::block_tokens, memory_.get() + b * p.block_bytes);
+  }
+  double seconds() {
+    return bench::seconds([&] {
+      for (std::uint32_t layer = 0; layer < problem::layers; ++layer) {
+        attention_.begin(layer);
+        for (std::uint32_t first = 0; first < problem::blocks_a_layer; first += problem::piece) {
+          std::array<const std::byte*, problem::piece> here{};
+          for (std::size_t b = 0; b < here.size(); ++b)
+            here[b] = memory_.get() + (first + b) * problem_.block_bytes;
+          attention_.fold(first, here);
+        }
+        attention_.finish(layer, out_);
+      }
+    });
+  }
+
+ private:
+  const problem& problem_;
+  hand_attention attention_;
+  bench::memory memory_;
+  std::vector<float> out_ = std::vector<float>(problem::layers * problem::width);
+};
+
+// How fast the disk gives blocks, 32 of them in flight, in the order of the file.
+class disk_alone {
+ public:
+  explicit disk_alone([[maybe_unused]] const problem& p, [[maybe_unused]] const std::string& path) {
+#if __has_include(<liburing.h>)
+    raw_.emplace(path);
+    buffers_ = bench::huge_memory(bench::raw_disk::most_depth * bench::raw_disk::largest);
+    job_ = {true, p.block_bytes, bench::raw_disk::most_depth,
+            std::vector<std::uint32_t>(p.kv_bytes / p.block_bytes / 2)};
+    for (std::uint32_t i = 0; i < job_.order.size(); ++i) job_.order[i] = i;
+#endif
+  }
+  double seconds_for([[maybe_unused]] double bytes) {
+#if __has_include(<liburing.h>)
+    const double took = bench::seconds([&] { raw_->run(job_, buffers_.get()); });
+    return took * bytes / static_cast<double>(job_.order.size() * job_.bytes);
+#else
+    return 0;
+#endif
+  }
+
+ private:
+#if __has_include(<liburing.h>)
+  std::optional<bench::raw_disk> raw_;
+#endif
+  bench::disk_job job_{};
+  bench::memory buffers_;
+};
+
+double relative_error(std::span<const float> x, std::span<const float> reference) {
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double d = static_cast<double>(x[i]) - static_cast<double>(reference[i]);
+    difference += d * d;
+    norm += static_cast<double>(reference[i]) * static_cast<double>(reference[i]);
+  }
+  return std::sqrt(difference / norm);
+}
+
+double percentile_95(std::vector<double> samples) {
+  std::sort(samples.begin(), samples.end());
+  return samples[std::min(samples.size() - 1, samples.size() * 95 / 100)];
+}
+
+std::string text_of(const char* format, auto... values) {
+  char text[200];
+  std::snprintf(text, sizeof text, format, values...);
+  return text;
+}
+
+constexpr double mib(std::size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
+// The best advice, tried out over one layer; then the budget is settled.
+std::string settle(bench::report& out, mapped& file, std::span<float> result) {
+  std::string tried = "mapped, seconds a layer:";
+  const mapped::advice* best = nullptr;
+  double least = 0;
+  for (const mapped::advice& how : mapped::all_advice) {
+    const double took = file.try_out(how);
+    tried += text_of(" %s %.2f;", how.name, took);
+    if (best == nullptr || took < least) best = &how, least = took;
+  }
+  out.note(tried);
+  file.try_out(*best);
+  file.settle_budget(result);
+  out.note(text_of("mapped: %.1f MiB stay from step to step", mib(file.kept_bytes())));
+  return text_of("mapped, %s", best->name);
+}
+
+void run(bench::report& out) {
+  const problem p;
+  context ctx;  // the owner computes too, beside one thread of the pool
+  const kv_file file(p);
+  std::vector<measured> all;
+  all.push_back(
+      {"tier 0 over nvme",
+       stream_over(ctx, p,
+                   two_tiers::open(ctx, p.layout, {.capacity = p.budget}, {.capacity = p.kv_bytes + 64_MiB})),
+       true});
+  const std::size_t windows = p.budget / 4;
+  all.push_back(
+      {"RAM read in place over nvme",
+       stream_over(ctx, p,
+                   three_tiers::open(ctx, p.layout, {.capacity = windows}, {.capacity = p.budget - windows},
+                                     {.capacity = p.kv_bytes + 64_MiB})),
+       true});
+  all.push_back({"blocking, LRU", std::make_unique<blocking>(ctx, p, file.path(), 1), false});
+  all.push_back({"blocking, LRU, 1 MiB a read",
+                 std::make_unique<blocking>(ctx, p, file.path(), problem::piece), false});
+  {
+    auto kernel = std::make_unique<mapped>(ctx, p, file.path());
+    std::vector<float> result(problem::layers * problem::width);
+    std::string name = settle(out, *kernel, result);
+    all.push_back({std::move(name), std::move(kernel), false});
+  }
+  compute_alone compute(ctx, p);
+  disk_alone disk(p, file.path());
+
+  std::vector<double> floors, computes, disks;
+  std::vector<std::uint64_t> read(all.size());
+  for (int round = -1; round < out.rounds(); ++round) {
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      measured& r = all[round % 2 == 0 ? i : all.size() - 1 - i];
+      double took = 0;
+      for (int n = 0; n < steps_a_round; ++n) {
+        const double step = bench::seconds([&] { r.who->step(r.result); });
+        took += step;
+        if (round >= 0) r.times.push_back(1e3 * step);
+      }
+      if (round >= 0) r.rates.push_back(steps_a_round / took);
+    }
+    if (round < 0) {
+      for (std::size_t i = 0; i < all.size(); ++i) read[i] = all[i].who->bytes_read();
+      continue;
+    }
+    const auto steps = static_cast<double>((round + 1) * steps_a_round);
+    const double bytes = static_cast<double>(all[0].who->bytes_read() - read[0]) / steps;
+    computes.push_back(compute.seconds());
+    disks.push_back(disk.seconds_for(bytes));
+    floors.push_back(1 / std::max(computes.back(), disks.back()));
+  }
+
+  const double steps = out.rounds() * steps_a_round;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const measured& r = all[i];
+    if (r.who->peak_bytes() > p.budget) give_up(r.name + " took more than the budget");
+    out.note(text_of("%s: %.1f of %.1f MiB, %.0f MiB a step from disk, relative to the first one %.1e",
+                     r.name.c_str(), mib(r.who->peak_bytes()), mib(p.budget),
+                     static_cast<double>(r.who->bytes_read() - read[i]) / steps / (1 << 20),
+                     relative_error(r.result, all[0].result)));
+    if (relative_error(r.result, all[0].result) > 1e-6) give_up(r.name + " has another result");
+  }
+  out.note(text_of("compute alone %.0f ms, the first one's bytes from disk alone %.0f ms",
+                   1e3 * bench::median(computes), 1e3 * bench::median(disks)));
+  for (const measured& ours : all) {
+    if (!ours.ours) continue;
+    for (const measured& theirs : all)
+      if (!theirs.ours) out.add({ours.name, "tokens/s", theirs.name}, ours.rates, theirs.rates);
+    if (&ours == &all[0] && bench::has_raw_disk)
+      out.add({ours.name, "tokens/s", "the floor"}, ours.rates, floors);
+    for (const measured& theirs : all)
+      if (!theirs.ours)
+        out.add({ours.name + ", p95", "ms a step", theirs.name, bench::better::smaller},
+                percentile_95(ours.times), percentile_95(theirs.times));
+  }
+}
+
+}  // namespace equal_memory
+
+int main(int argc, char** argv) {
+  bench::report out("equal_memory", argc, argv);
+  equal_memory::run(out);
+  return out.finish();
+}

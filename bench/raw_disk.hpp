@@ -1,0 +1,105 @@
+#pragma once
+// What a disk gives to one thread and one io_uring loop with as few calls as there can be: the limit of all that reads
+// and writes through Terrace. There is none without liburing (bench::has_raw_disk).
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "terrace/core/bytes.hpp"
+
+#if __has_include(<liburing.h>)
+#include <fcntl.h>
+#include <liburing.h>
+#include <unistd.h>
+#endif
+
+namespace bench {
+
+/// Transfers of `bytes` at order[i] * bytes of a file, `depth` of them at once.
+struct disk_job {
+  bool reading;
+  std::size_t bytes, depth;
+  std::vector<std::uint32_t> order;
+};
+
+/// The first `count` of the pieces that `file_bytes` have, in an order of chance that is always the same.
+inline std::vector<std::uint32_t> shuffled_pieces(std::size_t file_bytes, std::size_t piece,
+                                                  std::size_t count) {
+  std::vector<std::uint32_t> order(file_bytes / piece);
+  std::iota(order.begin(), order.end(), 0u);
+  std::mt19937 random(1);
+  std::shuffle(order.begin(), order.end(), random);
+  order.resize(std::min(count, order.size()));
+  return order;
+}
+
+#if __has_include(<liburing.h>)
+inline constexpr bool has_raw_disk = true;
+
+/// A file that lies there already, past the page cache where the file system allows it. Errors end the program.
+class raw_disk {
+ public:
+  static constexpr std::size_t most_depth = 32, largest = std::size_t{1} << 20;
+
+  explicit raw_disk(const std::string& path) : file_(::open(path.c_str(), O_RDWR | O_DIRECT | O_CLOEXEC)) {
+    if (file_ < 0) file_ = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+    if (file_ < 0) give_up("the file cannot be opened");
+    const unsigned flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN;
+    if (::io_uring_queue_init(2 * most_depth, &ring_, flags) < 0) give_up("io_uring is not available");
+  }
+  raw_disk(const raw_disk&) = delete;
+  ~raw_disk() {
+    ::io_uring_queue_exit(&ring_);
+    ::close(file_);
+  }
+
+  /// Runs the job; transfer i uses the i-th of `depth` buffers, `largest` bytes apart. Preconditions: depth is at most
+  /// most_depth, bytes at most largest.
+  void run(const disk_job& j, std::byte* buffers) {
+    std::size_t started = 0, ended = 0;
+    const auto start = [&](std::size_t slot) {
+      io_uring_sqe* const entry = ::io_uring_get_sqe(&ring_);
+      const std::uint64_t offset = j.order[started++] * std::uint64_t{j.bytes};
+      const auto length = static_cast<unsigned>(j.bytes);
+      if (j.reading)
+        ::io_uring_prep_read(entry, file_, buffers + slot * largest, length, offset);
+      else
+        ::io_uring_prep_write(entry, file_, buffers + slot * largest, length, offset);
+      ::io_uring_sqe_set_data64(entry, slot);
+    };
+    while (started < std::min(j.depth, j.order.size())) start(started);
+    while (ended < j.order.size()) {
+      ::io_uring_submit_and_wait(&ring_, 1);
+      io_uring_cqe* done[most_depth];
+      const unsigned n = ::io_uring_peek_batch_cqe(&ring_, done, most_depth);
+      std::uint64_t slots[most_depth];
+      for (unsigned i = 0; i < n; ++i) {
+        if (done[i]->res != static_cast<int>(j.bytes)) give_up("a transfer of the raw loop failed");
+        slots[i] = done[i]->user_data;
+      }
+      ::io_uring_cq_advance(&ring_, n);
+      ended += n;
+      for (unsigned i = 0; i < n && started < j.order.size(); ++i) start(slots[i]);
+    }
+  }
+
+ private:
+  [[noreturn]] static void give_up(const char* why) {
+    std::fprintf(stderr, "raw disk: %s\n", why);
+    std::exit(1);
+  }
+
+  int file_;
+  io_uring ring_{};
+};
+#else
+inline constexpr bool has_raw_disk = false;
+#endif
+
+}  // namespace bench
