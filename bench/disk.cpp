@@ -5,8 +5,6 @@
 #include "scratch_path.hpp"
 
 #if __has_include(<liburing.h>)
-#include <sys/resource.h>
-
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -15,6 +13,7 @@
 #include "terrace/execution/sync_wait.hpp"
 #include "terrace/medium/nvme.hpp"
 #include "terrace/medium/ram.hpp"
+#include "thread_cpu.hpp"
 
 namespace {
 
@@ -37,19 +36,11 @@ auto or_give_up(R opened) {
 struct sample {
   double gigabytes_a_second, cpu_microseconds;
 };
-double cpu_seconds() {
-  rusage used{};
-  ::getrusage(RUSAGE_THREAD, &used);
-  const auto seconds = [](const timeval& t) {
-    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
-  };
-  return seconds(used.ru_utime) + seconds(used.ru_stime);
-}
 template <class Run>
 sample measure(const disk_job& j, Run&& run) {
-  const double before = cpu_seconds(), took = bench::seconds(run);
+  const double before = bench::cpu_seconds(), took = bench::seconds(run);
   const auto count = static_cast<double>(j.order.size());
-  return {1e-9 * count * static_cast<double>(j.bytes) / took, 1e6 * (cpu_seconds() - before) / count};
+  return {1e-9 * count * static_cast<double>(j.bytes) / took, 1e6 * (bench::cpu_seconds() - before) / count};
 }
 
 // The figure: extents of the medium, in flight through its senders.

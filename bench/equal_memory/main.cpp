@@ -33,7 +33,7 @@ namespace equal_memory {
 using two_tiers = tiered_cache<tier<ram>, tier<nvme>, step_aware>;
 using three_tiers = tiered_cache<tier<ram>, tier<ram>, tier<nvme>, step_aware>;
 
-constexpr int steps_a_round = 3;
+constexpr int steps_a_round = 2;
 
 template <class Cache>
 std::unique_ptr<contestant> stream_over(context& ctx, const problem& p, result<Cache> cache) {

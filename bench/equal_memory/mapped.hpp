@@ -55,14 +55,19 @@ class mapped : public contestant {
     ::close(file_);
   }
 
-  /// Seconds for one layer with that advice, from an empty page cache; the advice stays.
+  /// The least seconds for one layer with that advice, of up to three, from an empty page cache; the advice stays.
   double try_out(const advice& how) {
     advice_ = how;
     kept_pieces_ = 0;
-    drop(0, problem_.kv_bytes);
     ::madvise(data_, problem_.kv_bytes, how.pattern);
     std::vector<float> out(problem::layers * problem::width);
-    return bench::seconds([&] { run_layer(1, out); });
+    double least = 0;
+    for (int n = 0; n < 3 && least < 1; ++n) {
+      drop(0, problem_.kv_bytes);
+      const double took = bench::seconds([&] { run_layer(1, out); });
+      least = n == 0 ? took : std::min(least, took);
+    }
+    return least;
   }
   /// Finds how much may stay, and checks that the budget holds then.
   void settle_budget(std::span<float> out) {
