@@ -1,16 +1,22 @@
 // A sum over a large tensor in a cache, beside the same sum over plain memory: all of it in tier 0; a tenth there and the
-// rest in RAM, there as q8_0, or on disk. With a share f outside and R = speed of memory / speed of the tier below, no
-// more than 1 / max(1 - f, f * R) of plain memory's speed can be had.
+// rest in RAM, there as q8_0, or on disk. With a share f that comes from below and R = speed of memory / speed of what
+// brings it, no more than 1 / max(1 - f, f * R) of plain memory's speed can be had: the formula of README.md. Where pages
+// are brought, a second row has that as its limit, from speeds of the same rounds and the f that the cache counted.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
+#include <memory>
 #include <numeric>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "huge_memory.hpp"
+#include "raw_disk.hpp"
 #include "report.hpp"
 #include "scratch_path.hpp"
 #include "terrace/codec/q8_0.hpp"
@@ -59,15 +65,72 @@ double paged(const paged_tensor<float>& tensor) {
 }
 
 template <class Cache>
-void compare(bench::report& out, const char* name, result<Cache> cache, std::span<const float> values) {
+std::uint64_t loads(const Cache& cache) {
+  std::uint64_t sum = 0;
+  for (const tier_stats& tier : cache.stats().tiers) sum += tier.loads;
+  return sum;
+}
+
+constexpr double gigabytes = static_cast<double>(bytes) / 1e9;
+
+// `link` says how fast pages can be brought, GB/s; nothing where they are read where they are.
+template <class Cache>
+void compare(bench::report& out, const char* name, result<Cache> cache, std::span<const float> values,
+             const std::function<double()>& link = {}) {
   if (!cache) give_up(cache.error().message());
   auto tensor = paged_tensor<float>::make(*cache, elements);
   if (!tensor) give_up(tensor.error().message());
   if (auto stored = tensor->store(values); !stored) give_up(stored.error().message());
-  constexpr double gigabytes = static_cast<double>(bytes) / 1e9;
-  out.compare(
-      {name, "GB/s", "plain memory"}, [&] { return gigabytes / paged(*tensor); },
-      [&] { return gigabytes / plain(values); });
+  std::vector<double> speeds, of_memory, bounds;
+  for (int round = -1; round < out.rounds(); ++round) {
+    double ours = 0;
+    const std::uint64_t brought = loads(*cache);
+    if (round % 2 == 0) ours = gigabytes / paged(*tensor);
+    const double memory = gigabytes / plain(values);
+    if (round % 2 != 0) ours = gigabytes / paged(*tensor);
+    const double f = static_cast<double>(loads(*cache) - brought) / static_cast<double>(tensor->pages());
+    const double below = link ? link() : memory;
+    if (round < 0) continue;
+    speeds.push_back(ours);
+    of_memory.push_back(memory);
+    bounds.push_back(memory / std::max(1 - f, f * memory / below));
+  }
+  out.add({name, "GB/s", "plain memory"}, speeds, of_memory);
+  if (link) out.add({std::string(name) + ", formula", "GB/s", "1 / max(1 - f, f R)"}, speeds, bounds);
+}
+
+// How fast one thread, as the pool has, decodes pages.
+double decoding(std::span<const float> values) {
+  constexpr std::size_t pages = 64;
+  const layer_group group = tensor_pages(element::fp32, page_elements);
+  const std::size_t page = group.block_bytes(), room = q8_0::max_encoded_size(group);
+  static std::vector<std::byte> encoded, raw(8 * page);
+  const const_bytes from = std::as_bytes(values).first(page);
+  if (encoded.empty()) {
+    encoded.resize(pages * room);
+    for (std::size_t i = 0; i < pages; ++i)
+      if (!q8_0::encode(group, from, {encoded.data() + i * room, room})) give_up("a page cannot be encoded");
+  }
+  return 1e-9 * static_cast<double>(pages * page) / bench::seconds([&] {
+           for (std::size_t i = 0; i < pages; ++i)
+             if (!q8_0::decode(group, {encoded.data() + i * room, room}, {raw.data() + i % 8 * page, page}))
+               give_up("a page cannot be decoded");
+         });
+}
+
+// How fast the disk gives pages, eight of them in flight, as a tensor asks for them.
+std::function<double()> reading([[maybe_unused]] const std::string& path) {
+#if __has_include(<liburing.h>)
+  constexpr std::size_t page = page_elements * sizeof(float), depth = 8;
+  const auto raw = std::make_shared<bench::raw_disk>(path);
+  const auto buffers = std::make_shared<bench::memory>(bench::huge_memory(depth * bench::raw_disk::largest));
+  return [raw, buffers, job = bench::disk_job{true, page, depth, bench::shuffled_pieces(bytes, page, 256)}] {
+    return 1e-9 * static_cast<double>(job.order.size() * page) /
+           bench::seconds([&] { raw->run(job, buffers->get()); });
+  };
+#else
+  return {};
+#endif
 }
 
 }  // namespace
@@ -93,11 +156,12 @@ int main(int argc, char** argv) {
     compare(out, "a tenth in tier 0, the rest as q8_0",
             tiered_cache<tier<ram>, tier<ram, q8_0>, lru>::open(ctx, layout, {.capacity = tenth},
                                                                 {.capacity = bytes / 2}),
-            values);
-  if (out.wanted("a tenth in tier 0, the rest on disk"))
-    compare(out, "a tenth in tier 0, the rest on disk",
-            tiered_cache<tier<ram>, tier<nvme>, lru>::open(ctx, layout, {.capacity = tenth},
-                                                           {.capacity = bytes + 64_MiB, .path = path}),
-            values);
+            values, [&] { return decoding(values); });
+  if (out.wanted("a tenth in tier 0, the rest on disk")) {
+    auto cache = tiered_cache<tier<ram>, tier<nvme>, lru>::open(ctx, layout, {.capacity = tenth},
+                                                                {.capacity = bytes + 64_MiB, .path = path});
+    const auto link = cache ? reading(path) : nullptr;
+    compare(out, "a tenth in tier 0, the rest on disk", std::move(cache), values, link);
+  }
   return out.finish();
 }
