@@ -1,5 +1,6 @@
 // The disk as an engine gets it: blocks that lie on nvme acquired through tiered_cache, and sealed blocks written behind,
-// beside a hand-written io_uring loop of the same transfers in the same rounds, and beside fio where that is installed.
+// beside a hand-written io_uring loop of the same transfers in the same rounds, through as much memory as the cache has,
+// and beside fio where that is installed.
 //
 // The cache checks each block that it reads and sums each that it writes; its pool does that, so the owner's CPU time is
 // that of an operation without the checksum. A note says what the pool took.
@@ -188,8 +189,8 @@ int main(int argc, char** argv) {
   if (!(*medium)->direct()) out.note("through the page cache: this file system has no O_DIRECT");
   if (std::system("command -v fio >/dev/null 2>&1") != 0)
     out.note("fio is not installed: nothing is beside it");
-  const bench::memory buffers = bench::huge_memory(raw_disk::most_depth * raw_disk::largest);
-  std::memset(buffers.get(), 1, raw_disk::most_depth * raw_disk::largest);
+  const bench::memory buffers = bench::huge_memory(hot_bytes);
+  std::memset(buffers.get(), 1, hot_bytes);
   raw_disk raw(path);
   raw.run({false, 1_MiB, 8, bench::shuffled_pieces(file_bytes, 1_MiB, file_bytes / 1_MiB)}, buffers.get());
   for (const bool reading : {true, false})
@@ -199,7 +200,8 @@ int main(int argc, char** argv) {
                                  (bytes == 1_MiB ? "1 MiB" : "128 KiB") + ", depth " + std::to_string(depth);
         if (!out.wanted(name)) continue;
         compare(out, raw, path, buffers.get(), name,
-                {reading, bytes, depth, bench::shuffled_pieces(file_bytes, bytes, bytes_a_sample / bytes)});
+                {reading, bytes, depth, bench::shuffled_pieces(file_bytes, bytes, bytes_a_sample / bytes),
+                 hot_bytes / bytes});
       }
   return out.finish();
 }

@@ -121,12 +121,13 @@ double decoding(std::span<const float> values) {
 // How fast the disk gives pages, eight of them in flight, as a tensor asks for them.
 std::function<double()> reading([[maybe_unused]] const std::string& path) {
 #if __has_include(<liburing.h>)
-  constexpr std::size_t page = page_elements * sizeof(float), depth = 8;
+  constexpr std::size_t page = page_elements * sizeof(float), depth = 8, buffers = bytes / 10 / page;
   const auto raw = std::make_shared<bench::raw_disk>(path);
-  const auto buffers = std::make_shared<bench::memory>(bench::huge_memory(depth * bench::raw_disk::largest));
-  return [raw, buffers, job = bench::disk_job{true, page, depth, bench::shuffled_pieces(bytes, page, 256)}] {
+  const auto memory = std::make_shared<bench::memory>(bench::huge_memory(buffers * page));
+  return [raw, memory,
+          job = bench::disk_job{true, page, depth, bench::shuffled_pieces(bytes, page, 256), buffers}] {
     return 1e-9 * static_cast<double>(job.order.size() * page) /
-           bench::seconds([&] { raw->run(job, buffers->get()); });
+           bench::seconds([&] { raw->run(job, memory->get()); });
   };
 #else
   return {};

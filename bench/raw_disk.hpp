@@ -21,11 +21,13 @@
 
 namespace bench {
 
-/// Transfers of `bytes` at order[i] * bytes of a file, `depth` of them at once.
+/// Transfers of `bytes` at order[i] * bytes of a file, `depth` of them at once, through `buffers` buffers in turn. Few
+/// buffers stay in the processor's caches, which is faster than memory is; 0: as many as are in flight.
 struct disk_job {
   bool reading;
   std::size_t bytes, depth;
   std::vector<std::uint32_t> order;
+  std::size_t buffers = 0;
 };
 
 /// The first `count` of the pieces that `file_bytes` have, in an order of chance that is always the same.
@@ -59,33 +61,34 @@ class raw_disk {
     ::close(file_);
   }
 
-  /// Runs the job; transfer i uses the i-th of `depth` buffers, `largest` bytes apart. Preconditions: depth is at most
-  /// most_depth, bytes at most largest.
-  void run(const disk_job& j, std::byte* buffers) {
+  /// Runs the job; buffers lie j.bytes apart. Preconditions: depth is at most most_depth, and buffers are at least as
+  /// many or 0.
+  void run(const disk_job& j, std::byte* at) {
+    std::vector<std::byte*> free;  // a ring: the buffer that has been idle longest is next
+    for (std::size_t b = 0; b < std::max(j.depth, j.buffers); ++b) free.push_back(at + b * j.bytes);
     std::size_t started = 0, ended = 0;
-    const auto start = [&](std::size_t slot) {
+    const auto start = [&] {
       io_uring_sqe* const entry = ::io_uring_get_sqe(&ring_);
+      std::byte* const buffer = free[started % free.size()];
       const std::uint64_t offset = j.order[started++] * std::uint64_t{j.bytes};
       const auto length = static_cast<unsigned>(j.bytes);
       if (j.reading)
-        ::io_uring_prep_read(entry, file_, buffers + slot * largest, length, offset);
+        ::io_uring_prep_read(entry, file_, buffer, length, offset);
       else
-        ::io_uring_prep_write(entry, file_, buffers + slot * largest, length, offset);
-      ::io_uring_sqe_set_data64(entry, slot);
+        ::io_uring_prep_write(entry, file_, buffer, length, offset);
+      ::io_uring_sqe_set_data(entry, buffer);
     };
-    while (started < std::min(j.depth, j.order.size())) start(started);
+    while (started < std::min(j.depth, j.order.size())) start();
     while (ended < j.order.size()) {
       ::io_uring_submit_and_wait(&ring_, 1);
       io_uring_cqe* done[most_depth];
       const unsigned n = ::io_uring_peek_batch_cqe(&ring_, done, most_depth);
-      std::uint64_t slots[most_depth];
       for (unsigned i = 0; i < n; ++i) {
         if (done[i]->res != static_cast<int>(j.bytes)) give_up("a transfer of the raw loop failed");
-        slots[i] = done[i]->user_data;
+        free[ended++ % free.size()] = static_cast<std::byte*>(::io_uring_cqe_get_data(done[i]));
       }
       ::io_uring_cq_advance(&ring_, n);
-      ended += n;
-      for (unsigned i = 0; i < n && started < j.order.size(); ++i) start(slots[i]);
+      for (unsigned i = 0; i < n && started < j.order.size(); ++i) start();
     }
   }
 

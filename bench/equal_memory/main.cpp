@@ -108,15 +108,15 @@ class compute_alone {
   std::vector<float> out_ = std::vector<float>(problem::layers * problem::width);
 };
 
-// How fast the disk gives blocks, 32 of them in flight, in the order of the file.
+// How fast the disk gives blocks, 32 of them in flight, in the order of the file, into as much memory as all have.
 class disk_alone {
  public:
   explicit disk_alone([[maybe_unused]] const problem& p, [[maybe_unused]] const std::string& path) {
 #if __has_include(<liburing.h>)
     raw_.emplace(path);
-    buffers_ = bench::huge_memory(bench::raw_disk::most_depth * bench::raw_disk::largest);
+    buffers_ = bench::huge_memory(p.budget);
     job_ = {true, p.block_bytes, bench::raw_disk::most_depth,
-            std::vector<std::uint32_t>(p.kv_bytes / p.block_bytes / 2)};
+            std::vector<std::uint32_t>(p.kv_bytes / p.block_bytes / 2), p.budget / p.block_bytes};
     for (std::uint32_t i = 0; i < job_.order.size(); ++i) job_.order[i] = i;
 #endif
   }
