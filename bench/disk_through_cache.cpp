@@ -106,7 +106,7 @@ class cached_disk {
 std::optional<double> fio(const disk_job& j, const std::string& path) {
   const std::string command =
       "fio --name=terrace --filename=" + path +
-      " --ioengine=io_uring --direct=1 --thinktime=0 --rw=" + (j.reading ? "randread" : "randwrite") +
+      " --ioengine=io_uring --direct=1 --iomem_align=2m --rw=" + (j.reading ? "randread" : "randwrite") +
       " --bs=" + std::to_string(j.bytes) + " --iodepth=" + std::to_string(j.depth) +
       " --size=" + std::to_string(file_bytes) + " --io_size=" + std::to_string(j.order.size() * j.bytes) +
       " --output-format=json 2>/dev/null";

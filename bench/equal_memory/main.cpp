@@ -3,7 +3,9 @@
 //   stream        Terrace: a tier in RAM over nvme; and with most of that RAM as a second tier, read in place
 //   blocking      a cache of blocks, least recently used first, and a read (O_DIRECT) that is waited for at each miss
 //   mapped        a mapped file and the kernel's paging, with the advice that serves it best
-// A step's floor is max(compute alone, bytes from disk / speed of a raw io_uring loop), of the same round.
+// A step's floor is max(compute alone, bytes from disk / speed of a raw io_uring loop), of the same round. The loop reads
+// layer after layer, as the file lies that the others read; Terrace's blocks lie in the order in which they were written, all
+// layers of a token together. A note says what the disk takes for that order, and what Terrace's transfers take alone.
 //
 // The page cache of a host below a virtual disk may answer faster than a disk would; it does so for all of them.
 #include <fcntl.h>
@@ -14,16 +16,14 @@
 #include <cmath>
 #include <cstdio>
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "blocking.hpp"
-#include "hand_attention.hpp"
+#include "floor.hpp"
 #include "mapped.hpp"
 #include "problem.hpp"
-#include "raw_disk.hpp"
 #include "report.hpp"
 #include "scratch_path.hpp"
 #include "streamed.hpp"
@@ -38,7 +38,7 @@ using three_tiers = tiered_cache<tier<ram>, tier<ram>, tier<nvme>, step_aware>;
 constexpr int steps_a_round = 2;
 
 template <class Cache>
-std::unique_ptr<contestant> stream_over(context& ctx, const problem& p, result<Cache> cache) {
+std::unique_ptr<streamed<Cache>> stream_over(context& ctx, const problem& p, result<Cache> cache) {
   if (!cache) give_up(cache.error().message());
   return std::make_unique<streamed<Cache>>(ctx, p, std::move(*cache));
 }
@@ -76,65 +76,6 @@ struct measured {
   std::vector<double> rates = {};  // steps a second, one for each round
   std::vector<double> times = {};  // ms, of each step
   std::vector<float> result = std::vector<float>(problem::layers * problem::width);
-};
-
-// Compute alone: the same bytes from memory, larger than caches are.
-class compute_alone {
- public:
-  compute_alone(context& ctx, const problem& p)
-      : problem_(p), attention_(ctx, p), memory_(bench::huge_memory(p.layer_bytes)) {
-    for (std::uint32_t b = 0; b < problem::blocks_a_layer; ++b)
-      p.write_block(0, b, problem::block_tokens, memory_.get() + b * p.block_bytes);
-  }
-  double seconds() {
-    return bench::seconds([&] {
-      for (std::uint32_t layer = 0; layer < problem::layers; ++layer) {
-        attention_.begin(layer);
-        for (std::uint32_t first = 0; first < problem::blocks_a_layer; first += problem::piece) {
-          std::array<const std::byte*, problem::piece> here{};
-          for (std::size_t b = 0; b < here.size(); ++b)
-            here[b] = memory_.get() + (first + b) * problem_.block_bytes;
-          attention_.fold(first, here);
-        }
-        attention_.finish(layer, out_);
-      }
-    });
-  }
-
- private:
-  const problem& problem_;
-  hand_attention attention_;
-  bench::memory memory_;
-  std::vector<float> out_ = std::vector<float>(problem::layers * problem::width);
-};
-
-// How fast the disk gives blocks, 32 of them in flight, in the order of the file, into as much memory as all have.
-class disk_alone {
- public:
-  explicit disk_alone([[maybe_unused]] const problem& p, [[maybe_unused]] const std::string& path) {
-#if __has_include(<liburing.h>)
-    raw_.emplace(path);
-    buffers_ = bench::huge_memory(p.budget);
-    job_ = {true, p.block_bytes, bench::raw_disk::most_depth,
-            std::vector<std::uint32_t>(p.kv_bytes / p.block_bytes / 2), p.budget / p.block_bytes};
-    for (std::uint32_t i = 0; i < job_.order.size(); ++i) job_.order[i] = i;
-#endif
-  }
-  double seconds_for([[maybe_unused]] double bytes) {
-#if __has_include(<liburing.h>)
-    const double took = bench::seconds([&] { raw_->run(job_, buffers_.get()); });
-    return took * bytes / static_cast<double>(job_.order.size() * job_.bytes);
-#else
-    return 0;
-#endif
-  }
-
- private:
-#if __has_include(<liburing.h>)
-  std::optional<bench::raw_disk> raw_;
-#endif
-  bench::disk_job job_{};
-  bench::memory buffers_;
 };
 
 double relative_error(std::span<const float> x, std::span<const float> reference) {
@@ -185,11 +126,10 @@ void run(bench::report& out) {
   context ctx;  // the owner computes too, beside one thread of the pool
   const kv_file file(p);
   std::vector<measured> all;
-  all.push_back(
-      {names[0],
-       stream_over(ctx, p,
-                   two_tiers::open(ctx, p.layout, {.capacity = p.budget}, {.capacity = p.kv_bytes + 64_MiB})),
-       true});
+  auto two = stream_over(
+      ctx, p, two_tiers::open(ctx, p.layout, {.capacity = p.budget}, {.capacity = p.kv_bytes + 64_MiB}));
+  auto& first = *two;
+  all.push_back({names[0], std::move(two), true});
   const std::size_t windows = p.budget / 4;
   all.push_back(
       {names[1],
@@ -209,7 +149,7 @@ void run(bench::report& out) {
   compute_alone compute(ctx, p);
   disk_alone disk(p, file.path());
 
-  std::vector<double> floors, computes, disks;
+  std::vector<double> floors, computes, disks, by_tokens, transfers;
   std::vector<std::uint64_t> read(all.size());
   for (int round = -1; round < out.rounds(); ++round) {
     for (std::size_t i = 0; i < all.size(); ++i) {
@@ -229,7 +169,9 @@ void run(bench::report& out) {
     const auto steps = static_cast<double>((round + 1) * steps_a_round);
     const double bytes = static_cast<double>(all[0].who->bytes_read() - read[0]) / steps;
     computes.push_back(compute.seconds());
-    disks.push_back(disk.seconds_for(bytes));
+    disks.push_back(disk.seconds_for(bytes, disk_alone::order::of_layers));
+    by_tokens.push_back(disk.seconds_for(bytes, disk_alone::order::of_tokens));
+    transfers.push_back(bench::seconds([&] { first.transfers_alone(); }));
     floors.push_back(1 / std::max(computes.back(), disks.back()));
   }
 
@@ -243,8 +185,12 @@ void run(bench::report& out) {
                      relative_error(r.result, all[0].result)));
     if (relative_error(r.result, all[0].result) > 1e-6) give_up(r.name + " has another result");
   }
-  out.note(text_of("compute alone %.0f ms, the first one's bytes from disk alone %.0f ms",
-                   1e3 * bench::median(computes), 1e3 * bench::median(disks)));
+  const auto ms = [](const std::vector<double>& seconds) { return 1e3 * bench::median(seconds); };
+  out.note(
+      text_of("ms: compute alone %.0f; the first one's bytes by a raw loop, layer after layer %.0f, as they "
+              "lie %.0f; "
+              "its transfers alone %.0f",
+              ms(computes), ms(disks), ms(by_tokens), ms(transfers)));
   for (const measured& ours : all) {
     if (!ours.ours) continue;
     for (const measured& theirs : all)

@@ -1,9 +1,9 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "problem.hpp"
 #include "terrace/medium/nvme.hpp"
@@ -23,18 +23,17 @@ class streamed : public contestant {
     for (std::uint32_t index = 0; index < problem::blocks_a_layer; ++index)
       append(index, problem::block_tokens);
     if (auto saved = ctx.sync_wait(cache_.flush()); !saved) give_up(saved.error().message());
-    before_ = read_from_disk();
   }
 
   void step(std::span<float> out) override {
-    cache_.advance_step(++step_);
-    auto token = reserve(1);  // dropped without a commit: the context stays as long as it is
-    for (std::uint32_t layer = 0; layer < problem::layers; ++layer) {
-      write(token, layer, problem::blocks_a_layer, 1);
-      auto done = context_.sync_wait(stream(cache_, text_, token, layer, problem_.queries_of(layer),
-                                            out.subspan(layer * problem::width, problem::width)));
-      if (!done) give_up(done.error().message());
-    }
+    const std::uint64_t before = read_from_disk();
+    decode(out, {});
+    read_ += read_from_disk() - before;
+  }
+  /// A step that computes nothing.
+  void transfers_alone() {
+    std::vector<float> out(problem::layers * problem::width);
+    decode(out, {.attend = false});
   }
   std::size_t peak_bytes() const override {
     const cache_stats now = cache_.stats();
@@ -43,9 +42,19 @@ class streamed : public contestant {
       if (now.tiers[t].medium == ram::name) bytes += now.tiers[t].capacity_bytes;
     return bytes;
   }
-  std::uint64_t bytes_read() const override { return read_from_disk() - before_; }
+  std::uint64_t bytes_read() const override { return read_; }
 
  private:
+  void decode(std::span<float> out, const stream_options& how) {
+    cache_.advance_step(++step_);
+    auto token = reserve(1);  // dropped without a commit: the context stays as long as it is
+    for (std::uint32_t layer = 0; layer < problem::layers; ++layer) {
+      write(token, layer, problem::blocks_a_layer, 1);
+      auto done = context_.sync_wait(stream(cache_, text_, token, layer, problem_.queries_of(layer),
+                                            out.subspan(layer * problem::width, problem::width), how));
+      if (!done) give_up(done.error().message());
+    }
+  }
   reservation reserve(std::uint32_t tokens) {
     auto made = text_.reserve(tokens);
     if (!made) give_up(made.error().message());
@@ -72,7 +81,7 @@ class streamed : public contestant {
   const problem& problem_;
   Cache cache_;
   sequence text_;
-  std::uint64_t step_ = 0, before_ = 0;
+  std::uint64_t step_ = 0, read_ = 0;
 };
 
 }  // namespace equal_memory
