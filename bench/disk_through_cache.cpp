@@ -102,13 +102,13 @@ class cached_disk {
   std::optional<sequence> last_;
 };
 
-// GB/s of fio for the same job, or nothing where there is none.
+// GB/s of fio for the same job over all of the file, for a shorter one tells of its start; or nothing where there is none.
 std::optional<double> fio(const disk_job& j, const std::string& path) {
   const std::string command =
       "fio --name=terrace --filename=" + path +
       " --ioengine=io_uring --direct=1 --iomem_align=2m --rw=" + (j.reading ? "randread" : "randwrite") +
       " --bs=" + std::to_string(j.bytes) + " --iodepth=" + std::to_string(j.depth) +
-      " --size=" + std::to_string(file_bytes) + " --io_size=" + std::to_string(j.order.size() * j.bytes) +
+      " --size=" + std::to_string(file_bytes) + " --io_size=" + std::to_string(file_bytes) +
       " --output-format=json 2>/dev/null";
   std::FILE* const pipe = ::popen(command.c_str(), "r");
   if (pipe == nullptr) return {};
