@@ -10,7 +10,7 @@
 
 #if __has_include(<liburing.h>)
 #include <algorithm>
-#include <array>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -34,6 +34,7 @@ using bench::disk_job, bench::raw_disk;
 using kv_cache = tiered_cache<tier<ram>, tier<nvme>, lru>;
 
 constexpr std::size_t file_bytes = 512_MiB, bytes_a_sample = 128_MiB;
+constexpr std::chrono::hours patience{1};  // a bench that was stopped for a while goes on
 constexpr std::size_t hot_bytes = 48_MiB;  // less than a sample, which comes round: nothing is hit
 
 [[noreturn]] void give_up(const std::string& why) {
@@ -69,9 +70,9 @@ class cached_disk {
  private:
   static kv_cache open(context& ctx, const disk_job& j) {
     const auto depth = static_cast<unsigned>(j.depth);
-    auto cache = kv_cache::open(ctx, layout_of(j.bytes), {.capacity = hot_bytes},
-                                {.capacity = file_bytes + 4 * j.bytes}, {},
-                                {.transfers = {.loads_in_flight = depth, .stores_in_flight = depth}});
+    auto cache = kv_cache::open(
+        ctx, layout_of(j.bytes), {.capacity = hot_bytes}, {.capacity = file_bytes + 4 * j.bytes}, {},
+        {.transfers = {.loads_in_flight = depth, .stores_in_flight = depth, .deadline = patience}});
     if (!cache) give_up(cache.error().message());
     return std::move(*cache);
   }

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -38,6 +39,8 @@ using encoded_below = tiered_cache<tier<ram>, tier<nvme, q8_0>, step_aware>;
 using three_tiers = tiered_cache<tier<ram>, tier<ram>, tier<nvme>, step_aware>;
 
 constexpr int steps_a_round = 2;
+const cache_options patient{
+    .transfers = {.deadline = std::chrono::hours(1)}};  // where a bench is stopped for a while
 
 template <class Cache>
 std::unique_ptr<streamed<Cache>> stream_over(context& ctx, const problem& p, result<Cache> cache) {
@@ -130,7 +133,8 @@ void run(bench::report& out) {
   const kv_file file(p);
   std::vector<measured> all;
   auto two = stream_over(
-      ctx, p, two_tiers::open(ctx, p.layout, {.capacity = p.budget}, {.capacity = p.kv_bytes + 64_MiB}));
+      ctx, p,
+      two_tiers::open(ctx, p.layout, {.capacity = p.budget}, {.capacity = p.kv_bytes + 64_MiB}, {}, patient));
   auto& first = *two;
   all.push_back({names[0], std::move(two), true});
   const std::size_t windows = p.budget / 4;
@@ -138,13 +142,13 @@ void run(bench::report& out) {
       {names[1],
        stream_over(ctx, p,
                    three_tiers::open(ctx, p.layout, {.capacity = windows}, {.capacity = p.budget - windows},
-                                     {.capacity = p.kv_bytes + 64_MiB})),
+                                     {.capacity = p.kv_bytes + 64_MiB}, {}, patient)),
        true});
-  all.push_back(
-      {names[2],
-       stream_over(ctx, p,
-                   encoded_below::open(ctx, p.layout, {.capacity = p.budget}, {.capacity = p.kv_bytes})),
-       true, 0.05});
+  all.push_back({names[2],
+                 stream_over(ctx, p,
+                             encoded_below::open(ctx, p.layout, {.capacity = p.budget},
+                                                 {.capacity = p.kv_bytes}, {}, patient)),
+                 true, 0.05});
   all.push_back({"blocking, LRU", std::make_unique<blocking>(ctx, p, file.path(), 1), false});
   all.push_back({"blocking, LRU, 1 MiB a read",
                  std::make_unique<blocking>(ctx, p, file.path(), problem::piece), false});
