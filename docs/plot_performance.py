@@ -30,7 +30,8 @@ def hot_fractions(axes, rows):
     steps = {r["case"].split(",")[0]: r for r in rows if r["case"].endswith("a step")}
     shares = {r["case"].split(",")[0]: r["value"] for r in rows if r["case"].endswith("from disk")}
     points = sorted((shares[hot], step["value"], step["limit"], hot) for hot, step in steps.items())
-    axes.plot([p[0] for p in points], [p[2] for p in points], "-", color=LIMIT, label="max(1, f R)")
+    axes.plot([p[0] for p in points], [p[2] for p in points], "_", color=LIMIT, markersize=16, markeredgewidth=2,
+              label="max(1, f R), R of the same run")
     axes.plot([p[0] for p in points], [p[1] for p in points], "o", color=OURS, label="measured")
     for share, step, _, hot in points:
         axes.annotate(hot, (share, step), textcoords="offset points", xytext=(5, -9), fontsize=7)
