@@ -35,26 +35,29 @@ class hand_attention {
   /// Folds in blocks first, first + 1 and so on.
   void fold(std::uint32_t first, std::span<const std::byte* const> blocks) {
     context_.parallel_for(problem::shape.kv_heads, [&](std::size_t head) noexcept {
-      for (std::size_t b = 0; b < blocks.size(); ++b)
-        fold_one(static_cast<std::uint32_t>(head), first + static_cast<std::uint32_t>(b),
-                 problem::block_tokens, blocks[b]);
+      for (std::size_t b = 0; b < blocks.size(); ++b) {
+        const block_view view =
+            view_of(first + static_cast<std::uint32_t>(b), problem::block_tokens, blocks[b]);
+        const bool last = b + 1 == blocks.size();
+        const block_view next = last ? block_view{} : view_of(0, problem::block_tokens, blocks[b + 1]);
+        attend(queries_, view, state_, static_cast<std::uint32_t>(head), 0, 1, best_isa(),
+               last ? nullptr : &next);
+      }
     });
   }
   void finish(std::uint32_t layer, std::span<float> out) {
     for (std::uint32_t head = 0; head < problem::shape.kv_heads; ++head)
-      fold_one(head, problem::blocks_a_layer, 1, tail(layer));
+      attend(queries_, view_of(problem::blocks_a_layer, 1, tail(layer)), state_, head, 0, 1);
     state_.finish(out.subspan(layer * problem::width, problem::width));
   }
 
  private:
   std::byte* tail(std::uint32_t layer) noexcept { return tails_.get() + layer * problem_.block_bytes; }
-  void fold_one(std::uint32_t head, std::uint32_t index, std::uint32_t tokens,
-                const std::byte* data) noexcept {
-    const block_view view{.group = &problem_.group,
-                          .data = data,
-                          .first_position = std::uint64_t{index} * problem::block_tokens,
-                          .tokens = tokens};
-    attend(queries_, view, state_, head, 0, 1);
+  block_view view_of(std::uint32_t index, std::uint32_t tokens, const std::byte* data) const noexcept {
+    return {.group = &problem_.group,
+            .data = data,
+            .first_position = std::uint64_t{index} * problem::block_tokens,
+            .tokens = tokens};
   }
 
   context& context_;
