@@ -48,30 +48,32 @@ std::unique_ptr<streamed<Cache>> stream_over(context& ctx, const problem& p, res
   return std::make_unique<streamed<Cache>>(ctx, p, std::move(*cache));
 }
 
-// A file with all sealed blocks, by layer and position. It is gone when the program ends.
+// A file with all sealed blocks, by layer and position. It has no name, so that nothing of it stays however the program
+// ends; `path` leads to it by its descriptor.
 class kv_file {
  public:
-  explicit kv_file(const problem& p) : path_(bench::scratch_path("equal-memory")) {
-    const int file = ::open(path_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (file < 0) give_up("there is no room for a file of KV");
+  explicit kv_file(const problem& p) {
+    const std::string name = bench::scratch_path("equal-memory");
+    file_ = ::open(name.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (file_ < 0) give_up("there is no room for a file of KV");
+    ::unlink(name.c_str());
     std::vector<std::byte> piece(problem::piece * p.block_bytes);
     for (std::uint32_t layer = 0; layer < problem::layers; ++layer)
       for (std::uint32_t first = 0; first < problem::blocks_a_layer; first += problem::piece) {
         for (std::uint32_t b = 0; b < problem::piece; ++b)
           p.write_block(layer, first + b, problem::block_tokens, piece.data() + b * p.block_bytes);
-        if (::write(file, piece.data(), piece.size()) != static_cast<ssize_t>(piece.size()))
+        if (::write(file_, piece.data(), piece.size()) != static_cast<ssize_t>(piece.size()))
           give_up("there is no room for a file of KV");
       }
-    if (::fsync(file) != 0) give_up("the file of KV cannot be written");
-    ::posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
-    ::close(file);
+    if (::fsync(file_) != 0) give_up("the file of KV cannot be written");
+    ::posix_fadvise(file_, 0, 0, POSIX_FADV_DONTNEED);
   }
   kv_file(const kv_file&) = delete;
-  ~kv_file() { ::unlink(path_.c_str()); }
-  const std::string& path() const noexcept { return path_; }
+  ~kv_file() { ::close(file_); }
+  std::string path() const { return "/proc/self/fd/" + std::to_string(file_); }
 
  private:
-  std::string path_;
+  int file_ = -1;
 };
 
 struct measured {
