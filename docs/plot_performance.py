@@ -4,14 +4,10 @@
 A panel for each of these whose rows are there: decode steps by the share of the KV in fast memory, beside the formula of
 README.md; decode at equal memory; codecs beside memcpy; the disk through tiered_cache beside the raw loop.
 """
-import json
 import math
 import sys
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
+import plotting
 
 OURS, LIMIT, GREY = "#c0392b", "#7b6fa0", "#aaaaaa"
 
@@ -71,27 +67,20 @@ PANELS = {"hot_fractions": hot_fractions, "equal_memory": equal_memory, "codec":
 
 
 def main(source, target):
-    with open(source, encoding="utf-8") as file:
-        rows = json.load(file)
+    rows = plotting.load(source)
     there = [name for name in PANELS if any(r["bench"] == name for r in rows)]
     if not there:
         sys.exit(f"plot_performance: {source} has no rows of {', '.join(PANELS)}")
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "terrace", "font.size": 10})
     lines = math.ceil(len(there) / 2)
-    figure, all_axes = plt.subplots(lines, min(len(there), 2), figsize=(10.4, 4.0 * lines), squeeze=False)
+    figure, all_axes = plotting.subplots(lines, min(len(there), 2), figsize=(10.4, 4.0 * lines), squeeze=False)
     for axes in list(all_axes.flat)[len(there):]:
         axes.remove()
     for name, axes in zip(there, all_axes.flat):
         PANELS[name](axes, [r for r in rows if r["bench"] == name])
-        axes.grid(True, color="#dddddd", linewidth=0.6)
+        plotting.plain(axes)
         axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(target, metadata={"Date": None})
+    plotting.save(figure, target)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("plot_performance.py BENCH.json OUT.svg")
-    main(sys.argv[1], sys.argv[2])
+    plotting.run(main, "plot_performance.py BENCH.json OUT.svg")

@@ -1,12 +1,6 @@
 #!/usr/bin/env python3
 """Draws docs/policies.svg from the JSON of trace_replay: plot_policies.py REPLAY.json OUT.svg (needs matplotlib)."""
-import json
-import sys
-
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
+import plotting
 
 STYLES = {
     "belady": ("#888888", "--", "Belady (the optimum)"),
@@ -20,10 +14,8 @@ STYLES = {
 
 
 def main(source, target):
-    with open(source, encoding="utf-8") as file:
-        results = json.load(file)
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "terrace", "font.size": 10})
-    figure, axes = plt.subplots(figsize=(7.2, 4.2))
+    results = plotting.load(source)
+    figure, axes = plotting.subplots(figsize=(7.2, 4.2))
     for policy, (colour, line, label) in STYLES.items():
         points = sorted((r["capacity"], r["hit_ratio"]) for r in results if r["policy"] == policy)
         axes.plot(*zip(*points), line, color=colour, label=label, linewidth=1.6, marker="o", markersize=3)
@@ -31,15 +23,10 @@ def main(source, target):
     axes.set_xlabel("blocks of 512 tokens in the tier")
     axes.set_ylabel("share of accesses that hit")
     axes.set_ylim(0, 0.4)
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
+    plotting.plain(axes)
     axes.legend(frameon=False, loc="lower right")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(target, metadata={"Date": None})
+    plotting.save(figure, target)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("plot_policies.py REPLAY.json OUT.svg")
-    main(sys.argv[1], sys.argv[2])
+    plotting.run(main, "plot_policies.py REPLAY.json OUT.svg")

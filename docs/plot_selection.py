@@ -1,13 +1,7 @@
 #!/usr/bin/env python3
 """Draws docs/sparse_selection.svg from what docs/measure_selection.py wrote: plot_selection.py SELECTION.json OUT.svg
 (needs matplotlib)."""
-import json
-import sys
-
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
+import plotting
 
 COLOURS = {256: "#1f4e79", 64: "#2e8b57", 32: "#c0392b"}
 
@@ -27,17 +21,13 @@ def draw(axes, rows, value):
                           color=COLOURS.get(tokens, "#7b6fa0"))
     axes.set_xscale("log")
     axes.set_xlabel("share of the blocks that is read, %")
-    axes.grid(True, color="#dddddd", linewidth=0.6)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    plotting.plain(axes)
 
 
 def main(source, target):
-    with open(source, encoding="utf-8") as file:
-        rows = json.load(file)
+    rows = plotting.load(source)
     dense = next(row for row in rows if row["attend"] == "dense")
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "terrace", "font.size": 10})
-    figure, (error, bits) = plt.subplots(1, 2, figsize=(9.6, 4.0))
+    figure, (error, bits) = plotting.subplots(1, 2, figsize=(9.6, 4.0))
     draw(error, rows, lambda row: row["rel_l2"])
     error.set_ylabel("error against dense attention, relative")
     error.set_ylim(bottom=0)
@@ -48,11 +38,8 @@ def main(source, target):
                   xytext=(0, 3), fontsize=8, color="#666666")
     bits.set_ylabel("bits per byte against dense attention, %")
     bits.set_ylim(-11, 1)
-    figure.tight_layout()
-    figure.savefig(target, metadata={"Date": None})
+    plotting.save(figure, target)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("plot_selection.py SELECTION.json OUT.svg")
-    main(sys.argv[1], sys.argv[2])
+    plotting.run(main, "plot_selection.py SELECTION.json OUT.svg")
