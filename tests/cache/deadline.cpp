@@ -1,4 +1,9 @@
 // Transfers that hang: who waits is told in time, and what the device may still write is touched by nobody.
+#include <chrono>
+#include <optional>
+#include <span>
+#include <utility>
+
 #include "small_cache.hpp"
 
 using namespace terrace;
@@ -11,6 +16,23 @@ cache_options patience(milliseconds deadline) {
   o.transfers.deadline = deadline;
   return o;
 }
+
+// What became of an acquire that nobody waits for in wait().
+struct outcome {
+  struct receiver {
+    using receiver_concept = ex::receiver_t;
+    outcome* to;
+    void set_value(lease held) noexcept { to->held.emplace(std::move(held)); }
+    void set_error(block_error e) noexcept { to->why.emplace(std::move(e)); }
+    void set_stopped() noexcept { to->stopped = true; }
+    ex::env<> get_env() const noexcept { return {}; }
+  };
+  bool ended() const noexcept { return held.has_value() || why.has_value() || stopped; }
+
+  std::optional<lease> held;
+  std::optional<block_error> why;
+  bool stopped = false;
+};
 
 }  // namespace
 
@@ -98,4 +120,63 @@ TEST_CASE("when every transfer hangs, those in line are told too") {
   f.script.hold = false;
   f.settle();
   for (std::size_t i = 0; i < ids.size(); ++i) CHECK(f.read(i));
+}
+
+TEST_CASE("an owner that was away finds what arrived, not what is late") {
+  const milliseconds deadline(8);
+  small_cache<> f(4, 16, patience(deadline));
+  REQUIRE(f.append(8));
+  f.settle();
+  const auto ids = f.ids();
+  f.script.hold = true;
+  outcome told;
+  auto asked = ex::connect(f.cache().acquire(std::span(ids).first(1)), outcome::receiver{&told});
+  ex::start(asked);
+  f.ctx.poll();
+
+  f.clock.advance(std::chrono::hours(1));
+  f.ctx.poll();
+  CHECK_FALSE(told.ended());  // it has been looked for once
+  f.script.hold = false;
+  f.script.release_all();
+  while (!told.ended() && f.ctx.poll() != 0) {
+  }
+  REQUIRE(told.held);
+  CHECK(f.cache().health(1).failures == 0);
+}
+
+TEST_CASE("an owner that comes by seldom is told of what hangs all the same") {
+  const milliseconds deadline(8);
+  small_cache<> f(4, 16, patience(deadline));
+  REQUIRE(f.append(8));
+  f.settle();
+  const auto ids = f.ids();
+  f.script.hold = true;
+  outcome told;
+  auto asked = ex::connect(f.cache().acquire(std::span(ids).first(1)), outcome::receiver{&told});
+  ex::start(asked);
+  int looks = 0;
+  for (; !told.ended() && looks < 10; ++looks) {
+    f.clock.advance(std::chrono::hours(1));
+    f.ctx.poll();
+  }
+  CHECK(looks == 4);
+  REQUIRE(told.why);
+  CHECK(told.why->lost.at(0).cause.code == errc::deadline);
+  f.script.hold = false;
+  f.settle();
+}
+
+TEST_CASE("a wait for what hangs ends at the deadline, no later") {
+  const milliseconds deadline(8);
+  small_cache<> f(4, 16, patience(deadline));
+  REQUIRE(f.append(8));
+  f.settle();
+  const auto ids = f.ids();
+  f.script.hold = true;
+  const auto asked_at = f.clock.now();
+  REQUIRE_FALSE(f.ctx.sync_wait(f.cache().acquire(std::span(ids).first(1))));
+  CHECK(f.clock.now() == asked_at + deadline);
+  f.script.hold = false;
+  f.settle();
 }

@@ -161,6 +161,37 @@ TEST_CASE("a flush whose sync hangs fails when its deadline passes, and the next
   CHECK(f.flush());
 }
 
+TEST_CASE("an owner that was away finds that a sync ended, not that it is late") {
+  fixture f;
+  f.append_named(4);
+  f.syncs[0].hold = true;
+  std::optional<result<void>> told;
+  struct receiver {
+    using receiver_concept = ex::receiver_t;
+    std::optional<result<void>>* to;
+    void set_value() noexcept { to->emplace(); }
+    void set_error(error e) noexcept { to->emplace(propagate(e)); }
+    void set_stopped() noexcept { to->emplace(fail(errc::stopped, "stopped")); }
+    ex::env<> get_env() const noexcept { return {}; }
+  };
+  auto flush = ex::connect(f.cache().flush(), receiver{&told});
+  ex::start(flush);
+  while (f.syncs[0].syncs == 0 && f.ctx.poll() != 0) {
+  }
+  REQUIRE(f.syncs[0].syncs == 1);
+
+  f.clock.advance(std::chrono::hours(1));
+  f.ctx.poll();
+  CHECK_FALSE(told);  // it has been looked for once
+  f.syncs[0].release();
+  while (!told && f.ctx.poll() != 0) {
+  }
+  REQUIRE(told);
+  CHECK(*told);
+  CHECK(f.durable(1));
+  CHECK(f.cache().health(1).healthy);
+}
+
 TEST_CASE("where the only tier that keeps cannot sync, flush says so each time, and nothing is lost") {
   fixture f(milliseconds(0));
   f.media[1].fail_writes = 1u << 30;

@@ -19,6 +19,7 @@
 #include "terrace/core/layout.hpp"
 #include "terrace/execution/context.hpp"
 #include "terrace/execution/timer.hpp"
+#include "terrace/execution/watched_clock.hpp"
 #include "terrace/transfer/job.hpp"
 
 namespace terrace {
@@ -56,8 +57,9 @@ class planner {
     unsigned loads_in_flight = 32;
     unsigned stores_in_flight = 16;
     unsigned prefetches_in_flight = 16;
-    std::chrono::milliseconds deadline{10'000};  ///< of a transfer or sync, from when it is begun
-    health_options health{};                     ///< when a tier that fails is set aside
+    /// Of a transfer or sync, from when it is begun; counted while the owner polls (execution/watched_clock.hpp).
+    std::chrono::milliseconds deadline{10'000};
+    health_options health{};  ///< when a tier that fails is set aside
     /// Whether tier i also holds what tier 0 holds. [0] means nothing.
     std::array<inclusion, max_tiers> inclusions{};
 
@@ -284,7 +286,7 @@ class planner {
   void start_sync();
   bool may_sync(std::size_t tier) const noexcept;
   void begin_sync(std::size_t tier);
-  void give_up_syncs(context::clock::time_point now);
+  void give_up_syncs(context::clock::time_point real);
   void sync_ended(std::size_t tier, const result<void>& outcome);
   void answer_sync(std::size_t tier, const result<void>& outcome);
   bool adopt(std::size_t tier, extent at, const extent_header& header);
@@ -376,7 +378,7 @@ class planner {
     bool under_way = false;  // the medium has not told yet
     bool waited_for = false;
     bool probe = false;
-    context::clock::time_point due{};
+    watched_clock::duration due{};
   };
   struct labelled {
     block_id id;
@@ -392,9 +394,10 @@ class planner {
   std::vector<labelled> syncing_;          // what the syncs under way will make durable
   std::array<keeper_sync, max_tiers> syncs_{};
   unsigned syncs_under_way_ = 0;  // and waited for
-  bool sync_wanted_ = false;      // room can be had when copies farther down are durable
-  bool names_taken_ = false;      // a keeper has the header of a name that was forgotten
-  bool names_syncing_ = false;    // likewise, before the syncs under way
+  watched_clock syncs_watched_{options_.deadline};
+  bool sync_wanted_ = false;    // room can be had when copies farther down are durable
+  bool names_taken_ = false;    // a keeper has the header of a name that was forgotten
+  bool names_syncing_ = false;  // likewise, before the syncs under way
   std::optional<error> keep_failure_;
 
   bool pumping_ = false, again_ = false, stopping_ = false;

@@ -155,6 +155,7 @@ TERRACE_BODY void planner::start_sync() {
     to_sync_.push_back(id);
   }
   for (std::size_t t = 0; t < tiers(); ++t) syncs_under_way_ += ready[t] ? 1u : 0u;
+  syncs_watched_.begin(context_.now());
   for (std::size_t t = 0; t < tiers(); ++t)
     if (ready[t]) begin_sync(t);
 }
@@ -164,25 +165,26 @@ TERRACE_BODY void planner::begin_sync(std::size_t tier) {
   s.owner = this;
   s.tier = tier;
   s.under_way = s.waited_for = true;
-  s.due = context_.now() + options_.deadline;
+  s.due = syncs_watched_.now() + syncs_watched_.patience();
   s.done = [](tier_control::sync_request* r, result<void> outcome) noexcept {
     auto& asked = *static_cast<keeper_sync*>(r);
     asked.owner->sync_ended(asked.tier, outcome);
   };
-  alarm_.call_by(s.due);
+  alarm_.call_by(syncs_watched_.next_look(s.due));
   s.probe = note_begin(tier, circuit_breaker::work::sync);
   tiers_[tier]->sync(s);
 }
 
 // A sync that passes its deadline has failed for those who wait for it. There is no other one of that tier before it
 // has really ended.
-TERRACE_BODY void planner::give_up_syncs(context::clock::time_point now) {
+TERRACE_BODY void planner::give_up_syncs(context::clock::time_point real) {
+  const auto now = syncs_watched_.look(real);
   constexpr error late{errc::deadline, "a sync has passed its deadline"};
   for (std::size_t t = 0; t < tiers(); ++t) {
     keeper_sync& s = syncs_[t];
     if (!s.waited_for) continue;
     if (s.due > now) {
-      alarm_.call_by(s.due);
+      alarm_.call_by(syncs_watched_.next_look(s.due));
       continue;
     }
     note_failure(t, circuit_breaker::work::sync, late);

@@ -14,6 +14,7 @@
 #include "terrace/execution/context.hpp"
 #include "terrace/execution/event_source.hpp"
 #include "terrace/execution/ex.hpp"
+#include "terrace/execution/watched_clock.hpp"
 #include "terrace/observe/trace_log.hpp"
 #include "terrace/transfer/job.hpp"
 #include "terrace/transfer/route.hpp"
@@ -27,7 +28,8 @@ inline namespace TERRACE_EX {
 /// is made at start: as many carriers as the planner has jobs, and the staging buffers, which bound what is
 /// in flight.
 ///
-/// A job that has not ended by its deadline is reported to the planner as overdue, and its I/O is asked to stop.
+/// A job that has not ended by its deadline is reported to the planner as overdue, and its I/O is asked to stop. Deadlines
+/// are of time in which the owner polled (execution/watched_clock.hpp).
 /// Its carrier and staging buffers stay with it until it has really ended.
 template <class... Tiers>
 class transfer_engine final : public transfer_port, private event_source {
@@ -65,7 +67,7 @@ class transfer_engine final : public transfer_port, private event_source {
       : context_(ctx),
         media_(m),
         staging_(buffers),
-        deadline_(deadline),
+        watched_(deadline),
         carriers_(std::make_unique<carrier[]>(carriers)) {
     for (std::size_t i = 0; i < carriers; ++i) {
       carriers_[i].engine = this;
@@ -85,7 +87,8 @@ class transfer_engine final : public transfer_port, private event_source {
     c.next = nullptr;
     (waiting_ == nullptr ? waiting_ : last_waiting_->next) = &c;
     last_waiting_ = &c;
-    c.due = context_.now() + deadline_;
+    if (on_time_.first == nullptr) watched_.begin(context_.now());
+    c.due = watched_.now() + watched_.patience();
     c.stop.emplace();
     on_time_.push_back(c);
     begin_waiting();
@@ -148,7 +151,7 @@ class transfer_engine final : public transfer_port, private event_source {
     back_home home{this};
     bool writing = false;
     std::optional<ex::inplace_stop_source> stop;  // asked when the job is overdue
-    context::clock::time_point due;
+    watched_clock::duration due{};
     carrier* earlier = nullptr;  // among those that are on time
     carrier* later = nullptr;
     bool giving_up = false;
@@ -331,17 +334,17 @@ class transfer_engine final : public transfer_port, private event_source {
 
   // As an event source: nothing to wait for but deadlines.
   std::size_t poll() noexcept override {
+    if (on_time_.first == nullptr) return 0;
+    const auto now = watched_.look(context_.now());
     std::size_t passed = 0;
-    while (on_time_.first != nullptr && on_time_.first->due <= context_.now()) {
-      on_time_.first->give_up();
-      ++passed;
-    }
+    for (; on_time_.first != nullptr && on_time_.first->due <= now; ++passed) on_time_.first->give_up();
     return passed;
   }
   std::size_t pending() const noexcept override { return 0; }
   int descriptor() const noexcept override { return -1; }
   context::clock::time_point due() const noexcept override {
-    return on_time_.first == nullptr ? context::clock::time_point::max() : on_time_.first->due;
+    return on_time_.first == nullptr ? context::clock::time_point::max()
+                                     : watched_.next_look(on_time_.first->due);
   }
 
   void begin_waiting() noexcept {
@@ -384,7 +387,7 @@ class transfer_engine final : public transfer_port, private event_source {
   context& context_;
   media media_;
   staging& staging_;
-  context::clock::duration deadline_;
+  watched_clock watched_;
   planner* planner_ = nullptr;
   queue_by_time on_time_;
   std::unique_ptr<carrier[]> carriers_;
