@@ -62,8 +62,10 @@ class raw_disk {
   }
 
   /// Runs the job; buffers lie j.bytes apart. Preconditions: depth is at most most_depth, and buffers are at least as
-  /// many or 0.
-  void run(const disk_job& j, std::byte* at) {
+  /// many or 0. `so_far` hears after each wait how many transfers have ended.
+  template <class Progress = void (*)(std::size_t)>
+  void run(
+      const disk_job& j, std::byte* at, Progress so_far = [](std::size_t) {}) {
     std::vector<std::byte*> free;  // a ring: the buffer that has been idle longest is next
     for (std::size_t b = 0; b < std::max(j.depth, j.buffers); ++b) free.push_back(at + b * j.bytes);
     std::size_t started = 0, ended = 0;
@@ -88,6 +90,7 @@ class raw_disk {
         free[ended++ % free.size()] = static_cast<std::byte*>(::io_uring_cqe_get_data(done[i]));
       }
       ::io_uring_cq_advance(&ring_, n);
+      so_far(ended);
       for (unsigned i = 0; i < n && started < j.order.size(); ++i) start();
     }
   }

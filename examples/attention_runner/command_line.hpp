@@ -18,7 +18,7 @@ namespace runner {
 struct command_line {
   std::string model = TERRACE_MODEL_DIR;
   std::string prompt, prompt_ids, json, trace;
-  std::string codec, policy = "lru", prefetch, device = "host", attend = "dense", shape;
+  std::string codec, policy, prefetch, device = "host", attend = "dense", shape;
   std::string hot, warm, cool, cold, cool_path, cold_path;
   std::uint32_t context = 32768, decode = 64, batch = 1, block_tokens = 0;
   double inject = 0;
@@ -51,7 +51,9 @@ inline void declare(CLI::App& app, command_line& c) {
   std::string policies;
   for (const std::string_view name : any_policy::names)
     policies += (policies.empty() ? "" : ", ") + std::string(name);
-  app.add_option("--policy", c.policy, "who leaves a tier first: " + policies);
+  app.add_option("--policy", c.policy,
+                 "who leaves a tier first: " + policies +
+                     " (default: step_aware, or lru where attention reads a selection)");
   app.add_option("--prefetch", c.prefetch,
                  "layer_ahead, sliding_window, attention_pattern, adaptive or none (default: layer_ahead, or "
                  "adaptive where attention reads a selection)");
@@ -107,7 +109,7 @@ inline outcome<bool> refuse_what_cannot_be(const command_line& c) {
     return refuse("--block-tokens needs a power of two, not '" + std::to_string(c.block_tokens) + "'");
   if (!c.codec.empty() && find_ladder(c.codec) == nullptr)
     return refuse("--codec knows lossless, q8 and q4, not " + in_quotes(c.codec));
-  if (!any_policy::index_of(c.policy))
+  if (!c.policy.empty() && !any_policy::index_of(c.policy))
     return refuse("--policy does not know " + in_quotes(c.policy) + ": see --help");
   constexpr std::array<std::string_view, 5> prefetchers{"layer_ahead", "sliding_window", "attention_pattern",
                                                         "adaptive", "none"};
@@ -141,7 +143,9 @@ inline outcome<run_request> request_of(const command_line& c) {
   if (c.block_tokens != 0) r.block_tokens = c.block_tokens;
   r.control = c.control;
   r.inject = c.inject;
-  r.policy = any_policy::index_of(c.policy).value_or(0);
+  // Who reads all of a context reads it in a cycle, of which lru keeps nothing that is of use.
+  const std::string_view policy = !c.policy.empty() ? c.policy : r.attend.selects() ? "lru" : "step_aware";
+  r.policy = any_policy::index_of(policy).value_or(0);
   auto hot = detail::size_option("--hot", c.hot), warm = detail::size_option("--warm", c.warm),
        cool = detail::size_option("--cool", c.cool), cold = detail::size_option("--cold", c.cold);
   for (const auto* size : {&hot, &warm, &cool, &cold})

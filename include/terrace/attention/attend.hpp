@@ -102,4 +102,21 @@ inline void attend(const query_tile& tile, const block_view& block, partial_stat
   kernels::attend(item, set);
 }
 
+/// Folds so many blocks in turn, as one work item: `view_of(i)` is one of them, and `after(i)` is called when it has been
+/// folded. Each is asked for from memory while the one before it is folded. Otherwise as `attend`.
+template <class View, class After>
+void attend_in_turn(const query_tile& tile, std::size_t blocks, View view_of, partial_state& state,
+                    std::uint32_t kv_head, std::uint32_t first_query, std::uint32_t queries,
+                    After after) noexcept {
+  if (blocks == 0) return;
+  block_view block = view_of(std::size_t{0});
+  for (std::size_t i = 0; i < blocks; ++i) {
+    const bool last = i + 1 == blocks;
+    const block_view next = last ? block_view{} : view_of(i + 1);
+    attend(tile, block, state, kv_head, first_query, queries, best_isa(), last ? nullptr : &next);
+    after(i);
+    block = next;
+  }
+}
+
 }  // namespace terrace

@@ -80,13 +80,11 @@ inline void attend(const batch_window& window, std::span<const query_tile> queri
       const auto head = static_cast<std::uint32_t>(item / cuts % heads);
       const auto first = static_cast<std::uint32_t>(item % cuts) * cut;
       if (first >= queries[i].size()) return;
-      const std::int32_t end = std::min(indptr[i] + done + piece, indptr[i + 1]);
-      for (std::int32_t p = indptr[i] + done; p < end; ++p) {
-        const bool last = p + 1 == end;
-        const block_view next = last ? block_view{} : window.page(static_cast<std::size_t>(p + 1));
-        attend(queries[i], window.page(static_cast<std::size_t>(p)), states[i], head, first,
-               std::min(cut, queries[i].size() - first), best_isa(), last ? nullptr : &next);
-      }
+      const std::int32_t begin = indptr[i] + done, end = std::min(begin + piece, indptr[i + 1]);
+      if (begin >= end) return;
+      const auto page = [&](std::size_t p) { return window.page(static_cast<std::size_t>(begin) + p); };
+      attend_in_turn(queries[i], static_cast<std::size_t>(end - begin), page, states[i], head, first,
+                     std::min(cut, queries[i].size() - first), [](std::size_t) {});
     });
   }
 }

@@ -214,12 +214,7 @@ TERRACE_INLINE void store_i16(std::int16_t* p, f32x16 v) noexcept {
 }  // namespace avx2
 #undef TERRACE_INLINE
 
-// g++ 12 warns of the deliberately undefined operands inside its own intrinsics.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
+TERRACE_AVX512_BEGIN
 #define TERRACE_INLINE TERRACE_TARGET_AVX512 TERRACE_ALWAYS_INLINE
 namespace avx512 {
 // As sixteen integers, and not as the __m512i of the intrinsics: g++ 12 copies a register to and fro for each sum in a
@@ -337,9 +332,7 @@ TERRACE_INLINE void store_i16(std::int16_t* p, f32x16 v) noexcept {
 }
 }  // namespace avx512
 #undef TERRACE_INLINE
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
+TERRACE_AVX512_END
 #endif
 
 }  // namespace terrace::simd

@@ -38,16 +38,13 @@ void stream_run::fold(std::size_t blocks, View view_of, std::optional<std::size_
     const auto head = static_cast<std::uint32_t>(item / cuts);
     const std::uint32_t first = static_cast<std::uint32_t>(item % cuts) * cut;
     const std::uint32_t count = std::min(cut, tile.size() - first);
-    for (std::size_t b = 0; b < blocks; ++b) {
-      const bool last = b + 1 == blocks;
-      const block_view next = last ? block_view{} : view_of(b + 1);
-      terrace::attend(tile, view_of(b), work_->state, head, first, count, best_isa(), last ? nullptr : &next);
-      if (!tallied || work_->mass.empty()) continue;
+    attend_in_turn(tile, blocks, view_of, work_->state, head, first, count, [&](std::size_t b) {
+      if (!tallied || work_->mass.empty()) return;
       const std::uint32_t group = tile.shape().group();
       for (std::uint32_t q = first; q < first + count; ++q)
         for (std::uint32_t h = head * group; h < (head + 1) * group; ++h)
           work_->mass.note(*tallied + b, work_->state, tile.row(q, h));
-    }
+    });
   });
 }
 

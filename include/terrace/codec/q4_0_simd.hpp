@@ -87,12 +87,7 @@ TERRACE_INLINE void store_q4(std::byte* p, f32x16 a, f32x16 b) noexcept {
 }  // namespace avx2
 #undef TERRACE_INLINE
 
-// g++ 12 warns of the deliberately undefined operands inside its own intrinsics.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
+TERRACE_AVX512_BEGIN
 #define TERRACE_INLINE TERRACE_TARGET_AVX512 TERRACE_ALWAYS_INLINE
 namespace avx512 {
 struct q4_values {
@@ -121,9 +116,7 @@ TERRACE_INLINE void store_q4(std::byte* p, f32x16 a, f32x16 b) noexcept {
 }
 }  // namespace avx512
 #undef TERRACE_INLINE
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
+TERRACE_AVX512_END
 #endif
 
 }  // namespace terrace::simd

@@ -119,12 +119,7 @@ TERRACE_TARGET_AVX2 TERRACE_ALWAYS_INLINE f32x16 to_f32(const i32x16& v) noexcep
 
 }  // namespace avx2
 
-// g++ 12 warns of the deliberately undefined operands inside its own intrinsics.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
+TERRACE_AVX512_BEGIN
 #define TERRACE_INLINE TERRACE_TARGET_AVX512 TERRACE_ALWAYS_INLINE
 namespace avx512 {
 
@@ -207,9 +202,7 @@ TERRACE_INLINE f32x16 to_f32(i32x16 v) noexcept { return {_mm512_cvtepi32_ps(v.v
 
 }  // namespace avx512
 #undef TERRACE_INLINE
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
+TERRACE_AVX512_END
 
 #endif
 

@@ -41,6 +41,18 @@
 #endif
 #define TERRACE_ALWAYS_INLINE __attribute__((always_inline)) inline
 
+// Code that uses AVX-512 intrinsics stands between these two: g++ 12 warns of the deliberately undefined operands inside
+// its own.
+#if defined(__GNUC__) && !defined(__clang__)
+#define TERRACE_AVX512_BEGIN                                                           \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wuninitialized\"") \
+      _Pragma("GCC diagnostic ignored \"-Wmaybe-uninitialized\"")
+#define TERRACE_AVX512_END _Pragma("GCC diagnostic pop")
+#else
+#define TERRACE_AVX512_BEGIN
+#define TERRACE_AVX512_END
+#endif
+
 // Terrace is headers alone unless every translation unit of a program defines TERRACE_PREBUILT and one of them
 // includes terrace/prebuilt.hpp: then what knows neither tier nor policy (the planner, the kernels) is compiled
 // there, once, and the others compile in half the time. TERRACE_BODY marks those functions where they are

@@ -8,12 +8,7 @@
 #include "terrace/core/config.hpp"
 #include "terrace/core/element.hpp"
 
-// g++ 12 warns of the deliberately undefined operands inside its own intrinsics.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
+TERRACE_AVX512_BEGIN
 
 #define TERRACE_INLINE TERRACE_TARGET_AVX512 TERRACE_ALWAYS_INLINE
 
@@ -236,6 +231,4 @@ TERRACE_INLINE void split_rows(const float* in, float* out, std::size_t stride) 
 }  // namespace terrace::simd::avx512
 
 #undef TERRACE_INLINE
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
+TERRACE_AVX512_END
