@@ -239,8 +239,9 @@ TEST_CASE("an element costs no allocation") {
 
 TEST_CASE("elements may end on several threads") {
   context ctx{{.codec_threads = 2}};
+  const std::size_t in_flight = GENERATE(1u, 2u, 7u);
   std::vector<std::atomic<int>> calls(2000);
-  CHECK(ctx.sync_wait(for_each(calls.size(), 7,
+  CHECK(ctx.sync_wait(for_each(calls.size(), in_flight,
                                [&](std::size_t i) noexcept {
                                  return ex::schedule(terrace::get_scheduler(ctx.pool())) |
                                         ex::then([&, i]() noexcept {

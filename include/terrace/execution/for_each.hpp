@@ -93,6 +93,11 @@ class for_each_operation {
     // inside start() take turns in a loop and not in a recursion.
     std::atomic<bool> met{false};
 
+    // Whether the other of the two was here before. To look first spares the second its locked instruction.
+    bool second() noexcept {
+      return met.load(std::memory_order_acquire) || met.exchange(true, std::memory_order_acq_rel);
+    }
+
     void run() noexcept {
       do {
         current.reset();
@@ -103,10 +108,10 @@ class for_each_operation {
           connect(index);
         } while (!current);
         ex::start(*current);
-      } while (met.exchange(true, std::memory_order_acq_rel));
+      } while (second());
     }
     void ended() noexcept {
-      if (met.exchange(true, std::memory_order_acq_rel)) run();
+      if (second()) run();
     }
     void connect(std::size_t index) noexcept {
       auto make = elide{[&] { return ex::connect(owner->function_(index), element_receiver{this}); }};
@@ -127,8 +132,16 @@ class for_each_operation {
       if (next_.load(std::memory_order_relaxed) < elements_) stopped_.store(true, std::memory_order_relaxed);
       return none;
     }
-    const std::size_t index = next_.fetch_add(1, std::memory_order_relaxed);
+    const std::size_t index = take_index();
     return index < elements_ ? index : none;
+  }
+  // One slot alone has nobody to share the count with, and each of its elements comes after the one before:
+  // it does without the locked instruction.
+  std::size_t take_index() noexcept {
+    if (width_ != 1) return next_.fetch_add(1, std::memory_order_relaxed);
+    const std::size_t index = next_.load(std::memory_order_relaxed);
+    next_.store(index + 1, std::memory_order_relaxed);
+    return index;
   }
   template <class E>
   void fail(E&& error) noexcept {

@@ -53,7 +53,7 @@ class io_uring_backend final : public io_backend {
   bool set_entry(unsigned i, mutable_bytes memory) noexcept;
 #endif
 
-  // The entry of the registered buffer that has these bytes; -1 where none has all of them.
+  // The entry of the registered buffer that has these bytes; -1 where none has all of them. O(registered buffers).
   int registered_as(const std::byte* data, std::size_t bytes) const noexcept;
 
   bool knows_operations() noexcept;
@@ -77,6 +77,7 @@ class io_uring_backend final : public io_backend {
 
   io_uring ring_{};
   std::array<mutable_bytes, 16> registered_{};  // by entry of the kernel's table; empty: free
+  unsigned registered_end_ = 0;                 // no entry from here on is in use
   enum class table : std::uint8_t { unknown, made, refused } table_ = table::unknown;
   bool open_ = false;
   int event_ = -1;          // -1: the ring's own descriptor will do

@@ -3,6 +3,7 @@
 #include <liburing.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -77,6 +78,7 @@ TERRACE_BODY bool io_uring_backend::register_buffer([[maybe_unused]] mutable_byt
     if (registered_[i].empty()) {
       if (!set_entry(i, memory)) return false;
       registered_[i] = memory;
+      registered_end_ = std::max(registered_end_, i + 1);
       return true;
     }
 #endif
@@ -90,6 +92,7 @@ TERRACE_BODY void io_uring_backend::unregister_buffer([[maybe_unused]] mutable_b
         registered_[i].size() == memory.size()) {
       set_entry(i, {});
       registered_[i] = {};
+      while (registered_end_ != 0 && registered_[registered_end_ - 1].empty()) --registered_end_;
       return;
     }
 #endif
@@ -138,7 +141,7 @@ TERRACE_BODY bool io_uring_backend::set_entry(unsigned i, mutable_bytes memory) 
 }
 
 TERRACE_BODY int io_uring_backend::registered_as(const std::byte* data, std::size_t bytes) const noexcept {
-  for (unsigned i = 0; i < registered_.size(); ++i) {
+  for (unsigned i = 0; i < registered_end_; ++i) {
     const mutable_bytes memory = registered_[i];
     if (data >= memory.data() && bytes <= memory.size() &&
         static_cast<std::size_t>(data - memory.data()) <= memory.size() - bytes && !memory.empty())
