@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "terrace/execution/timer.hpp"
 
 using terrace::context;
 using namespace std::chrono_literals;
@@ -243,6 +244,98 @@ TEST_CASE("wait sleeps on the descriptor of a device and spins for one without")
   CHECK(ctx.idle() == (device.operations == 0));
   ctx.detach(device);
   CHECK(ctx.idle());
+}
+
+namespace {
+// A device with a call of its own that waits, here for its descriptor.
+struct sleeping_device final : terrace::event_source {
+  sleeping_device() { fake.fd = ::eventfd(0, EFD_NONBLOCK); }
+  std::size_t poll() noexcept override { return fake.poll(); }
+  std::size_t pending() const noexcept override { return fake.pending(); }
+  int descriptor() const noexcept override { return fake.fd; }
+  bool sleeps() const noexcept override { return true; }
+  bool sleep(context::clock::time_point until, int wake) noexcept override {
+    last_until = until;
+    ++asked;
+    if (!able) return false;
+    pollfd watched[] = {{fake.fd, POLLIN, 0}, {wake, POLLIN, 0}};
+    const auto left = until - context::clock::now();
+    ::poll(
+        watched, 2,
+        until == forever ? -1 : static_cast<int>(std::chrono::ceil<std::chrono::milliseconds>(left).count()));
+    return true;
+  }
+  fake_device fake;
+  context::clock::time_point last_until{};
+  int asked = 0;
+  bool able = true;
+};
+}  // namespace
+
+TEST_CASE("wait sleeps in the device that alone has work pending, if that can sleep") {
+  context ctx;
+  sleeping_device device;
+  device.fake.operations = 1;
+  ctx.attach(device);
+  SECTION("until it completes") {
+    std::thread hardware([&] { device.fake.complete_from_anywhere(); });
+    CHECK(ctx.wait(forever));
+    hardware.join();
+    CHECK(device.fake.polls <= 2 + device.asked);
+    CHECK(ctx.idle());
+  }
+  SECTION("until something is posted") {
+    for (int round = 0; round < 200; ++round) {
+      bool ran = false;
+      work item([&] { ran = true; });
+      std::thread poster([&] { ctx.post(item); });
+      CHECK(ctx.wait(forever));
+      poster.join();
+      REQUIRE(ran);
+    }
+  }
+  SECTION("until the deadline") {
+    const auto deadline = context::clock::now() + 2ms;
+    CHECK_FALSE(ctx.wait(deadline));
+    CHECK(context::clock::now() >= deadline);
+    CHECK(device.asked >= 1);
+    CHECK(device.last_until == deadline);
+  }
+  SECTION("until another source is due") {
+    bool called = false;
+    terrace::timer soon(
+        ctx, [](void* flag) noexcept { *static_cast<bool*>(flag) = true; }, &called);
+    const auto due = context::clock::now() + 2ms;
+    soon.call_by(due);
+    CHECK(ctx.wait(forever));
+    CHECK(called);
+    CHECK(device.last_until == due);
+  }
+  SECTION("and on descriptors where it could not") {
+    device.able = false;
+    std::thread hardware([&] { device.fake.complete_from_anywhere(); });
+    CHECK(ctx.wait(forever));
+    hardware.join();
+    CHECK(device.fake.polls <= 3);
+  }
+  SECTION("and on descriptors where others have work pending") {
+    fake_device other;
+    other.fd = ::eventfd(0, EFD_NONBLOCK);
+    other.operations = 1;
+    ctx.attach(other);
+    std::thread hardware([&] { other.complete_from_anywhere(); });
+    CHECK(ctx.wait(forever));
+    hardware.join();
+    CHECK(device.asked == 0);
+    CHECK(other.operations == 0);
+    ctx.detach(other);
+  }
+  SECTION("and never in one that has nothing to do") {
+    device.fake.operations = 0;
+    CHECK_FALSE(ctx.wait(context::clock::now() + 1ms));
+    CHECK(device.asked == 0);
+  }
+  ctx.detach(device);
 }
 
 TEST_CASE("completions may attach and detach devices") {

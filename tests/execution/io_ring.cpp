@@ -11,9 +11,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <random>
@@ -327,6 +329,145 @@ TEST_CASE("a stop in flight ends the operation, and later bytes do not reach its
   pipe.send("0123456789", 10);
   ctx.poll();
   CHECK(in == before);
+  CHECK(ctx.idle());
+}
+
+namespace {
+template <class F>
+struct work : terrace::task {
+  explicit work(F f) : task(&run), function(std::move(f)) {}
+  static void run(task* self) noexcept { static_cast<work*>(self)->function(); }
+  F function;
+};
+}  // namespace
+
+TEST_CASE("what wakes an owner that sleeps in the ring") {
+  context ctx;
+  auto ring = open_ring<kernel_ring>(ctx, GENERATE(1u, 256u));
+  if (no_io_uring(*ring)) return;
+  if (!ring->sleeps()) WARN("this kernel lets nobody sleep in a ring: on its descriptor then");
+  pipe_pair pipe;
+  std::vector<std::byte> in(4);
+  transfer read(ring->read(pipe.reader(), in, 0));
+  read.start();
+  SECTION("a post of another thread, each time") {
+    for (int round = 0; round < 200; ++round) {
+      bool ran = false;
+      work item([&] { ran = true; });
+      std::thread poster([&] { ctx.post(item); });
+      CHECK(ctx.wait(forever));
+      poster.join();
+      REQUIRE(ran);
+    }
+  }
+  SECTION("the deadline") {
+    for (int round = 0; round < 3; ++round) {
+      const auto deadline = context::clock::now() + std::chrono::milliseconds(1);
+      CHECK_FALSE(ctx.wait(deadline));
+      CHECK(context::clock::now() >= deadline);
+    }
+    CHECK_FALSE(ctx.wait(context::clock::time_point::min()));
+  }
+  SECTION("a stop of another thread, after a post") {
+    work item([] {});
+    std::thread poster([&] { ctx.post(item); });
+    CHECK(ctx.wait(forever));
+    poster.join();
+    std::thread other([&] { read.stop.request_stop(); });
+    drive(ctx, read.seen);
+    other.join();
+    CHECK(read.seen.stops == 1);
+    CHECK(ctx.idle());
+    return;
+  }
+  CHECK(read.seen.total() == 0);
+  std::thread sender([&] {
+    if (::write(pipe.ends[1], "abcd", 4) != 4) std::abort();
+  });
+  drive(ctx, read.seen);
+  sender.join();
+  CHECK(read.seen.values == 1);
+  CHECK(in[3] == std::byte{'d'});
+  CHECK(ctx.idle());
+}
+
+TEST_CASE("the descriptor speaks after the owner has slept in the ring, and wait() goes on to work") {
+  context ctx;
+  auto ring = open_ring<kernel_ring>(ctx);
+  if (no_io_uring(*ring)) return;
+  pipe_pair pipe;
+  std::vector<std::byte> in(1);
+  work item([] {});
+  auto post = [&] { std::thread([&] { ctx.post(item); }).join(); };
+  auto wait_for_post = [&] {
+    std::thread poster([&] { ctx.post(item); });
+    CHECK(ctx.wait(forever));
+    poster.join();
+  };
+  std::optional<transfer> read(std::in_place, ring->read(pipe.reader(), in, 0));
+  read->start();
+  wait_for_post();
+  pipe.send("a", 1);  // ends in silence, before anybody asks for the descriptor
+  const int fd = ctx.descriptor();
+  auto readable = [&](int milliseconds) {
+    pollfd one{fd, POLLIN, 0};
+    return ::poll(&one, 1, milliseconds) == 1;
+  };
+  auto calm_down = [&] {
+    int wakes = 0;
+    while (readable(0) && wakes < 1000) {
+      ctx.poll();
+      ++wakes;
+    }
+    CHECK(wakes < 100);
+  };
+  for (int round = 0; round < 20; ++round) {
+    while (read->seen.total() == 0) {
+      REQUIRE(readable(-1));
+      ctx.poll();
+    }
+    CHECK(read->seen.values == 1);
+    calm_down();
+    read.emplace(ring->read(pipe.reader(), in, 0));
+    read->start();
+    ctx.poll();
+    post();
+    CHECK(readable(0));
+    CHECK(ctx.poll() == 1);
+    calm_down();
+    wait_for_post();
+    calm_down();
+    pipe.send("b", 1);
+  }
+  drive(ctx, read->seen);
+}
+
+TEST_CASE("an owner with two rings hears of both, and of posts") {
+  context ctx;
+  auto first = open_ring<kernel_ring>(ctx), second = open_ring<kernel_ring>(ctx);
+  if (no_io_uring(*first)) return;
+  pipe_pair pipe_of_first, pipe_of_second;
+  std::vector<std::byte> in(2);
+  transfer a(first->read(pipe_of_first.reader(), mutable_bytes(in).first(1), 0));
+  transfer b(second->read(pipe_of_second.reader(), mutable_bytes(in).last(1), 0));
+  work item([] {});
+  auto wait_for_post = [&] {
+    std::thread poster([&] { ctx.post(item); });
+    CHECK(ctx.wait(forever));
+    poster.join();
+  };
+  a.start();
+  wait_for_post();  // in the first ring alone
+  b.start();
+  wait_for_post();
+  pipe_of_second.send("b", 1);
+  drive(ctx, b.seen);
+  CHECK(b.seen.values == 1);
+  CHECK(a.seen.total() == 0);
+  wait_for_post();  // in the first ring alone again
+  pipe_of_first.send("a", 1);
+  drive(ctx, a.seen);
+  CHECK(a.seen.values == 1);
   CHECK(ctx.idle());
 }
 

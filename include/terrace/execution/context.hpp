@@ -57,7 +57,8 @@ class context {
   std::size_t poll() noexcept;
 
   /// Blocks until at least one completion ran (true) or the deadline passed (false). time_point::max() waits
-  /// forever. It sleeps on descriptors, and spins only while a source without one has work pending.
+  /// forever. It sleeps in the source that has work pending, or on descriptors, and spins only while a source
+  /// without one has work pending.
   bool wait(clock::time_point deadline) noexcept;
 
   /// A descriptor for the engine's own loop, readable while poll() has something to run. Call poll() once
@@ -125,7 +126,8 @@ class context {
   void signal() const noexcept;
   void drain_signal() noexcept;
   void take_posted() noexcept;
-  void block(clock::time_point deadline) noexcept;
+  event_source* sleeper() const noexcept;
+  void block(clock::time_point deadline, event_source* device) noexcept;
   clock::time_point next_due(clock::time_point at_latest) const noexcept;
   bool must_spin() const noexcept;
   void watch(int descriptor) const noexcept;

@@ -59,11 +59,23 @@ TERRACE_BODY bool context::wait(clock::time_point deadline) noexcept {
     if (deadline != clock::time_point::max() && now() >= deadline) return false;
     if (time_ != nullptr)
       time_->sleep_until(next_due(deadline));
-    else if (must_spin())
+    else if (event_source* const device = sleeper(); device == nullptr && must_spin())
       std::this_thread::yield();
     else
-      block(deadline);
+      block(deadline, device);
   }
+}
+
+// The source in which the owner can wait for everything: it alone has work pending, and watches event_ besides.
+TERRACE_BODY event_source* context::sleeper() const noexcept {
+  if (event_ < 0) return nullptr;
+  event_source* found = nullptr;
+  for (event_source* source : sources_) {
+    if (source == nullptr || source->pending() == 0) continue;
+    if (found != nullptr || !source->sleeps()) return nullptr;
+    found = source;
+  }
+  return found;
 }
 
 TERRACE_BODY context::clock::time_point context::next_due(clock::time_point at_latest) const noexcept {
@@ -72,12 +84,14 @@ TERRACE_BODY context::clock::time_point context::next_due(clock::time_point at_l
   return at_latest;
 }
 
-TERRACE_BODY void context::block(clock::time_point deadline) noexcept {
+// Sleeps in `device`, or on descriptors where it is nullptr.
+TERRACE_BODY void context::block(clock::time_point deadline, event_source* device) noexcept {
   using std::chrono::nanoseconds;
   if (!fall_asleep()) return;
+  deadline = next_due(deadline);
+  if (device != nullptr && device->sleep(deadline, event_)) return;
   // Without an eventfd a post cannot wake the owner: it looks again every millisecond.
   nanoseconds nap = event_ >= 0 ? nanoseconds::max() : std::chrono::milliseconds(1);
-  deadline = next_due(deadline);
   if (deadline != clock::time_point::max()) {
     const auto current = clock::now();
     nap = deadline <= current ? nanoseconds(0) : std::min<nanoseconds>(nap, deadline - current);
@@ -143,7 +157,7 @@ TERRACE_BODY void context::take_posted() noexcept {
 
 TERRACE_BODY bool context::must_spin() const noexcept {
   for (const event_source* source : sources_)
-    if (source != nullptr && source->descriptor() < 0 && source->pending() != 0) return true;
+    if (source != nullptr && source->pending() != 0 && source->descriptor() < 0) return true;
   return false;
 }
 
@@ -166,7 +180,7 @@ TERRACE_BODY int context::descriptor() const noexcept {
 }
 
 TERRACE_BODY void context::watch(int descriptor) const noexcept {
-  if (epoll_ < 0 || descriptor < 0) return;
+  if (descriptor < 0) return;
   epoll_event readable{};
   readable.events = EPOLLIN;
   ::epoll_ctl(epoll_, EPOLL_CTL_ADD, descriptor, &readable);
@@ -176,7 +190,7 @@ TERRACE_BODY void context::attach(event_source& source) {
   TERRACE_ASSERT(on_owner_thread(), "an event source was attached by a thread that does not own the context");
   watched_.reserve(sources_.size() + 2);  // block() must not allocate
   sources_.push_back(&source);
-  watch(source.descriptor());
+  if (epoll_ >= 0) watch(source.descriptor());
 }
 
 TERRACE_BODY void context::detach(event_source& source) noexcept {

@@ -21,8 +21,21 @@ class event_source {
   virtual std::size_t pending() const noexcept = 0;
 
   /// A file descriptor that is readable while poll() would complete something, or -1 where the device has
-  /// none and must be polled. The same for the whole life of the source.
+  /// none and must be polled. The same for the whole life of the source. It may be readable once for nothing
+  /// after the first call.
   virtual int descriptor() const noexcept = 0;
+
+  /// Whether the device has a call of its own that waits for its completions, which spares those that a
+  /// descriptor costs: then wait() uses sleep() while no other source has work pending.
+  virtual bool sleeps() const noexcept { return false; }
+
+  /// Blocks until poll() has something to complete, the descriptor `wake` was written, or `until` has come
+  /// (time_point::max(): never); or less long. `wake` is the same in each call. False where it could not, and
+  /// then wait() sleeps on descriptor(). Precondition: sleeps(), and poll() was called since work was queued.
+  virtual bool sleep([[maybe_unused]] std::chrono::steady_clock::time_point until,
+                     [[maybe_unused]] int wake) noexcept {
+    return false;
+  }
 
   /// When poll() has something to do even if no device says so, such as a deadline that passes: wait() does not
   /// sleep beyond it. It does not show on a context's descriptor().

@@ -1,4 +1,6 @@
 #pragma once
+#include <chrono>
+
 #include "terrace/core/bytes.hpp"
 #include "terrace/execution/io_operation.hpp"
 
@@ -26,7 +28,13 @@ class io_backend {
   /// Moves what has ended to the end of `ended`.
   virtual void collect(io_list& ended) noexcept = 0;
   /// Readable while collect() would find something; -1 where it must be polled.
-  virtual int descriptor() const noexcept = 0;
+  virtual int descriptor() noexcept = 0;
+  /// As event_source has them.
+  virtual bool sleeps() const noexcept { return false; }
+  virtual bool sleep([[maybe_unused]] std::chrono::steady_clock::time_point until,
+                     [[maybe_unused]] int wake) noexcept {
+    return false;
+  }
   virtual bool is_io_uring() const noexcept = 0;
   /// As io_ring::register_buffer and unregister_buffer say.
   virtual bool register_buffer(mutable_bytes) noexcept { return false; }

@@ -74,6 +74,10 @@ class io_ring final : public event_source {
   std::size_t poll() noexcept override;
   std::size_t pending() const noexcept override { return pending_; }
   int descriptor() const noexcept override { return backend_->descriptor(); }
+  bool sleeps() const noexcept override { return backend_->sleeps(); }
+  bool sleep(context::clock::time_point until, int wake) noexcept override {
+    return backend_->sleep(until, wake);
+  }
 
  private:
   template <class R>

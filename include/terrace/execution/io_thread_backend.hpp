@@ -30,7 +30,7 @@ class io_thread_backend final : public io_backend {
 
   void collect(io_list& ended) noexcept override;
 
-  int descriptor() const noexcept override { return event_; }
+  int descriptor() noexcept override { return event_; }
   bool is_io_uring() const noexcept override { return false; }
 
  private:

@@ -3,6 +3,7 @@
 #include <liburing.h>
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -31,7 +32,12 @@ class io_uring_backend final : public io_backend {
 
   void collect(io_list& ended) noexcept override;
 
-  int descriptor() const noexcept override { return event_ >= 0 ? event_ : ring_.ring_fd; }
+  int descriptor() noexcept override;
+
+  // One call waits for completions and for `wake`, which a poll operation of the ring watches.
+  bool sleeps() const noexcept override { return sleeps_; }
+  bool sleep(std::chrono::steady_clock::time_point until, int wake) noexcept override;
+
   bool is_io_uring() const noexcept override { return true; }
 
   bool register_buffer([[maybe_unused]] mutable_bytes memory) noexcept override;
@@ -42,7 +48,7 @@ class io_uring_backend final : public io_backend {
 
   // Completions are worked off when the owner asks for them: nothing interrupts its computing, or its system
   // calls. In this mode the kernel does not wake whoever polls the ring's own descriptor, so that an eventfd
-  // stands for it.
+  // stands for it: a silent one, until somebody asks for the descriptor, because most owners sleep in the ring.
   int setup_deferred([[maybe_unused]] unsigned entries) noexcept;
 
   int setup(unsigned entries, unsigned flags) noexcept;
@@ -59,6 +65,9 @@ class io_uring_backend final : public io_backend {
   bool knows_operations() noexcept;
 
   bool reap(io_list& ended) noexcept;
+
+  // The poll operation has said something: whether it goes on, and whether the kernel has such a thing at all.
+  void woken(const io_uring_cqe& completion) noexcept;
 
   // Makes the eventfd unreadable; whether it was readable. Only called when nothing has ended, so that a busy
   // ring costs no system call here. The kernel may write it a little after the completion shows: hence the
@@ -81,7 +90,10 @@ class io_uring_backend final : public io_backend {
   enum class table : std::uint8_t { unknown, made, refused } table_ = table::unknown;
   bool open_ = false;
   int event_ = -1;          // -1: the ring's own descriptor will do
+  bool audible_ = false;    // the kernel writes event_
   bool signalled_ = false;  // event_ may have been written since it was last found unreadable
+  bool sleeps_ = false;
+  bool watching_ = false;  // the kernel has the poll operation
   unsigned empty_looks_ = 0;
   unsigned capacity_ = 0;  // of the completion queue
   unsigned count_ = 0;     // operations that the ring has: in_flight_, to_cancel_ and cancelled_

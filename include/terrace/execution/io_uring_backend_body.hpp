@@ -1,10 +1,12 @@
 #pragma once
 // The functions of execution/io_uring_backend.hpp.
 #include <liburing.h>
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -105,7 +107,9 @@ TERRACE_BODY int io_uring_backend::setup_deferred([[maybe_unused]] unsigned entr
   if (status < 0) return status;
   event_ = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   status = event_ < 0 ? -errno : ::io_uring_register_eventfd(&ring_, event_);
-  if (status < 0) {
+  if (status >= 0) {
+    audible_ = ::io_uring_cq_eventfd_toggle(&ring_, false) < 0;
+  } else {
     if (event_ >= 0) ::close(event_);
     event_ = -1;
     ::io_uring_queue_exit(&ring_);
@@ -123,7 +127,48 @@ TERRACE_BODY int io_uring_backend::setup(unsigned entries, unsigned flags) noexc
   const int status = ::io_uring_queue_init_params(entries, &ring_, &parameters);
   open_ = status >= 0;
   capacity_ = parameters.cq_entries;
+#if defined(IORING_POLL_ADD_MULTI)
+  sleeps_ = (parameters.features & IORING_FEAT_EXT_ARG) != 0;  // waiting with a timeout takes no operation
+#endif
   return status;
+}
+
+TERRACE_BODY int io_uring_backend::descriptor() noexcept {
+  if (event_ < 0) return ring_.ring_fd;
+  if (!audible_) {
+    ::io_uring_cq_eventfd_toggle(&ring_, true);
+    const std::uint64_t one = 1;  // for what has ended in silence
+    [[maybe_unused]] const auto written = ::write(event_, &one, sizeof one);
+    audible_ = signalled_ = true;
+  }
+  return event_;
+}
+
+TERRACE_BODY bool io_uring_backend::sleep([[maybe_unused]] std::chrono::steady_clock::time_point until,
+                                          [[maybe_unused]] int wake) noexcept {
+#if defined(IORING_POLL_ADD_MULTI)
+  using std::chrono::steady_clock;
+  if (io_uring_sqe* const entry = watching_ ? nullptr : ::io_uring_get_sqe(&ring_)) {
+    ::io_uring_prep_poll_multishot(entry, wake, POLLIN);
+    ::io_uring_sqe_set_data(entry, this);
+    ::io_uring_submit(&ring_);
+    watching_ = true;
+  }
+  if (!watching_ || ::io_uring_sq_ready(&ring_) != 0) return false;  // the kernel takes nothing now
+  __kernel_timespec left{};
+  if (until != steady_clock::time_point::max()) {
+    const auto now = steady_clock::now();
+    const std::int64_t nanoseconds = until <= now ? 0 : std::chrono::nanoseconds(until - now).count();
+    left.tv_sec = nanoseconds / 1'000'000'000;
+    left.tv_nsec = nanoseconds % 1'000'000'000;
+  }
+  io_uring_cqe* first = nullptr;
+  ::io_uring_wait_cqes(&ring_, &first, 1, until == steady_clock::time_point::max() ? nullptr : &left,
+                       nullptr);
+  return true;
+#else
+  return false;
+#endif
 }
 
 TERRACE_BODY bool io_uring_backend::make_table() noexcept {
@@ -167,8 +212,11 @@ TERRACE_BODY bool io_uring_backend::reap(io_list& ended) noexcept {
   while (const unsigned n = ::io_uring_peek_batch_cqe(&ring_, batch, 64)) {
     any = true;
     for (unsigned i = 0; i < n; ++i) {
-      auto* const operation = static_cast<io_operation*>(::io_uring_cqe_get_data(batch[i]));
-      if (operation == nullptr) continue;  // of a cancellation: the operation itself says how it went
+      void* const whose = ::io_uring_cqe_get_data(batch[i]);
+      if (whose == this) woken(*batch[i]);
+      if (whose == this || whose == nullptr)
+        continue;  // nullptr: a cancellation; what it ends says so itself
+      auto* const operation = static_cast<io_operation*>(whose);
       operation->result = batch[i]->res;
       operation->in->remove(*operation);
       ended.push_back(*operation);
@@ -179,8 +227,15 @@ TERRACE_BODY bool io_uring_backend::reap(io_list& ended) noexcept {
   return any;
 }
 
+TERRACE_BODY void io_uring_backend::woken(const io_uring_cqe& completion) noexcept {
+#if defined(IORING_POLL_ADD_MULTI)
+  watching_ = (completion.flags & IORING_CQE_F_MORE) != 0;
+#endif
+  if (completion.res < 0) sleeps_ = false;  // a kernel that cannot watch again and again
+}
+
 TERRACE_BODY bool io_uring_backend::drain_event() noexcept {
-  if (event_ < 0 || (!signalled_ && ++empty_looks_ % 64 != 0)) return false;
+  if (!audible_ || (!signalled_ && ++empty_looks_ % 64 != 0)) return false;
   std::uint64_t count = 0;
   signalled_ = ::read(event_, &count, sizeof count) == sizeof count;
   return signalled_;
