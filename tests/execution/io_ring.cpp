@@ -25,6 +25,7 @@
 
 #include "catch.hpp"
 #include "terrace/execution/for_each.hpp"
+#include "terrace/execution/sender_traits.hpp"
 #include "terrace/execution/sync_wait.hpp"
 
 using terrace::const_bytes;
@@ -230,6 +231,52 @@ TEMPLATE_TEST_CASE("far more operations than entries are in flight at once", "",
               .has_value());
   CHECK(in == out);
   CHECK(most == blocks);
+}
+
+static_assert(terrace::completes_after_start<terrace::io_sender>);
+static_assert(!terrace::completes_after_start<decltype(ex::just())>);
+
+TEMPLATE_TEST_CASE("for_each goes on with reads as they end, and ends with the one that is stopped or fails",
+                   "", kernel_ring, thread_ring) {
+  context ctx;
+  auto ring = open_ring<TestType>(ctx, 4);
+  temporary_file file;
+  const auto out = pattern(64, 9);
+  REQUIRE(ctx.sync_wait(ring->write(file.fd, out, 0)).has_value());
+  std::vector<std::byte> in(out.size());
+  const std::size_t in_flight = GENERATE(1u, 3u, 64u);
+  ex::inplace_stop_source stop;
+  outcome seen;
+  std::size_t begun = 0, stop_at = 1000, fail_at = 1000;
+  auto all = terrace::for_each(out.size(), in_flight, [&](std::size_t i) noexcept {
+    ++begun;
+    if (i == stop_at) stop.request_stop();  // seen first by the read, inside its start
+    return ring->read(i == fail_at ? -1 : file.fd, mutable_bytes(in).subspan(i, 1), i);
+  });
+  auto operation = ex::connect(std::move(all), probe{&seen, stop.get_token()});
+  SECTION("all of them") {
+    ex::start(operation);
+    drive(ctx, seen);
+    CHECK(seen.values == 1);
+    CHECK(in == out);
+  }
+  SECTION("one is stopped inside its start") {
+    stop_at = GENERATE(0u, 5u, 63u);
+    ex::start(operation);
+    drive(ctx, seen);
+    CHECK(seen.stops == 1);
+    CHECK(begun == stop_at + 1);
+  }
+  SECTION("one fails") {
+    fail_at = GENERATE(0u, 5u, 63u);
+    ex::start(operation);
+    drive(ctx, seen);
+    CHECK(seen.errors == 1);
+    CHECK(seen.last.system == EBADF);
+    CHECK(begun > fail_at);
+  }
+  CHECK(seen.total() == 1);
+  CHECK(ctx.idle());
 }
 
 TEMPLATE_TEST_CASE("operations complete in poll and wait, never inside start", "", kernel_ring, thread_ring) {

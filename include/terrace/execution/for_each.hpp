@@ -84,17 +84,21 @@ class for_each_operation {
     }
     ex::env_of_t<R> get_env() const noexcept { return ex::get_env(place->owner->target_); }
   };
+  static constexpr bool ends_later =
+      completes_after_start<std::remove_cvref_t<std::invoke_result_t<F&, std::size_t>>>;
   using element = ex::connect_result_t<std::invoke_result_t<F&, std::size_t>, element_receiver>;
 
   struct slot {
     for_each_operation* owner = nullptr;
     std::optional<element> current;
     // Start and completion of an element meet here, and the second of them goes on: elements that complete
-    // inside start() take turns in a loop and not in a recursion.
+    // inside start() take turns in a loop and not in a recursion. Nobody meets where elements cannot complete there:
+    // one that is stopped at once is the last of its slot.
     std::atomic<bool> met{false};
 
     // Whether the other of the two was here before. To look first spares the second its locked instruction.
     bool second() noexcept {
+      if constexpr (ends_later) return true;
       return met.load(std::memory_order_acquire) || met.exchange(true, std::memory_order_acq_rel);
     }
 
@@ -108,7 +112,7 @@ class for_each_operation {
           connect(index);
         } while (!current);
         ex::start(*current);
-      } while (second());
+      } while (!ends_later && second());
     }
     void ended() noexcept {
       if (second()) run();

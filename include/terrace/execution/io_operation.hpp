@@ -3,7 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "terrace/core/error.hpp"
 #include "terrace/execution/task.hpp"
 
 namespace terrace {
@@ -32,7 +31,7 @@ class io_operation {
 
   /// Unregisters the stop callback; afterwards it does not run.
   virtual void disarm() noexcept = 0;
-  /// Completes the receiver as `how` and `why` say. The operation may be gone afterwards.
+  /// Completes the receiver as `how` and `result` say. The operation may be gone afterwards.
   virtual void complete() noexcept = 0;
   /// A stop that was requested on another thread has arrived at the owner.
   virtual void stop_arrived() noexcept = 0;
@@ -58,7 +57,6 @@ class io_operation {
   std::size_t transferred = 0;
   int result = 0;  ///< of the last call: bytes, or -errno
   outcome how = outcome::done;
-  error why;
 
   bool stop_wanted = false;  ///< the owner knows that it should stop
   bool hop_pending = false;  ///< set by the stop callback before it posts `hop`

@@ -95,6 +95,7 @@ class io_ring final : public event_source {
   void stop_arrived(io_operation& operation) noexcept;
   bool settle(io_operation& operation) noexcept;
   bool judge(io_operation& operation) noexcept;
+  static error failure_of(const io_operation& operation) noexcept;
   static const char* sentence(const io_operation& operation) noexcept;
   void deliver(io_operation& operation) noexcept;
 
@@ -142,7 +143,7 @@ class io_transfer final : public io_operation {
       case outcome::done:
         return ex::set_value(std::move(target_));
       case outcome::failed:
-        return ex::set_error(std::move(target_), error(why));
+        return ex::set_error(std::move(target_), io_ring::failure_of(*this));
       case outcome::stopped:
         return ex::set_stopped(std::move(target_));
     }
@@ -157,6 +158,7 @@ class io_transfer final : public io_operation {
 class io_sender {
  public:
   using sender_concept = ex::sender_t;
+  static constexpr bool completes_after_start = true;  ///< as sender_traits.hpp says
   io_sender(io_ring& ring, const io_request& asked) noexcept : ring_(&ring), request_(asked) {}
 
   template <class Self, class... E>

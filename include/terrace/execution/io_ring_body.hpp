@@ -131,15 +131,18 @@ TERRACE_BODY bool io_ring::judge(io_operation& operation) noexcept {
   } else if (operation.result > 0 || operation.result == -EINTR || operation.result == -ECANCELED) {
     if (!stopping && operation.result != -ECANCELED) return false;
     operation.how = stopping ? outcome::stopped : outcome::failed;
-    operation.why = {errc::io_error, "a transfer was cancelled by the system", ECANCELED};
   } else {
     operation.how = outcome::failed;
-    operation.why = {errc::io_error, sentence(operation), -operation.result};
   }
   return true;
 }
 
+TERRACE_BODY error io_ring::failure_of(const io_operation& operation) noexcept {
+  return {errc::io_error, sentence(operation), -operation.result};
+}
+
 TERRACE_BODY const char* io_ring::sentence(const io_operation& operation) noexcept {
+  if (operation.result == -ECANCELED) return "a transfer was cancelled by the system";
   switch (operation.request.what) {
     case io_request::kind::read:
       return operation.result == 0 ? "the file ends before the bytes that were to be read" : "a read failed";
