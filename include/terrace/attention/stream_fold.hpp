@@ -34,7 +34,8 @@ void stream_run::fold(std::size_t blocks, View view_of, std::optional<std::size_
   const std::uint32_t heads = tile.shape().kv_heads;
   const std::uint32_t cut = tile.size() > 64 ? 32 : tile.size();  // queries an item
   const std::uint32_t cuts = (tile.size() + cut - 1) / cut;
-  cache_.owner().parallel_for(std::size_t{heads} * cuts, [&](std::size_t item) noexcept {
+  const std::size_t items = std::size_t{heads} * cuts;
+  const auto work = [&](std::size_t item) noexcept {
     const auto head = static_cast<std::uint32_t>(item / cuts);
     const std::uint32_t first = static_cast<std::uint32_t>(item % cuts) * cut;
     const std::uint32_t count = std::min(cut, tile.size() - first);
@@ -45,7 +46,11 @@ void stream_run::fold(std::size_t blocks, View view_of, std::optional<std::size_
         for (std::uint32_t h = head * group; h < (head + 1) * group; ++h)
           work_->mass.note(*tallied + b, work_->state, tile.row(q, h));
     });
-  });
+  };
+  // A decode is bound by memory, of which one core gets the better part. Where its windows are waited for, a second core
+  // gains nothing, and waking it takes it from those who bring them: the kernel, the codecs, a disk that is a program.
+  if (!folds_alone()) return cache_.owner().parallel_for(items, work);
+  for (std::size_t i = 0; i < items; ++i) work(i);
 }
 
 inline void stream_run::fold_window(const window& w, std::size_t first, std::size_t blocks) {

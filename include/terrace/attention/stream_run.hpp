@@ -34,7 +34,7 @@ struct stream_options {
 /// > merge over windows of blocks. Most of the windows come while the others are folded; memory is
 /// bounded by the windows, not by the context. Loads are asked for in order; windows are folded in order,
 /// whatever comes first, so the result's bits do not depend on where blocks were. Compute is shared by the
-/// owner and the context's pool.
+/// owner and the context's pool, except where a decode waits for its windows: then the owner folds them alone.
 ///
 /// `run` is the part that does not depend on who is told. It stays in place until `done` was called.
 class stream_run {
@@ -130,6 +130,7 @@ class stream_run {
   template <class View>
   void fold(std::size_t blocks, View view_of, std::optional<std::size_t> tallied = {});
   void report_mass();
+  bool folds_alone() const noexcept { return since_wait_ < depth && few_queries(); }
   bool few_queries() const noexcept { return work_->queries.size() * work_->queries.shape().group() <= 16; }
   lease_form form() const noexcept;
   block_view view(std::size_t position, const std::byte* data, std::uint32_t format_id = 0) const noexcept;
@@ -158,6 +159,8 @@ class stream_run {
   std::size_t most_blocks_ = static_cast<std::size_t>(-1);  // of a window, likewise
   std::int64_t stalled_since_ = 0;                          // where it is traced, and waits
   bool pumping_ = false, again_ = false, over_ = false, looked_ahead_ = false;
+  bool waits_ = false;              // for the front window, with nothing else to do
+  std::size_t since_wait_ = depth;  // windows that were here when their turn came
 };
 
 // Blocks of a window that come into slots of tier 0: enough to keep a disk busy, and so few that all windows
@@ -231,6 +234,7 @@ inline void stream_run::pump() noexcept {
     ask_ahead();
     if (in_flight_ != 0 && windows_[front_].here) {
       end_stall();
+      since_wait_ = std::exchange(waits_, false) ? 0 : since_wait_ + 1;
       again_ = take_front();
     }
     if (in_flight_ == 0 && asked_ == work_->blocks.size() && !failure) {
@@ -242,6 +246,7 @@ inline void stream_run::pump() noexcept {
   }
   pumping_ = false;
   if (over_) return finish();
+  waits_ = true;
   begin_stall();
 }
 
