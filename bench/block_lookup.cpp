@@ -1,8 +1,10 @@
 // What it costs to find out where a block is that tier 0 has: from its id, which may be of a block that has gone, to its
 // place. Beside a plain array of such places, read in the same random order.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -13,7 +15,33 @@ namespace {
 
 using namespace terrace;
 
-constexpr std::size_t lookups = 200'000;  // of one sample
+constexpr std::size_t lookups = 2'000'000;  // of one sample
+
+// Ids in random order, as many as there are blocks, so that the caches hold no more of many blocks than they would by
+// chance; or enough of a few.
+class walk {
+ public:
+  walk(const residency& blocks, std::uint32_t count) : order_(std::max<std::size_t>(count, 100'000)) {
+    std::mt19937 random(1);
+    for (block_id& id : order_) id = blocks.id_of(static_cast<std::uint32_t>(random() % count));
+  }
+  // What the next of them sum up to, of one sample: so they are read.
+  template <class PlaceOf>
+  std::uint64_t sum(PlaceOf place_of) {
+    std::uint64_t all = 0;
+    for (std::size_t left = lookups; left != 0;) {
+      const auto part = std::span(order_).subspan(at_, std::min(left, order_.size() - at_));
+      for (const block_id& id : part) all += place_of(id);
+      at_ = (at_ + part.size()) % order_.size();
+      left -= part.size();
+    }
+    return all;
+  }
+
+ private:
+  std::vector<block_id> order_;
+  std::size_t at_ = 0;
+};
 
 double ns_each(double seconds) { return seconds * 1e9 / double{lookups}; }
 
@@ -23,29 +51,22 @@ void measure(bench::report& out, std::uint32_t count, const std::string& name) {
   std::vector<extent> bare(count);
   for (std::uint32_t i = 0; i < count; ++i) {
     bare[i] = {.offset = std::uint64_t{i} << 17, .bytes = 1u << 17};
-    block_record& r = blocks[blocks.create()];
-    r.now = block_record::phase::sealed;
-    r.copies[0].now = block_copy::state::resident;
-    r.copies[0].where = bare[i];
+    const std::uint32_t block = blocks.create();
+    blocks.add_copy(block, 0, bare[i]);
+    blocks.set_readable(block, 0, block_copy::state::resident);
   }
-  std::mt19937 random(1);
-  std::vector<block_id> order(lookups);
-  for (block_id& id : order) id = blocks.id_of(static_cast<std::uint32_t>(random() % count));
-
-  volatile std::uint64_t sums = 0;  // so that the places are read
+  walk order(blocks, count);
+  volatile std::uint64_t sums = 0;
   const auto timed = [&](auto place_of) {
-    return ns_each(bench::seconds([&] {
-      std::uint64_t sum = 0;
-      for (const block_id id : order) sum += place_of(id);
-      sums = sum;
-    }));
+    sums = order.sum(place_of);  // so that the caches hold this array, and not the other one
+    return ns_each(bench::seconds([&] { sums = order.sum(place_of); }));
   };
   out.compare(
       {name, "ns", "a plain array", bench::better::smaller, 0.5},
       [&] {
         return timed([&](block_id id) -> std::uint64_t {
-          const block_record* const r = blocks.find(id);
-          return r != nullptr && r->copies[0].readable() ? r->copies[0].where.offset : 0;
+          const copy_place* const place = blocks.find_place(id, 0);
+          return place != nullptr ? place->offset : 0;
         });
       },
       [&] { return timed([&](block_id id) { return bare[id.index].offset; }); });
@@ -55,10 +76,13 @@ void measure(bench::report& out, std::uint32_t count, const std::string& name) {
 
 int main(int argc, char** argv) {
   bench::report out("block_lookup", argc, argv);
-  out.note("a record takes " + std::to_string(sizeof(block_record)) + " bytes, an entry of the array " +
-           std::to_string(sizeof(extent)));
+  const std::size_t block = residency::bytes_per_block(0), of_a_tier = residency::bytes_per_block(1) - block;
+  out.note("a block takes " + std::to_string(block) + " bytes and " + std::to_string(of_a_tier) +
+           " for each tier, of which a lookup reads " + std::to_string(sizeof(copy_place)) +
+           "; an entry of the array takes " + std::to_string(sizeof(extent)));
   measure(out, 1'000, "resident block, of 1k");
   measure(out, 100'000, "resident block, of 100k");
   measure(out, 1'000'000, "resident block, of 1M");
+  measure(out, 10'000'000, "resident block, of 10M");
   return out.finish();
 }

@@ -26,10 +26,9 @@ class fault_injector {
         const terrace::block_id id = pages.rows[row][i];
         if (!id.valid() || settled(id).spared) continue;
         for (std::size_t tier = 1; tier < tiers; ++tier) {
-          const auto& copies = cache.control().record(id.index).copies;
-          const bool alone = copies[0].now == terrace::block_copy::state::absent;
-          const terrace::block_copy& copy = copies[tier];
-          if (!alone || copy.now != terrace::block_copy::state::resident || copy.pins != 0) continue;
+          const bool alone = !cache.control().copy(id.index, 0).present();
+          const terrace::block_copy& copy = cache.control().copy(id.index, tier);
+          if (!alone || copy.now() != terrace::block_copy::state::resident || copy.pins != 0) continue;
           std::uint32_t& seen = settled(id).seen;
           if ((seen >> tier & 1) != 0) continue;
           seen |= 1u << tier;

@@ -148,8 +148,7 @@ class ladder : public kv_backend {
   terrace::result<void> restore(block_place place, Write write) {
     const terrace::block_id id = sequence_.pages().rows[place.layer][place.index];
     const bool lost = lost_.erase(place) != 0 || !cache_.control().resident(id);
-    if (!lost || cache_.control().record(id.index).copies[0].now != terrace::block_copy::state::absent)
-      return {};
+    if (!lost || cache_.control().copy(id.index, 0).present()) return {};
     auto anew = cache_.restore(id);
     for (patience left; !anew && wait_for_tiers(anew.error(), left);) anew = cache_.restore(id);
     if (!anew) return terrace::propagate(explained(anew.error()));

@@ -42,8 +42,7 @@ TERRACE_BODY result<void> sequence::make_tail_own(std::size_t row) {
   if (blocks.size() <= p.sealed(row)) return {};
   const block_id shared = blocks.back();
   if (p.owner->record(shared.index).refs == 1) return {};
-  auto own =
-      open_like(row, p.owner->open_data(shared.index), p.owner->record(shared.index).copies[0].quality);
+  auto own = open_like(row, p.owner->open_data(shared.index), p.owner->copy(shared.index, 0).quality);
   if (!own) return propagate(own.error());
   blocks.back() = *own;
   p.replaced[row] = shared;

@@ -104,7 +104,7 @@ unsigned steps_that_found_it(std::size_t slots) {
   unsigned found = 0;
   for (std::uint64_t step = 1; step <= 60; ++step) {
     cache->advance_step(step);
-    found += cache->control().record(id.index).copies[0].now == block_copy::state::resident ? 1 : 0;
+    found += cache->control().copy(id.index, 0).now() == block_copy::state::resident ? 1 : 0;
     auto r = s.reserve(1);
     REQUIRE(r);
     for (std::uint32_t d = 0; d < dim; ++d)

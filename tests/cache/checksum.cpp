@@ -36,8 +36,8 @@ struct ladder {
     const auto ids = pattern::sealed(*tokens, 0);
     return ctx.sync_wait(opened->acquire(std::span(ids).subspan(block, 1)));
   }
-  const block_record& record(std::size_t block) {
-    return opened->control().record(pattern::sealed(*tokens, 0)[block].index);
+  const block_copy& copy(std::size_t block, std::size_t tier) {
+    return opened->control().copy(pattern::sealed(*tokens, 0)[block].index, tier);
   }
 
   context ctx{{.codec_threads = 0}};
@@ -50,14 +50,14 @@ struct ladder {
 
 TEMPLATE_TEST_CASE("a flipped bit loses the block, and serves nothing wrong", "", identity, q8_0) {
   ladder<TestType, identity> cache(64, 0);
-  REQUIRE(cache.record(0).copies[0].now == block_copy::state::absent);
+  REQUIRE_FALSE(cache.copy(0, 0).present());
   cache.near.flip_reads = 1;
   const auto lost = cache.acquire(0);
   REQUIRE_FALSE(lost);
   REQUIRE(lost.error().lost.size() == 1);
   CHECK(lost.error().lost[0].cause.code == errc::corrupt);
   CHECK(cache.opened->stats().tiers[1].lost == 1);
-  CHECK(cache.record(0).copies[1].now == block_copy::state::absent);
+  CHECK_FALSE(cache.copy(0, 1).present());
   // The others are as they were, and the lost one stays lost.
   CHECK_FALSE(cache.acquire(0));
   CHECK(cache.acquire(1));
@@ -91,11 +91,10 @@ TEST_CASE("a checksum goes with the bytes that move as they are") {
   ladder<identity, identity> cache(8, 64);
   std::size_t checked = 0;
   for (std::size_t i = 0; i < 40; ++i)
-    if (cache.record(i).copies[2].now == block_copy::state::resident) {
-      CHECK(cache.record(i).copies[2].checksum != 0);
+    if (cache.copy(i, 2).now() == block_copy::state::resident) {
+      CHECK(cache.copy(i, 2).checksum != 0);
       cache.far.flip_reads = 1;
-      if (cache.record(i).copies[0].now == block_copy::state::absent &&
-          cache.record(i).copies[1].now == block_copy::state::absent) {
+      if (!cache.copy(i, 0).present() && !cache.copy(i, 1).present()) {
         CHECK_FALSE(cache.acquire(i));
         ++checked;
       }

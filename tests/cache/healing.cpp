@@ -163,12 +163,10 @@ TEST_CASE("a full tier that nothing may leave is passed by") {
     ids = pattern::sealed(tokens, 0);
     REQUIRE(ids.size() < 200);
     for (const block_id& id : ids)  // what is in neither of them drives the new one out of tier 0
-      if (!cache->control().record(id.index).copies[1].readable())
-        REQUIRE(ctx.sync_wait(cache->acquire({&id, 1})));
+      if (!cache->control().copy(id.index, 1).readable()) REQUIRE(ctx.sync_wait(cache->acquire({&id, 1})));
     for (const block_id& id : ids) {
-      const auto& copies = cache->control().record(id.index).copies;
-      if (!copies[1].readable() || copies[1].pins != 0 || copies[0].now != block_copy::state::absent)
-        continue;
+      const block_copy& warm = cache->control().copy(id.index, 1);
+      if (!warm.readable() || warm.pins != 0 || cache->control().copy(id.index, 0).present()) continue;
       auto one = ctx.sync_wait(cache->acquire({&id, 1}));
       REQUIRE(one);
       held.push_back(std::move(*one));

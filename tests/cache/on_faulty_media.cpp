@@ -50,7 +50,7 @@ struct faulty_ladder {
   }
   block_id id(std::size_t block) const { return tokens->pages().rows[0][block]; }
   bool in(std::size_t tier, std::size_t block) {
-    return cache->control().record(id(block).index).copies[tier].now == block_copy::state::resident;
+    return cache->control().copy(id(block).index, tier).now() == block_copy::state::resident;
   }
   bool read(std::size_t block) {
     const block_id wanted = id(block);
@@ -211,5 +211,5 @@ TEST_CASE("a tier may be made smaller while a block is on its way to it that tur
   clock.advance(std::chrono::hours(1));
   REQUIRE(ctx.sync_wait(cache->flush()));
   for (const block_id id : pattern::sealed(s, 0))
-    CHECK(cache->control().record(id.index).copies[1].now == block_copy::state::resident);
+    CHECK(cache->control().copy(id.index, 1).now() == block_copy::state::resident);
 }

@@ -41,7 +41,7 @@ struct small_cache {
   }
   bool in_tier_0(std::size_t block) { return copy(block, 0) == terrace::block_copy::state::resident; }
   terrace::block_copy::state copy(std::size_t block, std::size_t tier) {
-    return cache().control().record(ids()[block].index).copies[tier].now;
+    return cache().control().copy(ids()[block].index, tier).now();
   }
   /// Lets everything that is on its way arrive.
   void settle() {

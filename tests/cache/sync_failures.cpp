@@ -120,7 +120,7 @@ struct fixture {
   result<void> flush() { return ctx.sync_wait(cache().flush()); }
   bool durable(std::size_t tier) {
     for (const block_id id : pattern::sealed(*tokens, 0))
-      if (!cache().control().record(id.index).copies[tier].durable) return false;
+      if (!cache().control().copy(id.index, tier).durable) return false;
     return true;
   }
 

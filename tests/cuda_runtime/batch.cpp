@@ -156,7 +156,7 @@ struct decoding {
     for (auto& s : sequences)
       for (std::uint32_t row = 0; row < layers; ++row)
         for (const block_id id : pattern::sealed(*s, row))
-          pinned += cache().control().record(id.index).copies[1].pins != 0 ? 1 : 0;
+          pinned += cache().control().copy(id.index, 1).pins != 0 ? 1 : 0;
     return pinned;
   }
   // The engine's own kernel, by the mapping alone.

@@ -95,7 +95,7 @@ class planner {
   std::byte* open_data(std::uint32_t block) noexcept;
   /// What was written into an open block is a copy of that fidelity.
   void lower_fidelity(std::uint32_t block, fidelity of) noexcept {
-    fidelity& own = blocks_[block].copies[0].quality;
+    fidelity& own = blocks_.copy(block, 0).quality;
     if (of < own) own = of;
   }
   /// From here the block is immutable and may leave tier 0.
@@ -105,6 +105,11 @@ class planner {
   void drop_ref(std::uint32_t block);
   block_id id_of(std::uint32_t block) const noexcept { return blocks_.id_of(block); }
   const block_record& record(std::uint32_t block) const noexcept { return blocks_[block]; }
+  /// What a tier has of a block, be it nothing, and where.
+  const block_copy& copy(std::uint32_t block, std::size_t tier) const noexcept {
+    return blocks_.copy(block, tier);
+  }
+  extent where(std::uint32_t block, std::size_t tier) const noexcept { return blocks_.where(block, tier); }
 
   // --- Blocks that stay when nobody refers to them (planner_cached.hpp): what a prefix_index calls.
 
@@ -228,6 +233,7 @@ class planner {
   void pin(std::uint32_t block, std::size_t tier);
   void unpin(std::uint32_t block, std::size_t tier);
   void settle(std::uint32_t block, std::size_t tier);
+  void discharge(std::uint32_t block, std::size_t tier);
   enum class departure : std::uint8_t { evicted, dropped };
   void drop_copy(std::uint32_t block, std::size_t tier, departure why = departure::dropped);
   void collect(std::uint32_t block);
@@ -262,7 +268,7 @@ class planner {
   void start_loads();
   void serve_line();
   bool serve(acquire_request& r);
-  std::size_t readable_copy(const block_record& r, lease_form form) const noexcept;
+  std::size_t readable_copy(block_id id, lease_form form) const noexcept;
   void abandon(acquire_request& r);
   enum class prefetch_outcome : std::uint8_t { begun, needless, no_room };
   prefetch_outcome begin_prefetch(block_id id, lease_form form);
@@ -279,8 +285,8 @@ class planner {
   void complete_ready();
   void settle_flushes();
   error why_unsaved() const noexcept;
-  bool guarded(const block_record& r, std::size_t tier) const noexcept;
-  bool may_leave_keeper(const block_record& r, std::size_t tier) const noexcept;
+  bool guarded(std::uint32_t block, std::size_t tier) const noexcept;
+  bool may_leave_keeper(std::uint32_t block, std::size_t tier) const noexcept;
   std::size_t next_keeper(std::size_t from) const noexcept;
   void start_keeping();
   void start_sync();
@@ -294,10 +300,10 @@ class planner {
 
   bool open(std::size_t tier) const noexcept;
   bool takes_blocks(std::size_t tier) const noexcept;
-  void disown(block_record& r, std::size_t tier) noexcept;
-  void check_copies(block_record& r);
+  void disown(std::uint32_t block, std::size_t tier) noexcept;
+  void check_copies(std::uint32_t block);
   std::size_t next_tier(std::size_t from) const noexcept;
-  std::size_t load_source(const block_record& r, unsigned tried = 0) const noexcept;
+  std::size_t load_source(std::uint32_t block, unsigned tried = 0) const noexcept;
   bool note_begin(std::size_t tier, circuit_breaker::work w) noexcept;
   void note_failure(std::size_t tier, circuit_breaker::work w, const error& cause,
                     bool probe = false) noexcept;

@@ -13,7 +13,7 @@ TERRACE_BODY void planner::settle_all(std::uint32_t block) {
   block_record& r = blocks_[block];
   blocks_.mark_idle(block, r.refs == 0 && r.cached != index_link::none);
   for (std::size_t t = 0; t < tiers(); ++t)
-    if (r.copies[t].now != state::absent) settle(block, t);
+    if (blocks_.copy(block, t).present()) settle(block, t);
 }
 
 TERRACE_BODY void planner::add_ref(std::uint32_t block) {
@@ -27,8 +27,8 @@ TERRACE_BODY void planner::cache_block(std::uint32_t block, std::uint32_t entry,
   r.cached = entry;
   r.key = key;
   for (std::size_t t = 0; t < tiers(); ++t) {  // under its new name it is a new block to policies
-    if (std::exchange(r.copies[t].in_policy, false)) tiers_[t]->remove(block);
-    r.copies[t].known = false;
+    discharge(block, t);
+    blocks_.copy(block, t).known = false;
   }
   settle_all(block);
 }
@@ -43,7 +43,7 @@ TERRACE_BODY void planner::uncache_block(std::uint32_t block) {
 TERRACE_BODY bool planner::resident(block_id id) const noexcept {
   const block_record& r = blocks_[id.index];
   return r.generation == id.generation && r.now == block_record::phase::sealed &&
-         (blocks_.best_copy(r) != tiers() || r.copies[0].now == state::filling);
+         (blocks_.best_copy(id.index) != tiers() || blocks_.copy(id.index, 0).now() == state::filling);
 }
 
 // The index is told when it next asks: here, in the middle of a move, nobody else's blocks may change.
@@ -56,7 +56,7 @@ TERRACE_BODY void planner::expire(std::uint32_t block) {
 TERRACE_BODY void planner::let_go(std::uint32_t block, std::size_t tier) {
   block_record& r = blocks_[block];
   const bool cached = r.cached != index_link::none;
-  if (r.refs == 0 && !(cached && blocks_.saved_below(r, tier))) {
+  if (r.refs == 0 && !(cached && blocks_.saved_below(block, tier))) {
     ++dropped_;
     if (cached) expire(block);
   }
@@ -68,8 +68,7 @@ TERRACE_BODY void planner::let_go(std::uint32_t block, std::size_t tier) {
 // nobody refers to), and only where all tiers below are full or fail.
 TERRACE_BODY planner::room planner::vacate_idle(std::size_t tier) {
   std::uint32_t block = blocks_.first_idle();
-  while (block != index_link::none && !blocks_[block].copies[tier].in_policy)
-    block = blocks_.next_idle(block);
+  while (block != index_link::none && !blocks_.copy(block, tier).in_policy) block = blocks_.next_idle(block);
   if (block == index_link::none) return room::impossible;
   let_go(block, tier);
   return room::ready;

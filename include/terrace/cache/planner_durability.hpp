@@ -27,8 +27,9 @@ TERRACE_BODY result<void> planner::name(block_id id, block_key key) {
   ++r->refs;
   if (std::find(keepers_.begin(), keepers_.end(), true) != keepers_.end()) to_keep_.push_back(id);
   for (std::size_t t = 0; t < tiers(); ++t) {
-    if (r->copies[t].now == state::absent) continue;
-    if (keepers_[t] && r->copies[t].readable()) to_sync_.push_back(id);
+    const block_copy& copy = blocks_.copy(id.index, t);
+    if (!copy.present()) continue;
+    if (keepers_[t] && copy.readable()) to_sync_.push_back(id);
     settle(id.index, t);
   }
   return {};
@@ -45,13 +46,13 @@ TERRACE_BODY void planner::forget(block_key key) {
   if (found == names_.end()) return;
   const std::uint32_t block = found->second;
   names_.erase(found);
-  block_record& r = blocks_[block];
-  r.name = {};
+  blocks_[block].name = {};
   for (std::size_t t = 0; t < tiers(); ++t) {
-    r.copies[t].durable = false;
+    block_copy& copy = blocks_.copy(block, t);
+    copy.durable = false;
     names_taken_ = names_taken_ || keepers_[t];
-    if (r.copies[t].now == state::absent) continue;
-    if (keepers_[t]) tiers_[t]->unlabel(r.copies[t].where);  // the block itself may be needed still
+    if (!copy.present()) continue;
+    if (keepers_[t]) tiers_[t]->unlabel(blocks_.where(block, t));  // the block itself may be needed still
     settle(block, t);
   }
   drop_ref(block);
@@ -61,19 +62,19 @@ TERRACE_BODY void planner::forget(block_key key) {
 
 // Whether this copy is all that would be left of a named block after a crash: it may not go before another one is
 // durable.
-TERRACE_BODY bool planner::guarded(const block_record& r, std::size_t tier) const noexcept {
-  if (!r.name.valid() || !keepers_[tier]) return false;
+TERRACE_BODY bool planner::guarded(std::uint32_t block, std::size_t tier) const noexcept {
+  if (!blocks_[block].name.valid() || !keepers_[tier]) return false;
   for (std::size_t t = 0; t < tiers(); ++t)
-    if (t != tier && r.copies[t].durable) return false;
+    if (t != tier && blocks_.copy(block, t).durable) return false;
   return true;
 }
 
 // A guarded copy may leave for a farther tier that keeps, unless it has gone there already and awaits the sync.
-TERRACE_BODY bool planner::may_leave_keeper(const block_record& r, std::size_t tier) const noexcept {
-  if (!guarded(r, tier)) return true;
+TERRACE_BODY bool planner::may_leave_keeper(std::uint32_t block, std::size_t tier) const noexcept {
+  if (!guarded(block, tier)) return true;
   bool somewhere = false;
   for (std::size_t t = tier + 1; t < tiers(); ++t) {
-    if (keepers_[t] && r.copies[t].now != state::absent) return false;
+    if (keepers_[t] && blocks_.copy(block, t).present()) return false;
     somewhere = somewhere || keepers_[t];
   }
   return somewhere;
@@ -94,11 +95,12 @@ TERRACE_BODY void planner::start_keeping() {
     const block_record* const r = blocks_.find(id);
     if (r == nullptr || !r->name.valid()) continue;
     bool kept = false;
-    for (std::size_t t = 0; t < tiers(); ++t)
-      kept = kept || r->copies[t].durable ||
-             (keepers_[t] && r->copies[t].now != state::absent && !tiers_[t]->breaker.sync_failed());
+    for (std::size_t t = 0; t < tiers(); ++t) {
+      const block_copy& copy = blocks_.copy(id.index, t);
+      kept = kept || copy.durable || (keepers_[t] && copy.present() && !tiers_[t]->breaker.sync_failed());
+    }
     if (kept) continue;
-    const std::size_t from = blocks_.best_copy(*r);
+    const std::size_t from = blocks_.best_copy(id.index);
     if (from == tiers()) {
       keep_failure_ = error{errc::lost, "a block that has a name is lost"};
       continue;
@@ -127,7 +129,7 @@ TERRACE_BODY void planner::start_sync() {
     bool hopeful = false;
     std::optional<error> obstacle;
     for (std::size_t t = 0; t < tiers(); ++t) {
-      const block_copy& copy = r->copies[t];
+      const block_copy& copy = blocks_.copy(id.index, t);
       if (!keepers_[t] || !copy.readable()) continue;
       if (!copy.durable && !ready[t]) {
         obstacle = health(t).last;
@@ -135,8 +137,9 @@ TERRACE_BODY void planner::start_sync() {
       }
       hopeful = true;
       if (copy.durable) continue;
+      const extent where = blocks_.where(id.index, t);
       const extent_header header{.key = r->name,
-                                 .encoded = copy.where.bytes,
+                                 .encoded = where.bytes,
                                  .checksum = copy.checksum,
                                  .format_id = tiers_[t]->what.codec.format_id,
                                  .raw = static_cast<std::uint32_t>(slot_bytes(*r)),
@@ -145,8 +148,8 @@ TERRACE_BODY void planner::start_sync() {
                                  .row = r->row,
                                  .loss = copy.quality.loss,
                                  .naming = r->naming};
-      if (tiers_[t]->label(copy.where, header))
-        syncing_.push_back({id, r->name, t, copy.where});
+      if (tiers_[t]->label(where, header))
+        syncing_.push_back({id, r->name, t, where});
       else
         keep_failure_ = error{errc::out_of_capacity, "a store has no room for another extent header"};
     }
@@ -210,12 +213,12 @@ TERRACE_BODY void planner::answer_sync(std::size_t tier, const result<void>& out
   }
   for (const labelled& l : syncing_) {
     if (l.tier != tier) continue;
-    block_record* const r = blocks_.find(l.id);
     // Meanwhile it may have got another name, which this sync has not seen.
-    if (r == nullptr || r->name != l.name || !r->copies[tier].readable() || r->copies[tier].where != l.where)
+    if (blocks_.find_place(l.id, tier) == nullptr || blocks_.where(l.id.index, tier) != l.where ||
+        blocks_[l.id.index].name != l.name)
       continue;
     if (outcome) {
-      r->copies[tier].durable = true;
+      blocks_.copy(l.id.index, tier).durable = true;
     } else {
       to_sync_.push_back(l.id);
       to_keep_.push_back(l.id);  // another tier may keep it
@@ -225,7 +228,7 @@ TERRACE_BODY void planner::answer_sync(std::size_t tier, const result<void>& out
   for (const labelled& l : std::exchange(syncing_, {})) {
     if (blocks_.find(l.id) == nullptr) continue;
     for (std::size_t t = 0; t < tiers(); ++t)
-      if (blocks_[l.id.index].copies[t].now != state::absent) settle(l.id.index, t);
+      if (blocks_.copy(l.id.index, t).present()) settle(l.id.index, t);
   }
 }
 
@@ -246,10 +249,11 @@ TERRACE_BODY bool planner::adopt(std::size_t tier, extent at, const extent_heade
     found->second = blocks_.create();
     grow();
   }
-  block_record& r = blocks_[found->second];
+  const std::uint32_t block = found->second;
+  block_record& r = blocks_[block];
   if (!fresh && header.naming < r.naming) return false;  // another block, which had the name before
   if (fresh || header.naming > r.naming) {
-    for (std::size_t t = 0; t < tiers(); ++t) disown(r, t);
+    for (std::size_t t = 0; t < tiers(); ++t) disown(block, t);
     r.now = block_record::phase::sealed;
     r.name = header.key;
     r.naming = header.naming;
@@ -259,33 +263,35 @@ TERRACE_BODY bool planner::adopt(std::size_t tier, extent at, const extent_heade
     r.parent = index_link::none;
     r.refs = 1;
   }
-  if (r.copies[tier].now != state::absent || r.group != header.group) return false;
-  r.copies[tier].where = at;
-  r.copies[tier].now = state::resident;
-  r.copies[tier].quality = {header.loss};
-  r.copies[tier].checksum = header.checksum;
-  r.copies[tier].durable = true;
+  if (blocks_.copy(block, tier).present() || r.group != header.group) return false;
+  block_copy& copy = blocks_.add_copy(block, tier, at, {header.loss});
+  copy.checksum = header.checksum;
+  copy.durable = true;
+  blocks_.set_readable(block, tier, state::resident);
   return true;
 }
 
 // What was found and does not count, of a name that has gone on say, may still be there after a crash: it has to be gone
 // before a flush says that anything of these names lasts.
-TERRACE_BODY void planner::disown(block_record& r, std::size_t tier) noexcept {
-  if (r.copies[tier].now != state::absent) {
-    tiers_[tier]->release(r.copies[tier].where);
+TERRACE_BODY void planner::disown(std::uint32_t block, std::size_t tier) noexcept {
+  if (blocks_.copy(block, tier).present()) {
+    tiers_[tier]->release(blocks_.where(block, tier));
     names_taken_ = true;
   }
-  r.copies[tier] = {};
+  blocks_.remove_copy(block, tier);
 }
 
 // A crash may have left the header of an extent whose room was in use again already: the block had another copy by
 // then. So of several copies each is read before it counts as one.
-TERRACE_BODY void planner::check_copies(block_record& r) {
-  const auto present = [](const block_copy& c) { return c.now != state::absent; };
-  for (std::size_t t = 0; t < tiers(); ++t)
-    if (std::count_if(r.copies.begin(), r.copies.end(), present) > 1 && present(r.copies[t]) &&
-        !tiers_[t]->intact(context_, r.copies[t].where, r.copies[t].checksum))
-      disown(r, t);
+TERRACE_BODY void planner::check_copies(std::uint32_t block) {
+  std::size_t present = 0;
+  for (std::size_t t = 0; t < tiers(); ++t) present += blocks_.copy(block, t).present() ? 1 : 0;
+  for (std::size_t t = 0; t < tiers() && present > 1; ++t) {
+    const block_copy& copy = blocks_.copy(block, t);
+    if (!copy.present() || tiers_[t]->intact(context_, blocks_.where(block, t), copy.checksum)) continue;
+    disown(block, t);
+    --present;
+  }
 }
 
 TERRACE_BODY void planner::adopt_kept() {
@@ -302,10 +308,10 @@ TERRACE_BODY void planner::adopt_kept() {
   each.owner = this;
   for (each.tier = 1; each.tier < tiers(); ++each.tier)
     if (keepers_[each.tier]) tiers_[each.tier]->scan(each);
-  for (const auto& [key, block] : names_) check_copies(blocks_[block]);
+  for (const auto& [key, block] : names_) check_copies(block);
   for (const auto& [key, block] : names_)
     for (std::size_t t = 0; t < tiers(); ++t)
-      if (blocks_[block].copies[t].now != state::absent) settle(block, t);
+      if (blocks_.copy(block, t).present()) settle(block, t);
 }
 
 }  // namespace terrace

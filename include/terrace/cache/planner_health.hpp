@@ -29,11 +29,11 @@ TERRACE_BODY std::size_t planner::next_tier(std::size_t from) const noexcept {
 }
 
 // The best copy below tier 0 that may be read now: the highest fidelity, then the nearest. tiers() where there is none.
-TERRACE_BODY std::size_t planner::load_source(const block_record& r, unsigned tried) const noexcept {
+TERRACE_BODY std::size_t planner::load_source(std::uint32_t block, unsigned tried) const noexcept {
   std::size_t best = tiers();
   for (std::size_t t = 1; t < tiers(); ++t)
-    if ((tried >> t & 1) == 0 && r.copies[t].readable() && admits_load(t) &&
-        (best == tiers() || r.copies[t].quality > r.copies[best].quality))
+    if ((tried >> t & 1) == 0 && blocks_.copy(block, t).readable() && admits_load(t) &&
+        (best == tiers() || blocks_.copy(block, t).quality > blocks_.copy(block, best).quality))
       best = t;
   return best;
 }

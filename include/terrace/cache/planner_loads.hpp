@@ -11,17 +11,14 @@ namespace terrace {
 
 TERRACE_BODY void planner::begin_load(std::uint32_t block, extent slot, bool speculative) {
   block_record& r = blocks_[block];
-  std::size_t from = load_source(r);
+  std::size_t from = load_source(block);
   if (from == tiers())
-    from = blocks_.best_copy(r, 1);  // set aside since it was looked at: start_loads sees to it
+    from = blocks_.best_copy(block, 1);  // set aside since it was looked at: start_loads sees to it
   r.load_from = static_cast<std::uint8_t>(from);
   r.tried = 0;
   r.speculative = speculative;
   pin(block, from);
-  r.copies[0].now = state::filling;
-  r.copies[0].where = slot;
-  r.copies[0].quality = r.copies[from].quality;
-  r.copies[0].prefetched = speculative;
+  blocks_.add_copy(block, 0, slot, blocks_.copy(block, from).quality).prefetched = speculative;
   if (speculative) {
     ++prefetches_;
     ++prefetch_.issued;
@@ -44,9 +41,9 @@ TERRACE_BODY void planner::start_loads() {
            .from = r.load_from,
            .to = 0,
            .group = &group_of(r),
-           .source = r.copies[r.load_from].where,
-           .target = r.copies[0].where,
-           .source_checksum = r.copies[r.load_from].checksum,
+           .source = blocks_.where(block, r.load_from),
+           .target = blocks_.where(block, 0),
+           .source_checksum = blocks_.copy(block, r.load_from).checksum,
            .probe = note_begin(r.load_from, circuit_breaker::work::read)};
     ++loads_;
     transfers_.start(job);
@@ -56,7 +53,7 @@ TERRACE_BODY void planner::start_loads() {
   while (blocks_.any_to_load()) {
     const std::uint32_t block = blocks_.first_to_load();
     blocks_.mark_to_load(block, false);
-    const extent slot = blocks_[block].copies[0].where;
+    const extent slot = blocks_.where(block, 0);
     unpin(block, blocks_[block].load_from);
     tiers_[0]->release(slot);
     lose_load(block, {errc::unavailable, "every transfer on its way has passed its deadline"});
@@ -68,19 +65,20 @@ TERRACE_BODY void planner::drop_queued_load(std::uint32_t block) {
   block_record& r = blocks_[block];
   blocks_.mark_to_load(block, false);
   if (std::exchange(r.speculative, false)) --prefetches_;
-  if (r.copies[0].prefetched) ++prefetch_.wasted;
-  tiers_[0]->release(r.copies[0].where);
-  r.copies[0] = {};
+  if (blocks_.copy(block, 0).prefetched) ++prefetch_.wasted;
+  tiers_[0]->release(blocks_.where(block, 0));
+  blocks_.remove_copy(block, 0);
   unpin(block, r.load_from);
 }
 
 // What comes up from an exclusive tier leaves it, once somebody has a use for it.
 TERRACE_BODY void planner::leave_exclusive(std::uint32_t block) {
-  block_record& r = blocks_[block];
+  const bool named = blocks_[block].name.valid();
+  const block_copy& hot = blocks_.copy(block, 0);
   for (std::size_t t = 1; t < tiers(); ++t) {
-    const block_copy& copy = r.copies[t];
-    if (exclusive_[t] && !(keepers_[t] && r.name.valid()) && copy.now == state::resident && copy.pins == 0 &&
-        r.copies[0].now == state::resident && r.copies[0].quality >= copy.quality)
+    const block_copy& copy = blocks_.copy(block, t);
+    if (exclusive_[t] && !(keepers_[t] && named) && copy.now() == state::resident && copy.pins == 0 &&
+        hot.now() == state::resident && hot.quality >= copy.quality)
       drop_copy(block, t);
   }
 }
@@ -89,9 +87,9 @@ TERRACE_BODY void planner::leave_exclusive(std::uint32_t block) {
 TERRACE_BODY void planner::lose_load(std::uint32_t block, const error& cause) {
   block_record& r = blocks_[block];
   if (std::exchange(r.speculative, false)) --prefetches_;
-  if (r.copies[0].prefetched) ++prefetch_.wasted;
+  if (blocks_.copy(block, 0).prefetched) ++prefetch_.wasted;
   answer_waiting(block, &cause);
-  r.copies[0] = {};
+  blocks_.remove_copy(block, 0);
   collect(block);
 }
 
@@ -99,31 +97,31 @@ TERRACE_BODY void planner::lose_load(std::uint32_t block, const error& cause) {
 // place, or who waits is told.
 TERRACE_BODY void planner::redirect_load(std::uint32_t block, const error& cause) {
   block_record& r = blocks_[block];
-  const std::size_t other = load_source(r, r.tried);
+  const std::size_t other = load_source(block, r.tried);
   if (other == tiers()) {
-    tiers_[0]->release(r.copies[0].where);
+    tiers_[0]->release(blocks_.where(block, 0));
     return lose_load(block, cause);
   }
   r.load_from = static_cast<std::uint8_t>(other);
   pin(block, other);
-  r.copies[0].quality = r.copies[other].quality;
+  blocks_.copy(block, 0).quality = blocks_.copy(block, other).quality;
   blocks_.mark_to_load(block, true);
 }
 
 TERRACE_BODY void planner::finish_load(transfer_job& job, const result<void>& outcome) {
   block_record& r = blocks_[job.block];
-  block_copy& slot = r.copies[0];
+  const extent slot = blocks_.where(job.block, 0);
   tier_control& from = *tiers_[job.from];
   if (outcome) {
     from.breaker.succeeded(circuit_breaker::work::read, job.probe);
     ++from.stats.loads;
     from.stats.bytes_read += job.source.bytes;
-    tiers_[0]->stats.bytes_written += slot.where.bytes;
+    tiers_[0]->stats.bytes_written += slot.bytes;
     tiers_[0]->breaker.succeeded(circuit_breaker::work::write);
-    slot.now = state::resident;
+    blocks_.set_readable(job.block, 0, state::resident);
     if (std::exchange(r.speculative, false)) --prefetches_;
     unpin(job.block, job.from);
-    if (!slot.prefetched) leave_exclusive(job.block);
+    if (!blocks_.copy(job.block, 0).prefetched) leave_exclusive(job.block);
     answer_waiting(job.block, nullptr);
     settle(job.block, 0);
     collect(job.block);
@@ -133,14 +131,15 @@ TERRACE_BODY void planner::finish_load(transfer_job& job, const result<void>& ou
     note_failure(0, circuit_breaker::work::write, outcome.error());
     if (job.probe) from.breaker.withdrawn();
     unpin(job.block, job.from);
-    tiers_[0]->release(slot.where);
+    tiers_[0]->release(slot);
     return lose_load(job.block, outcome.error());
   }
   // This copy is of no use to anybody. Another one may be; only when there is none the block is lost.
   ++from.stats.lost;
   note_failure(job.from, circuit_breaker::work::read, outcome.error(), job.probe);
   unpin(job.block, job.from);
-  if (r.copies[job.from].pins == 0 && r.copies[job.from].now == state::resident)
+  if (const block_copy& unreadable = blocks_.copy(job.block, job.from);
+      unreadable.pins == 0 && unreadable.now() == state::resident)
     drop_copy(job.block, job.from);
   // It may still be there, pinned by whoever else reads it: it is not tried again.
   r.tried |= static_cast<std::uint8_t>(1u << job.from);
@@ -175,7 +174,7 @@ TERRACE_BODY void planner::overdue(transfer_job& job) {
       tiers_[job.from]->breaker.withdrawn();
     }
     r.tried |= static_cast<std::uint8_t>(1u << job.from);
-    const std::size_t other = load_source(r, r.tried);
+    const std::size_t other = load_source(job.block, r.tried);
     if (other != tiers()) pin(job.block, other);  // else the claim might drop it
     const claim slot = other == tiers() ? claim{room::impossible, {}} : claim_slot(slot_bytes(r), {});
     if (slot.what != room::ready) {
@@ -183,8 +182,8 @@ TERRACE_BODY void planner::overdue(transfer_job& job) {
       lose_load(job.block, late);
     } else {
       r.load_from = static_cast<std::uint8_t>(other);
-      r.copies[0].where = slot.where;
-      r.copies[0].quality = r.copies[other].quality;
+      blocks_.move_copy(job.block, 0, slot.where);
+      blocks_.copy(job.block, 0).quality = blocks_.copy(job.block, other).quality;
       blocks_.mark_to_load(job.block, true);
     }
   } else {
@@ -195,11 +194,11 @@ TERRACE_BODY void planner::overdue(transfer_job& job) {
     } else if (job.probe) {
       tiers_[job.to]->breaker.withdrawn();
     }
-    r.copies[job.to] = {};
+    blocks_.remove_copy(job.block, job.to);
     if (keepers_[job.to] && r.name.valid()) to_keep_.push_back(blocks_.id_of(job.block));
     if (job.evict) {
       leaving_[job.from] -= job.source.bytes;
-      r.copies[job.from].now = state::resident;
+      blocks_.set_readable(job.block, job.from, state::resident);
     }
     settle(job.block, job.from);
     if (job.from != 0) settle(job.block, 0);

@@ -11,60 +11,68 @@ namespace terrace {
 // --- Copies: pinned, in the policy's charge, dropped.
 
 TERRACE_BODY void planner::pin(std::uint32_t block, std::size_t tier) {
-  block_copy& copy = blocks_[block].copies[tier];
-  if (std::exchange(copy.in_policy, false)) tiers_[tier]->remove(block);
-  ++copy.pins;
+  discharge(block, tier);
+  ++blocks_.copy(block, tier).pins;
   ++pins_;
 }
 
 TERRACE_BODY void planner::unpin(std::uint32_t block, std::size_t tier) {
-  block_record& r = blocks_[block];
-  TERRACE_ASSERT(r.copies[tier].pins > 0, "a block was unpinned more often than pinned");
+  block_copy& copy = blocks_.copy(block, tier);
+  TERRACE_ASSERT(copy.pins > 0, "a block was unpinned more often than pinned");
   --pins_;
-  if (--r.copies[tier].pins != 0) return;
+  if (--copy.pins != 0) return;
   settle(block, tier);
   collect(block);
+}
+
+// Takes a copy out of its policy's charge.
+TERRACE_BODY void planner::discharge(std::uint32_t block, std::size_t tier) {
+  block_copy& copy = blocks_.copy(block, tier);
+  if (!copy.in_policy) return;
+  copy.in_policy = false;
+  tiers_[tier]->remove(block);
 }
 
 // Puts a copy into its policy's charge, or takes it out, as its state now says; and a block that only tier 0
 // has into the write-behind queue. Called whenever any of what it looks at has changed.
 TERRACE_BODY void planner::settle(std::uint32_t block, std::size_t tier) {
   block_record& r = blocks_[block];
-  block_copy& copy = r.copies[tier];
-  const bool at_rest = r.now == block_record::phase::sealed && copy.now == state::resident;
+  block_copy& copy = blocks_.copy(block, tier);
+  const bool at_rest = r.now == block_record::phase::sealed && copy.now() == state::resident;
   bool chargeable = at_rest && copy.pins == 0;
   if (tier != 0 && tier == last_open_) {
     chargeable = chargeable && r.refs == 0;
   } else if (tier == 0) {
-    const bool saved = blocks_.saved_below(r, 0);
+    const bool saved = blocks_.saved_below(block, 0);
     chargeable = chargeable && (saved || !write_behind_ || r.refs == 0);
-    const bool on_its_way = std::any_of(r.copies.begin() + 1, r.copies.end(),
-                                        [](const block_copy& c) { return c.now == state::filling; });
+    bool on_its_way = false;
+    for (std::size_t t = 1; t < tiers(); ++t)
+      on_its_way = on_its_way || blocks_.copy(block, t).now() == state::filling;
     blocks_.mark_unsaved(block, at_rest && r.wanted() && !saved && !on_its_way);
   }
-  chargeable = chargeable && may_leave_keeper(r, tier);
-  if (chargeable == copy.in_policy) return;
-  copy.in_policy = chargeable;
-  if (!chargeable) return tiers_[tier]->remove(block);
+  chargeable = chargeable && may_leave_keeper(block, tier);
+  if (!chargeable) return discharge(block, tier);
+  if (copy.in_policy) return;
+  copy.in_policy = true;
   const block_info info{.key = r.key,
                         .parent = r.parent,
                         .depth = r.depth,
                         .row = r.row,
                         .turn = r.turn,
-                        .bytes = copy.where.bytes,
+                        .bytes = blocks_.where(block, tier).bytes,
                         .recompute_cost = static_cast<float>(r.depth + 1),
-                        .reload_cost = static_cast<float>(blocks_.best_copy(r, tier + 1)),
+                        .reload_cost = static_cast<float>(blocks_.best_copy(block, tier + 1)),
                         .mass = r.mass,
-                        .why = std::exchange(copy.known, true) ? block_info::admission::returned
-                               : copy.prefetched               ? block_info::admission::ahead
-                                                               : block_info::admission::first};
+                        .why = copy.known        ? block_info::admission::returned
+                               : copy.prefetched ? block_info::admission::ahead
+                                                 : block_info::admission::first};
+  copy.known = true;
   tiers_[tier]->admit(block, info, r.rank);
 }
 
 // Evicted: its room was needed, and it may be asked for again.
 TERRACE_BODY void planner::drop_copy(std::uint32_t block, std::size_t tier, departure why) {
-  block_record& r = blocks_[block];
-  block_copy& copy = r.copies[tier];
+  const block_copy& copy = blocks_.copy(block, tier);
   TERRACE_ASSERT(copy.pins == 0, "a pinned copy was dropped");
   if (copy.in_policy) {
     if (why == departure::evicted)
@@ -74,12 +82,12 @@ TERRACE_BODY void planner::drop_copy(std::uint32_t block, std::size_t tier, depa
   }
   if (copy.prefetched) ++prefetch_.wasted;
   if (tier == 0) blocks_.mark_unsaved(block, false);
-  tiers_[tier]->release(copy.where);
-  copy = {};
-  if (keepers_[tier] && r.name.valid()) {
+  tiers_[tier]->release(blocks_.where(block, tier));
+  blocks_.remove_copy(block, tier);
+  if (keepers_[tier] && blocks_[block].name.valid()) {
     to_keep_.push_back(blocks_.id_of(block));
     for (std::size_t t = 1; t < tiers(); ++t)  // those that it held in their places may move now
-      if (keepers_[t] && r.copies[t].now != state::absent) settle(block, t);
+      if (keepers_[t] && blocks_.copy(block, t).present()) settle(block, t);
   }
   if (tier != 0) settle(block, 0);
 }
@@ -90,14 +98,15 @@ TERRACE_BODY void planner::collect(std::uint32_t block) {
   if (r.refs != 0 || r.now == block_record::phase::free) return;
   if (r.loading && r.waiting == nullptr) return drop_queued_load(block);  // which comes back here
   if (r.cached != index_link::none) {
-    for (const block_copy& copy : r.copies)
-      if (copy.now != state::absent) return;
+    for (std::size_t t = 0; t < tiers(); ++t)
+      if (blocks_.copy(block, t).present()) return;
     expire(block);  // it is nowhere any more
   }
   bool gone = true;
   for (std::size_t t = 0; t < tiers(); ++t) {
-    if (r.copies[t].now == state::absent) continue;
-    if (r.copies[t].pins == 0 && r.copies[t].readable())
+    const block_copy& copy = blocks_.copy(block, t);
+    if (!copy.present()) continue;
+    if (copy.pins == 0 && copy.readable())
       drop_copy(block, t);
     else
       gone = false;
@@ -137,8 +146,8 @@ TERRACE_BODY planner::room planner::vacate(std::size_t tier, need n) {
   if (victim == index_link::none)
     return sync_wanted_ || syncs_under_way_ != 0 ? room::pending : room::impossible;
   block_record& r = blocks_[victim];
-  if (n.speculative && r.copies[tier].prefetched) return room::impossible;
-  if (r.wanted() && (!blocks_.saved_below(r, tier) || guarded(r, tier))) {
+  if (n.speculative && blocks_.copy(victim, tier).prefetched) return room::impossible;
+  if (r.wanted() && (!blocks_.saved_below(victim, tier) || guarded(victim, tier))) {
     const room moved = start_store(victim, tier, true, n);
     if (moved != room::impossible) return moved;
     if (r.refs != 0) return vacate_idle(tier);
@@ -160,7 +169,7 @@ TERRACE_BODY std::size_t planner::headroom(std::size_t tier, std::size_t bytes) 
 // one that keeps.
 TERRACE_BODY planner::room planner::start_store(std::uint32_t block, std::size_t from, bool evict, need n,
                                                 bool kept) {
-  kept = kept || (evict && guarded(blocks_[block], from));
+  kept = kept || (evict && guarded(block, from));
   room found = room::impossible;
   for (std::size_t to = from; found == room::impossible;) {
     to = kept ? next_keeper(to) : next_tier(to);
@@ -174,35 +183,34 @@ TERRACE_BODY planner::room planner::start_store_to(std::uint32_t block, std::siz
                                                    bool evict, need n) {
   if (stopping_) return room::impossible;
   if (stores_full()) return overdue_stores_ == stores_ ? room::impossible : room::pending;
-  block_record& r = blocks_[block];
-  if (const state there = r.copies[to].now;
+  const layer_group& group = group_of(blocks_[block]);
+  if (const state there = blocks_.copy(block, to).now();
       there != state::absent) {  // a flush writes it there, or has done so
     if (there == state::resident) sync_wanted_ = true;
     settle(block, from);
     return room::pending;
   }
-  const claim found = claim_room(to, tiers_[to]->what.codec.max_encoded_size(group_of(r)), n);
+  const claim found = claim_room(to, tiers_[to]->what.codec.max_encoded_size(group), n);
   if (found.what != room::ready) return found.what;
   if (stores_full()) {  // demotions that made the room took the last job
     tiers_[to]->release(found.where);
     return room::pending;
   }
-  block_copy& source = r.copies[from];
+  const block_copy& source = blocks_.copy(block, from);
+  const extent source_extent = blocks_.where(block, from);
   pin(block, from);
   if (evict) {
-    source.now = state::leaving;
-    leaving_[from] += source.where.bytes;
+    blocks_.set_readable(block, from, state::leaving);
+    leaving_[from] += source_extent.bytes;
   }
-  r.copies[to].now = state::filling;
-  r.copies[to].where = found.where;
-  r.copies[to].quality = source.quality.through(tiers_[to]->what.codec.loss);
+  blocks_.add_copy(block, to, found.where, source.quality.through(tiers_[to]->what.codec.loss));
   if (from == 0) blocks_.mark_unsaved(block, false);
   transfer_job& job = take_job();
   job = {.block = block,
          .from = static_cast<std::uint8_t>(from),
          .to = static_cast<std::uint8_t>(to),
-         .group = &group_of(r),
-         .source = source.where,
+         .group = &group,
+         .source = source_extent,
          .target = found.where,
          .source_checksum = source.checksum,
          .evict = evict,
@@ -231,7 +239,7 @@ TERRACE_BODY void planner::make_room_ahead() {
   const std::size_t spare = hot.capacity() / 8;
   while (pressed_ && hot.capacity() + leaving_[0] < hot.used() + spare) {
     const std::uint32_t victim = hot.victim();
-    if (victim == index_link::none || blocks_.saved_below(blocks_[victim], 0)) return;
+    if (victim == index_link::none || blocks_.saved_below(victim, 0)) return;
     if (start_store(victim, 0, true, {.fresh = true}) != room::ready) return;
   }
 }
@@ -243,23 +251,22 @@ TERRACE_BODY bool planner::shrink_target(transfer_job& job, std::size_t bytes) {
   // Nothing came between, and what was released is large enough: unless the tier has been made smaller meanwhile.
   const auto smaller = tier.reserve(bytes);
   job.target = smaller.value_or(extent{});
-  blocks_[job.block].copies[job.to].where = job.target;
+  blocks_.move_copy(job.block, job.to, job.target);
   return smaller.has_value();
 }
 
 TERRACE_BODY void planner::finish_store(transfer_job& job, const result<void>& outcome) {
-  block_record& r = blocks_[job.block];
-  block_copy& source = r.copies[job.from];
-  block_copy& target = r.copies[job.to];
+  const block_copy& source = blocks_.copy(job.block, job.from);
+  const bool named = blocks_[job.block].name.valid();
   tier_control& to = *tiers_[job.to];
   // Nothing but its source can be at fault where it was read and not yet written.
   const bool unreadable = !outcome && !job.write_failed && !tiers_[job.from]->address(job.source) &&
                           outcome.error().code != errc::stopped;
   if (outcome) {
     to.breaker.succeeded(circuit_breaker::work::write, job.probe);
-    target.now = state::resident;
-    target.checksum = job.target_checksum;
-    if (keepers_[job.to] && r.name.valid()) to_sync_.push_back(blocks_.id_of(job.block));
+    blocks_.set_readable(job.block, job.to, state::resident);
+    blocks_.copy(job.block, job.to).checksum = job.target_checksum;
+    if (keepers_[job.to] && named) to_sync_.push_back(blocks_.id_of(job.block));
     ++to.stats.stores;
     to.stats.bytes_written += job.target.bytes;
     tiers_[job.from]->stats.bytes_read += job.source.bytes;
@@ -269,22 +276,22 @@ TERRACE_BODY void planner::finish_store(transfer_job& job, const result<void>& o
     else if (job.probe)
       to.breaker.withdrawn();
     if (job.target.bytes != 0) to.release(job.target);
-    target = {};
-    if (keepers_[job.to] && r.name.valid()) to_keep_.push_back(blocks_.id_of(job.block));
+    blocks_.remove_copy(job.block, job.to);
+    if (keepers_[job.to] && named) to_keep_.push_back(blocks_.id_of(job.block));
   }
   if (job.evict) {
     leaving_[job.from] -= job.source.bytes;
-    source.now = state::resident;
+    blocks_.set_readable(job.block, job.from, state::resident);
   }
   settle(job.block, job.to);
   unpin(job.block, job.from);
   if (unreadable) {  // as for a load: of no use to anybody
     ++tiers_[job.from]->stats.lost;
     note_failure(job.from, circuit_breaker::work::read, outcome.error());
-    if (source.now == state::resident && source.pins == 0) drop_copy(job.block, job.from);
+    if (source.now() == state::resident && source.pins == 0) drop_copy(job.block, job.from);
   }
-  if (job.evict && outcome && source.now == state::resident && source.pins == 0) {
-    if (guarded(r, job.from))
+  if (job.evict && outcome && source.now() == state::resident && source.pins == 0) {
+    if (guarded(job.block, job.from))
       sync_wanted_ = true;  // it goes when the copy that replaces it is durable
     else
       drop_copy(job.block, job.from, departure::evicted);

@@ -94,29 +94,34 @@ TERRACE_BODY void planner::serve_line() {
 
 // The best copy that attention reads where it is: the highest fidelity, then the nearest. tiers() where none
 // is.
-TERRACE_BODY std::size_t planner::readable_copy(const block_record& r, lease_form form) const noexcept {
+TERRACE_BODY std::size_t planner::readable_copy(block_id id, lease_form form) const noexcept {
+  const auto attention_reads = [&](const tier_control& t) {
+    return form == lease_form::raw ? t.what.raw && t.what.addressable == hot_reach() : t.what.readable;
+  };
   std::size_t best = tiers();
-  for (std::size_t t = 0; t < tiers(); ++t)
-    if (r.copies[t].readable() &&
-        (form == lease_form::raw ? tiers_[t]->what.raw && tiers_[t]->what.addressable == hot_reach()
-                                 : tiers_[t]->what.readable) &&
-        (best == tiers() || r.copies[t].quality > r.copies[best].quality))
-      best = t;
+  fidelity quality;
+  for (std::size_t t = 0; t < tiers(); ++t) {
+    if (blocks_.find_place(id, t) == nullptr || !attention_reads(*tiers_[t])) continue;
+    const fidelity own = blocks_.copy(id.index, t).quality;
+    if (best != tiers() && own <= quality) continue;
+    best = t;
+    quality = own;
+    if (own.exact()) break;  // mostly in tier 0: nothing else is looked at
+  }
   return best;
 }
 
 TERRACE_BODY bool planner::needs_slot(block_id id, lease_form form) const noexcept {
-  return readable_copy(blocks_[id.index], form) == tiers();
+  return readable_copy(id, form) == tiers();
 }
 
 TERRACE_BODY leased_block planner::readable_now(block_id id, lease_form form) noexcept {
-  const block_record& r = blocks_[id.index];
-  const std::size_t t = readable_copy(r, form);
+  const std::size_t t = readable_copy(id, form);
   if (t == tiers()) return {.id = id, .quality = {}};
   return {.id = id,
-          .data = tiers_[t]->address(r.copies[t].where),
+          .data = tiers_[t]->address(blocks_.where(id.index, t)),
           .format_id = tiers_[t]->what.codec.format_id,
-          .quality = r.copies[t].quality,
+          .quality = blocks_.copy(id.index, t).quality,
           .tier = static_cast<std::uint8_t>(t)};
 }
 
@@ -140,21 +145,21 @@ TERRACE_BODY bool planner::serve(acquire_request& r) {
       e.cause = error{errc::lost, "a cached block is read through a sequence that has adopted it"};
       continue;
     }
-    const std::size_t readable = readable_copy(*found, r.form);
+    const std::size_t readable = readable_copy(e.id, r.form);
     if (readable != tiers()) {
       pin(e.id.index, readable);
       e.now = lease_entry::state::pinned;
       e.tier = static_cast<std::uint8_t>(readable);
-      e.quality = found->copies[readable].quality;
+      e.quality = blocks_.copy(e.id.index, readable).quality;
       e.format_id = tiers_[readable]->what.codec.format_id;
-      e.data = tiers_[readable]->address(found->copies[readable].where);
-    } else if (found->copies[0].now == state::filling) {
+      e.data = tiers_[readable]->address(blocks_.where(e.id.index, readable));
+    } else if (blocks_.copy(e.id.index, 0).now() == state::filling) {
       pin(e.id.index, 0);
       e.now = lease_entry::state::waiting;
-    } else if (blocks_.best_copy(*found, 1) == tiers()) {
+    } else if (blocks_.best_copy(e.id.index, 1) == tiers()) {
       e.now = lease_entry::state::lost;
       e.cause = error{errc::lost, "no tier has this block any more"};
-    } else if (load_source(*found) == tiers()) {
+    } else if (load_source(e.id.index) == tiers()) {
       e.now = lease_entry::state::lost;
       e.cause = no_answer;
     }
@@ -194,7 +199,7 @@ TERRACE_BODY bool planner::serve(acquire_request& r) {
     }
     block_record& b = blocks_[e.id.index];
     if (e.now == lease_entry::state::asked) {
-      if (b.copies[0].now == state::absent) {
+      if (!blocks_.copy(e.id.index, 0).present()) {
         begin_load(e.id.index, slots_.back(), false);
         tiers_[b.load_from]->touch(e.id.index, {.step = step_});  // its tier has been of use
       } else
@@ -204,7 +209,7 @@ TERRACE_BODY bool planner::serve(acquire_request& r) {
       e.now = lease_entry::state::waiting;
     }
     ++misses_;
-    if (std::exchange(b.copies[0].prefetched, false)) {
+    if (blocks_.copy(e.id.index, 0).take_prefetched()) {
       ++prefetch_.used;
       ++prefetch_.late;
     }
@@ -216,8 +221,7 @@ TERRACE_BODY bool planner::serve(acquire_request& r) {
 }
 
 TERRACE_BODY void planner::count_demand(std::uint32_t block, std::size_t tier) {
-  block_copy& copy = blocks_[block].copies[tier];
-  if (std::exchange(copy.prefetched, false)) {
+  if (blocks_.copy(block, tier).take_prefetched()) {
     ++prefetch_.used;
     leave_exclusive(block);
   } else {
@@ -228,15 +232,14 @@ TERRACE_BODY void planner::count_demand(std::uint32_t block, std::size_t tier) {
 
 // The load of `block` has ended: well, or because of `cause`.
 TERRACE_BODY void planner::answer_waiting(std::uint32_t block, const error* cause) {
-  block_record& b = blocks_[block];
-  lease_entry* e = std::exchange(b.waiting, nullptr);
+  lease_entry* e = std::exchange(blocks_[block].waiting, nullptr);
   while (e != nullptr) {
     lease_entry* const next = std::exchange(e->next, nullptr);
     if (cause == nullptr) {
       e->now = lease_entry::state::pinned;
       e->tier = 0;
-      e->quality = b.copies[0].quality;
-      e->data = tiers_[0]->address(b.copies[0].where);
+      e->quality = blocks_.copy(block, 0).quality;
+      e->data = tiers_[0]->address(blocks_.where(block, 0));
     } else {
       e->now = lease_entry::state::lost;
       e->cause = *cause;
@@ -318,10 +321,11 @@ TERRACE_BODY void planner::give_back(lease_record* record) noexcept {
 
 TERRACE_BODY planner::prefetch_outcome planner::begin_prefetch(block_id id, lease_form form) {
   const block_record* b = blocks_.find(id);
-  if (b == nullptr || b->now != block_record::phase::sealed || b->copies[0].now != state::absent ||
+  if (b == nullptr || b->now != block_record::phase::sealed || blocks_.copy(id.index, 0).present() ||
       b->refs == 0)
     return prefetch_outcome::needless;
-  if (load_source(*b) == tiers() || readable_copy(*b, form) != tiers()) return prefetch_outcome::needless;
+  if (load_source(id.index) == tiers() || readable_copy(id, form) != tiers())
+    return prefetch_outcome::needless;
   if (stopping_ || prefetches_ == options_.prefetches_in_flight) return prefetch_outcome::no_room;
   const claim slot = claim_slot(slot_bytes(*b), {.speculative = true});
   if (slot.what != room::ready) return prefetch_outcome::no_room;
@@ -367,15 +371,15 @@ TERRACE_BODY result<std::uint32_t> planner::open_block(std::uint16_t group, std:
   r.depth = depth;
   r.turn = turn;
   r.refs = 1;
-  r.copies[0].now = state::resident;
-  r.copies[0].where = *slot;
+  blocks_.add_copy(block, 0, *slot);
+  blocks_.set_readable(block, 0, state::resident);
   pin(block, 0);
   return block;
 }
 
 TERRACE_BODY std::byte* planner::open_data(std::uint32_t block) noexcept {
   TERRACE_ASSERT(blocks_[block].now == block_record::phase::open, "a sealed block was asked for writing");
-  return tiers_[0]->address(blocks_[block].copies[0].where);
+  return tiers_[0]->address(blocks_.where(block, 0));
 }
 
 TERRACE_BODY void planner::seal(std::uint32_t block) {

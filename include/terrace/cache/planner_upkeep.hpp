@@ -17,11 +17,10 @@ TERRACE_BODY void planner::rank(std::uint32_t block, standing s) {
   if (r.rank == s) return;
   if (r.rank == standing::kept) kept_bytes_ -= slot_bytes(r);
   if (s == standing::kept) kept_bytes_ += slot_bytes(r);
-  for (std::size_t t = 0; t < tiers(); ++t)
-    if (std::exchange(r.copies[t].in_policy, false)) tiers_[t]->remove(block);
+  for (std::size_t t = 0; t < tiers(); ++t) discharge(block, t);
   r.rank = s;
   for (std::size_t t = 0; t < tiers(); ++t)
-    if (r.copies[t].now != state::absent) settle(block, t);
+    if (blocks_.copy(block, t).present()) settle(block, t);
 }
 
 TERRACE_BODY hint_outcome planner::hint_blocks(std::span<const block_id> blocks, const hint& h) {
@@ -72,7 +71,7 @@ TERRACE_BODY void planner::run_due_hints() {
       if (due.what == hint::kind::ttl)
         rank(due.id.index, standing::evictable);
       else if (due.at_step < step_ && needs_slot(due.id, lease_form::raw) &&
-               blocks_[due.id.index].copies[0].now == state::absent)
+               !blocks_.copy(due.id.index, 0).present())
         ++hints_.expired;
       else if (begin_prefetch(due.id, lease_form::raw) == prefetch_outcome::no_room)
         return;
@@ -83,10 +82,9 @@ TERRACE_BODY void planner::run_due_hints() {
 }
 
 TERRACE_BODY void planner::weigh(std::uint32_t block, float mass) {
-  block_record& r = blocks_[block];
-  r.mass = mass;
+  blocks_[block].mass = mass;
   for (std::size_t t = 0; t < tiers(); ++t)
-    if (tiers_[t]->what.weighs && r.copies[t].readable())
+    if (tiers_[t]->what.weighs && blocks_.copy(block, t).readable())
       tiers_[t]->weigh(block, {.step = step_, .mass = mass});
 }
 

@@ -15,66 +15,93 @@ namespace terrace {
 /// The most tiers that a cache can have.
 inline constexpr std::size_t max_tiers = 6;
 
-/// One copy of a block in one tier.
-struct block_copy {
+/// Where one tier has a block: all that a lookup reads, so small that a table of them is as quick to read as a plain array
+/// of places.
+struct copy_place {
+  static constexpr std::uint32_t unreadable = 0xffffffffu;  ///< no block has this generation
+
+  std::uint64_t offset = 0;               ///< of its bytes in the tier's medium
+  std::uint32_t bytes = 0;                ///< encoded
+  std::uint32_t generation = unreadable;  ///< of the block that can be read here; `unreadable` where none can
+};
+
+/// What else is known of a block's copy in one tier. Only residency changes its state, so that lookups agree with it.
+class block_copy {
+ public:
   enum class state : std::uint8_t {
     absent,
     filling,   ///< a transfer is writing it; nobody may read it
     resident,  ///< readable
     leaving,   ///< readable, while a transfer takes it to a farther tier; it goes when that has succeeded
   };
-  extent where;
   std::uint32_t pins = 0;  ///< leases, reservations and transfers that read or write it: it stays where it is
-  state now = state::absent;
-  fidelity quality;
   std::uint32_t checksum = 0;  ///< CRC32C of its encoded bytes, where the tier's medium has no addresses
-  bool in_policy = false;      ///< the tier's policy has charge of it
-  bool durable = false;        ///< it has survived a sync of its tier, under its block's key
-  bool known = false;          ///< the tier's policy has had charge of it before
-  bool prefetched = false;     ///< was brought before anybody asked, and has not been asked for yet
+  fidelity quality;
+  bool in_policy : 1 = false;   ///< the tier's policy has charge of it
+  bool durable : 1 = false;     ///< it has survived a sync of its tier, under its block's key
+  bool known : 1 = false;       ///< the tier's policy has had charge of it before
+  bool prefetched : 1 = false;  ///< was brought before anybody asked, and has not been asked for yet
 
-  bool readable() const noexcept { return now == state::resident || now == state::leaving; }
+  block_copy() noexcept = default;
+  block_copy(const block_copy&) noexcept = default;
+
+  state now() const noexcept { return now_; }
+  bool present() const noexcept { return now_ != state::absent; }
+  bool readable() const noexcept { return now_ == state::resident || now_ == state::leaving; }
+
+  /// Whether it was prefetched and is asked for now, for the first time.
+  bool take_prefetched() noexcept {
+    const bool before = prefetched;
+    prefetched = false;
+    return before;
+  }
+
+ private:
+  friend class residency;
+  block_copy& operator=(const block_copy&) noexcept = default;  // it would change the state
+  state now_ = state::absent;
+  std::uint32_t node_ = 0;  // of its extent
 };
+static_assert(sizeof(copy_place) == 16 && sizeof(block_copy) == 16);
 
 /// Where a waiting acquire stands in line for a block that is on its way (cache/lease.hpp).
 struct lease_entry;
 
-/// What is known of one block.
+/// What is known of one block besides its copies.
 struct block_record {
   enum class phase : std::uint8_t {
     free,    ///< the index is not in use
     open,    ///< being written, in tier 0
     sealed,  ///< complete and immutable
   };
-  std::array<block_copy, max_tiers> copies;
   std::uint64_t key = 0;  ///< names its content to policies: its own until a prefix index knows it
   std::uint32_t generation = 0;
   std::uint32_t refs = 0;  ///< sequences that refer to it; at 0 it is let go, unless a prefix index knows it
+  std::uint32_t cached = index_link::none;  ///< what a prefix index knows it by; none: no index does
   std::uint32_t parent = 0;  ///< the block before it in the sequence that made it, or index_link::none
   std::uint32_t depth = 0;   ///< blocks before it
   std::uint32_t turn = 0;    ///< how often its sequence had been continued when it was written
   std::uint16_t group = 0;   ///< layer group of the layout
   std::uint16_t row = 0;     ///< row of layers, over all groups
-  std::uint32_t cached = index_link::none;  ///< what a prefix index knows it by; none: no index does
-  block_key name{};                         ///< its name; then one of the references is the name's
-  std::uint64_t naming = 0;                 ///< when it got it, counted over all names ever given
+  float mass = 0;            ///< what it drew of the softmax mass when it was last weighed
   phase now = phase::free;
   standing rank = standing::ordinary;  ///< what hints have said
-  float mass = 0;                      ///< what it drew of the softmax mass when it was last weighed
   bool idle = false;                   ///< a prefix index knows it, and no sequence refers to it
   bool unsaved = false;                ///< in the write-behind queue: tier 0 has the only copy
   bool loading = false;                ///< in the load queue: a slot is reserved, the transfer has not begun
   bool speculative = false;            ///< the load that is queued or on its way was begun by a prefetch
   std::uint8_t load_from = 0;          ///< the tier that this load reads
   std::uint8_t tried = 0;              ///< tiers, as bits, that this load could not be had from
+  block_key name{};                    ///< its name; then one of the references is the name's
+  std::uint64_t naming = 0;            ///< when it got it, counted over all names ever given
   lease_entry* waiting = nullptr;      ///< acquires that wait for the copy that is filling tier 0
 
   /// A sequence refers to it, or a prefix index knows it.
   bool wanted() const noexcept { return refs != 0 || cached != index_link::none; }
 };
 
-/// Which blocks there are, and which tiers have them: dense records, recycled indices told apart by
-/// generation. It holds facts and takes no decision; the planner decides.
+/// Which blocks there are, and which tiers have them: dense records, and for each tier dense places and copies; recycled
+/// indices are told apart by generation. It holds facts and takes no decision; the planner decides.
 class residency {
  public:
   explicit residency(std::size_t tiers) noexcept : tiers_(tiers) {}
@@ -83,13 +110,48 @@ class residency {
   /// Indices that have ever been in use; per-block arrays are this long.
   std::size_t size() const noexcept { return records_.size(); }
   std::size_t alive() const noexcept { return alive_; }
+  /// What it takes in memory for each index.
+  static constexpr std::size_t bytes_per_block(std::size_t tiers) noexcept {
+    return sizeof(block_record) + 2 * sizeof(index_link) + tiers * (sizeof(copy_place) + sizeof(block_copy));
+  }
 
   block_record& operator[](std::uint32_t i) noexcept { return records_[i]; }
   const block_record& operator[](std::uint32_t i) const noexcept { return records_[i]; }
 
   /// The record that `id` names, or nullptr where that block is gone. O(1).
-  block_record* find(block_id id) noexcept;
+  block_record* find(block_id id) noexcept {
+    if (id.index >= records_.size()) return nullptr;
+    block_record& r = records_[id.index];
+    return r.generation == id.generation && r.now != block_record::phase::free ? &r : nullptr;
+  }
   block_id id_of(std::uint32_t i) const noexcept { return {i, records_[i].generation}; }
+
+  /// Where tier `t` has the block that `id` names; nullptr where it has no copy that can be read, or the block is gone.
+  /// O(1): it reads the place and nothing else. Precondition: `id` is of a block that there has been, or not valid().
+  const copy_place* find_place(block_id id, std::size_t t) const noexcept {
+    const std::vector<copy_place>& places = places_[t];
+    if (id.index >= places.size()) return nullptr;
+    const copy_place& place = places[id.index];
+    return place.generation == id.generation ? &place : nullptr;
+  }
+
+  /// What tier `t` has of a block, be it nothing.
+  block_copy& copy(std::uint32_t i, std::size_t t) noexcept { return copies_[t][i]; }
+  const block_copy& copy(std::uint32_t i, std::size_t t) const noexcept { return copies_[t][i]; }
+  /// Its bytes there. Means nothing where it is absent.
+  extent where(std::uint32_t i, std::size_t t) const noexcept {
+    const copy_place& place = places_[t][i];
+    return {place.offset, place.bytes, copies_[t][i].node_};
+  }
+
+  /// The states of a copy; O(1) each. Absent > filling: tier `t` is going to have the block at `where`.
+  block_copy& add_copy(std::uint32_t i, std::size_t t, extent where, fidelity quality = {}) noexcept;
+  /// Still filling, at another place.
+  void move_copy(std::uint32_t i, std::size_t t, extent where) noexcept;
+  /// From any but absent to `now`, resident or leaving: from here lookups find it.
+  void set_readable(std::uint32_t i, std::size_t t, block_copy::state now) noexcept;
+  /// Any > absent: lookups find it no longer, and nothing is left of what was known of it.
+  void remove_copy(std::uint32_t i, std::size_t t) noexcept;
 
   /// Puts an index into use. Amortised O(1): records grow to the most blocks ever alive and are then
   /// recycled.
@@ -99,9 +161,9 @@ class residency {
 
   /// The best copy that can be read from somewhere: the highest fidelity, then the nearest. tiers() where
   /// there is none. `from` skips nearer tiers, `except` those whose bits are set.
-  std::size_t best_copy(const block_record& r, std::size_t from = 0, unsigned except = 0) const noexcept;
+  std::size_t best_copy(std::uint32_t i, std::size_t from = 0, unsigned except = 0) const noexcept;
   /// Whether a tier farther than `t` has the block as well.
-  bool saved_below(const block_record& r, std::size_t t) const noexcept;
+  bool saved_below(std::uint32_t i, std::size_t t) const noexcept;
 
   /// Blocks that a prefix index knows and no sequence refers to: the first of them, and the one after `i`.
   std::uint32_t first_idle() const noexcept { return idle_.front(); }
@@ -128,6 +190,9 @@ class residency {
   std::size_t tiers_;
   std::size_t alive_ = 0;
   std::vector<block_record> records_;
+  // For each tier that there is, as long as the records.
+  std::array<std::vector<copy_place>, max_tiers> places_;
+  std::array<std::vector<block_copy>, max_tiers> copies_;
   // One set of links serves all three lists, as no block is in two of them: an unsaved block has its copy in
   // tier 0, a block that is to be loaded has none, a free one is neither.
   std::vector<index_link> links_;

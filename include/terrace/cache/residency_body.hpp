@@ -10,10 +10,35 @@
 
 namespace terrace {
 
-TERRACE_BODY block_record* residency::find(block_id id) noexcept {
-  if (id.index >= records_.size()) return nullptr;
-  block_record& r = records_[id.index];
-  return r.generation == id.generation && r.now != block_record::phase::free ? &r : nullptr;
+TERRACE_BODY block_copy& residency::add_copy(std::uint32_t i, std::size_t t, extent where,
+                                             fidelity quality) noexcept {
+  block_copy& c = copy(i, t);
+  TERRACE_ASSERT(!c.present(), "a tier was to have a second copy of a block");
+  c.now_ = block_copy::state::filling;
+  c.quality = quality;
+  move_copy(i, t, where);
+  return c;
+}
+
+TERRACE_BODY void residency::move_copy(std::uint32_t i, std::size_t t, extent where) noexcept {
+  block_copy& c = copy(i, t);
+  TERRACE_ASSERT(c.now_ == block_copy::state::filling, "a copy was moved that is not being written");
+  c.node_ = where.node;
+  places_[t][i].offset = where.offset;
+  places_[t][i].bytes = where.bytes;
+}
+
+TERRACE_BODY void residency::set_readable(std::uint32_t i, std::size_t t, block_copy::state now) noexcept {
+  block_copy& c = copy(i, t);
+  TERRACE_ASSERT(c.present(), "a copy that is absent was made readable");
+  c.now_ = now;
+  TERRACE_ASSERT(c.readable(), "a copy was made readable in a state that is not");
+  places_[t][i].generation = records_[i].generation;
+}
+
+TERRACE_BODY void residency::remove_copy(std::uint32_t i, std::size_t t) noexcept {
+  copies_[t][i] = {};
+  places_[t][i] = {};
 }
 
 TERRACE_BODY std::uint32_t residency::create() {
@@ -23,6 +48,10 @@ TERRACE_BODY std::uint32_t residency::create() {
   } else {
     i = static_cast<std::uint32_t>(records_.size());
     records_.emplace_back();
+    for (std::size_t t = 0; t < tiers_; ++t) {
+      places_[t].emplace_back();
+      copies_[t].emplace_back();
+    }
     links_.emplace_back();
     idle_links_.emplace_back();
   }
@@ -39,23 +68,27 @@ TERRACE_BODY void residency::recycle(std::uint32_t i) noexcept {
   block_record& r = records_[i];
   TERRACE_ASSERT(r.now != block_record::phase::free, "a block was recycled twice");
   r.now = block_record::phase::free;
-  ++r.generation;
+  if (++r.generation == copy_place::unreadable) r.generation = 0;
+  for (std::size_t t = 0; t < tiers_; ++t)
+    TERRACE_ASSERT(!copy(i, t).present(), "a block was recycled that a tier still has");
   --alive_;
   free_.push_back(links_, i);
 }
 
-TERRACE_BODY std::size_t residency::best_copy(const block_record& r, std::size_t from,
+TERRACE_BODY std::size_t residency::best_copy(std::uint32_t i, std::size_t from,
                                               unsigned except) const noexcept {
   std::size_t best = tiers_;
   for (std::size_t t = from; t < tiers_; ++t)
-    if ((except >> t & 1u) == 0 && r.copies[t].readable() &&
-        (best == tiers_ || r.copies[t].quality > r.copies[best].quality))
+    if ((except >> t & 1u) == 0 && copy(i, t).readable() &&
+        (best == tiers_ || copy(i, t).quality > copy(i, best).quality))
       best = t;
   return best;
 }
 
-TERRACE_BODY bool residency::saved_below(const block_record& r, std::size_t t) const noexcept {
-  return best_copy(r, t + 1) != tiers_;
+TERRACE_BODY bool residency::saved_below(std::uint32_t i, std::size_t t) const noexcept {
+  while (++t < tiers_)
+    if (copy(i, t).readable()) return true;
+  return false;
 }
 
 TERRACE_BODY void residency::mark_idle(std::uint32_t i, bool yes) noexcept {

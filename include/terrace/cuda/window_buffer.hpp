@@ -165,7 +165,7 @@ class window_buffer {
         continue;
       }
       std::byte* const raw = owner_->hot_address(raw_[slot]);
-      const std::size_t bytes = owner_->record(b.id.index).copies[b.tier].where.bytes;
+      const std::size_t bytes = owner_->where(b.id.index, b.tier).bytes;
       places_.push_back(raw);
       if (b.format_id == 0) {
         pieces_.push_back({raw, b.data, bytes});

@@ -52,7 +52,7 @@ class simulation_audit {
       if (r.now == block_record::phase::open) ++own.pins[0];
       for (std::size_t t = 0; t < planner_.tiers(); ++t) {
         pins += own.pins[t];
-        if (auto wrong = compare_copy(r.copies[t], own.pins[t], t); !wrong.empty()) return wrong;
+        if (auto wrong = compare_copy(id.index, own.pins[t], t); !wrong.empty()) return wrong;
       }
     }
     if (stats.pins != pins)
@@ -80,15 +80,17 @@ class simulation_audit {
   void refer(block_id id) {
     if (id.valid()) ++blocks_[id].refs;
   }
-  std::string compare_copy(const block_copy& copy, std::uint32_t pins, std::size_t tier) {
+  std::string compare_copy(std::uint32_t block, std::uint32_t pins, std::size_t tier) {
     using state = block_copy::state;
-    if (copy.now == state::filling || copy.now == state::leaving)
+    const block_copy& copy = planner_.copy(block, tier);
+    if (copy.now() == state::filling || copy.now() == state::leaving)
       return "a copy is on its way, and nothing else is";
     if (copy.pins != pins) return "a copy counts other pins than there are";
-    if (copy.now == state::absent) return {};
+    if (!copy.present()) return {};
     if (copy.in_policy && copy.pins != 0) return "a policy has charge of a copy that is pinned";
-    resident_[tier] += align_up(std::size_t{copy.where.bytes}, ladder_.rungs[tier].granule);
-    extents_[tier].emplace_back(copy.where.offset, copy.where.offset + copy.where.bytes);
+    const extent where = planner_.where(block, tier);
+    resident_[tier] += align_up(std::size_t{where.bytes}, ladder_.rungs[tier].granule);
+    extents_[tier].emplace_back(where.offset, where.offset + where.bytes);
     return {};
   }
   static bool overlap(std::vector<std::pair<std::uint64_t, std::uint64_t>>& extents) {

@@ -173,8 +173,8 @@ class simulator {
         (call == device_call::write && what != fault::bit_flip && what != fault::torn))
       return;
     for (const block_id id : alive()) {
-      const block_copy& copy = control().record(id.index).copies[tier];
-      if (copy.now != block_copy::state::absent && copy.where.offset == at) model_.strike(id);
+      const bool present = control().copy(id.index, tier).present();
+      if (present && control().where(id.index, tier).offset == at) model_.strike(id);
     }
   }
   // Blocks that sequences, names and acquires know.
