@@ -4,6 +4,7 @@
 
 #include "catch.hpp"
 #include "pattern.hpp"
+#include "small_cache.hpp"
 #include "terrace/execution/sync_wait.hpp"
 #include "terrace/medium/ram.hpp"
 #include "terrace/policy/lru.hpp"
@@ -335,4 +336,36 @@ TEST_CASE("a full lower tier keeps blocks in the upper one, and flush says so") 
   auto held = f.ctx.sync_wait(f.cache->acquire(pattern::sealed(*f.tokens, 0)));
   REQUIRE(held);
   CHECK(f.right(*held));
+}
+
+TEST_CASE("while a block that was read is checked, the next one is read") {
+  cache_options one;
+  one.transfers.loads_in_flight = 1;
+  small_cache<> f(4, 16, one);
+  REQUIRE(f.append(8));
+  f.settle();
+  const auto ids = f.ids();
+  f.script.hold = true;
+  f.script.reads = f.script.most_in_flight = 0;
+  int told = 0;
+  struct receiver {
+    using receiver_concept = ex::receiver_t;
+    int* told;
+    void set_value(lease) noexcept { ++*told; }
+    void set_error(block_error) noexcept { *told = -1; }
+    void set_stopped() noexcept { *told = -1; }
+    ex::env<> get_env() const noexcept { return {}; }
+  };
+  auto asked = ex::connect(f.cache().acquire(std::span(ids).first(2)), receiver{&told});
+  ex::start(asked);
+  f.ctx.poll();
+  REQUIRE(f.script.reads == 1);
+  f.script.release_all();
+  f.ctx.poll();  // it has been read, and its checking has been posted back
+  CHECK(f.script.reads == 2);
+  CHECK(f.script.most_in_flight == 1);
+  CHECK_FALSE(f.in_tier_0(0));
+  f.script.hold = false;
+  f.settle();
+  CHECK(told == 1);
 }

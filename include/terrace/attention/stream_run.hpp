@@ -101,8 +101,8 @@ class stream_run {
   bool stopped = false;
 
  private:
-  static constexpr std::size_t depth = 6;  // windows: four of them on their way, while the others are folded
-  static constexpr std::size_t piece = 8;  // blocks folded between two looks at what has completed
+  static constexpr std::size_t depth = 12;  // windows: most of them on their way, while the others are folded
+  static constexpr std::size_t piece = 8;   // blocks folded between two looks at what has completed
 
   struct window : acquire_request {
     explicit window() : acquire_request({}, &arrived) {}
@@ -130,7 +130,9 @@ class stream_run {
   template <class View>
   void fold(std::size_t blocks, View view_of, std::optional<std::size_t> tallied = {});
   void report_mass();
-  bool folds_alone() const noexcept { return since_wait_ < depth && few_queries(); }
+  bool folds_alone() const noexcept {
+    return work_->since_wait < depth && few_queries() && options_.stand_in.empty();
+  }
   bool few_queries() const noexcept { return work_->queries.size() * work_->queries.shape().group() <= 16; }
   lease_form form() const noexcept;
   block_view view(std::size_t position, const std::byte* data, std::uint32_t format_id = 0) const noexcept;
@@ -159,8 +161,7 @@ class stream_run {
   std::size_t most_blocks_ = static_cast<std::size_t>(-1);  // of a window, likewise
   std::int64_t stalled_since_ = 0;                          // where it is traced, and waits
   bool pumping_ = false, again_ = false, over_ = false, looked_ahead_ = false;
-  bool waits_ = false;              // for the front window, with nothing else to do
-  std::size_t since_wait_ = depth;  // windows that were here when their turn came
+  bool waits_ = false;  // for the front window, with nothing else to do
 };
 
 // Blocks of a window that come into slots of tier 0: enough to keep a disk busy, and so few that all windows
@@ -234,7 +235,7 @@ inline void stream_run::pump() noexcept {
     ask_ahead();
     if (in_flight_ != 0 && windows_[front_].here) {
       end_stall();
-      since_wait_ = std::exchange(waits_, false) ? 0 : since_wait_ + 1;
+      work_->since_wait = std::exchange(waits_, false) ? 0 : work_->since_wait + 1;
       again_ = take_front();
     }
     if (in_flight_ == 0 && asked_ == work_->blocks.size() && !failure) {

@@ -1,4 +1,5 @@
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <forward_list>
 #include <utility>
@@ -22,6 +23,8 @@ struct stream_workspace {
   std::vector<block_id> wanted;          ///< scratch for prefetches
   std::vector<block_id> seen;            ///< likewise: the blocks of one row
   std::vector<float> shares;             ///< what a prefetcher is told of `mass`
+  /// Windows that were here when their turn came, since one was waited for; streams follow one another layer by layer.
+  std::size_t since_wait = static_cast<std::size_t>(-1) / 2;
   stream_workspace* next = nullptr;
 };
 

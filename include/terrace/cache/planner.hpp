@@ -54,7 +54,7 @@ enum class inclusion : std::uint8_t {
 class planner {
  public:
   struct options {
-    unsigned loads_in_flight = 32;
+    unsigned loads_in_flight = 32;  ///< reads; as many blocks again may be checked or decoded meanwhile
     unsigned stores_in_flight = 16;
     unsigned prefetches_in_flight = 16;
     /// Of a transfer or sync, from when it is begun; counted while the owner polls (execution/watched_clock.hpp).
@@ -200,6 +200,8 @@ class planner {
   // --- What transfers call.
 
   void finished(transfer_job& job, result<void> outcome);
+  /// The job's source has been read: what is left of a load is work for the pool, and the next one may be read meanwhile.
+  void source_read(transfer_job& job);
   /// The job has passed its deadline and has not ended: `finished` is still to come.
   void overdue(transfer_job& job);
   /// The codec needed only `bytes`: gives back the rest of the job's target, before that is written. False: the tier
@@ -251,7 +253,8 @@ class planner {
   void choose_inclusions();
   void leave_exclusive(std::uint32_t block);
   bool loads_full() const noexcept {
-    return loads_ - overdue_loads_ == options_.loads_in_flight || loads_ == 2 * options_.loads_in_flight;
+    return loads_ - overdue_loads_ - working_loads_ >= options_.loads_in_flight ||
+           loads_ == 2 * options_.loads_in_flight;
   }
   bool stores_full() const noexcept {
     return stores_ - overdue_stores_ == options_.stores_in_flight || stores_ == 2 * options_.stores_in_flight;
@@ -366,6 +369,7 @@ class planner {
   std::size_t last_open_ = 0;  // the farthest tier that was not left out
   unsigned loads_ = 0, stores_ = 0, prefetches_ = 0;
   unsigned overdue_loads_ = 0, overdue_stores_ = 0;
+  unsigned working_loads_ = 0;                    // read, and not overdue
   std::array<unsigned, max_tiers> hung_{};        // of these, by the tier whose fault it is
   std::array<std::size_t, max_tiers> leaving_{};  // bytes that demotions on their way will free, per tier
   timer alarm_{context_, [](void* self) noexcept { static_cast<planner*>(self)->ring(); }, this};

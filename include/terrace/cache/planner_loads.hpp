@@ -148,7 +148,15 @@ TERRACE_BODY void planner::finish_load(transfer_job& job, const result<void>& ou
 
 // --- The end of a job, and those that do not end.
 
+TERRACE_BODY void planner::source_read(transfer_job& job) {
+  if (job.to != 0) return;
+  job.working = true;
+  ++working_loads_;
+  pump();
+}
+
 TERRACE_BODY void planner::finished(transfer_job& job, result<void> outcome) {
+  if (std::exchange(job.working, false)) --working_loads_;
   --(job.to == 0 ? loads_ : stores_);
   if (job.overdue)
     end_quarantine(job);
@@ -164,6 +172,7 @@ TERRACE_BODY void planner::finished(transfer_job& job, result<void> outcome) {
 TERRACE_BODY void planner::overdue(transfer_job& job) {
   constexpr error late{errc::deadline, "a transfer has passed its deadline"};
   job.overdue = true;
+  if (std::exchange(job.working, false)) --working_loads_;
   block_record& r = blocks_[job.block];
   if (job.to == 0) {
     ++overdue_loads_;

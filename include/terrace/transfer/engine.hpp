@@ -177,9 +177,10 @@ class transfer_engine final : public transfer_port, private event_source {
       work_or_write();
     }
     void work_or_write() noexcept {
-      if (how->what != route::work::none || how->verify || how->sum)
-        return engine->context_.pool().submit(work);
-      place(job->source.bytes);
+      if (how->what == route::work::none && !how->verify && !how->sum) return place(job->source.bytes);
+      engine->context_.pool().submit(work);
+      // Last: who is told may poll, and then the work may be done, and this operation gone.
+      if (how->read) engine->planner_->source_read(*job);
     }
     void transcode_now() noexcept {
       static constexpr std::array names{"check", "copy", "encode", "decode", "recode"};

@@ -21,6 +21,7 @@ struct transfer_job {
   bool evict = false;                 ///< the source goes when the target is in place
   bool probe = false;                 ///< finds out whether a tier that was set aside works again
   bool begun = false;         ///< has left the line for staging; only then it may be late for a tier's fault
+  bool working = false;       ///< a load whose source has been read
   bool overdue = false;       ///< has passed its deadline: nobody waits for it any more
   bool write_failed = false;  ///< it was the target's medium that failed, so the source is as good as it was
   transfer_job* next = nullptr;  ///< belongs to whoever queues it
@@ -31,8 +32,9 @@ struct transfer_job {
 class transfer_port {
  public:
   virtual ~transfer_port() = default;
-  /// Begins `job`, or queues it while staging is in use. Ends with planner::finished(job, result), on the
-  /// owner and never from within this call.
+  /// Begins `job`, or queues it while staging is in use. Where its source was read and work is left, it calls
+  /// planner::source_read(job); it ends with planner::finished(job, result). Both on the owner, never from within this
+  /// call.
   virtual void start(transfer_job& job) noexcept = 0;
   virtual std::size_t staging_in_use() const noexcept = 0;
   /// Bytes of all staging, in use or not: what tier 0's budget has besides its slots.
