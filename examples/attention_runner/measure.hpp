@@ -70,7 +70,7 @@ inline double read_bandwidth(terrace::context& ctx, terrace::const_bytes memory)
 /// that stands in for what is not in RAM: larger than a last-level cache, so that it comes from memory as the
 /// real thing does.
 inline terrace::result<step_times> measure_steps(std::span<const std::unique_ptr<ladder>> sequences) {
-  constexpr std::size_t triples = 7;
+  constexpr std::size_t triples = 11;
   ladder& kv = *sequences.front();
   constexpr std::size_t stand_in_bytes = std::size_t{128} << 20;
   auto arena = terrace::ram::open(kv.owner(), {.capacity = stand_in_bytes});
