@@ -9,6 +9,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "terrace/core/bytes.hpp"
@@ -62,10 +63,13 @@ class raw_disk {
   }
 
   /// Runs the job; buffers lie j.bytes apart. Preconditions: depth is at most most_depth, and buffers are at least as
-  /// many or 0. `so_far` hears after each wait how many transfers have ended.
-  template <class Progress = void (*)(std::size_t)>
-  void run(
-      const disk_job& j, std::byte* at, Progress so_far = [](std::size_t) {}) {
+  /// many or 0.
+  void run(const disk_job& j, std::byte* at) { run(j, at, nothing{}); }
+
+  /// Likewise, and calls `meanwhile(transfers that have ended)` each time when it has handed over what it could; where that
+  /// says true, for it has more to do, the loop does not wait.
+  template <class Meanwhile>
+  void run(const disk_job& j, std::byte* at, Meanwhile meanwhile) {
     std::vector<std::byte*> free;  // a ring: the buffer that has been idle longest is next
     for (std::size_t b = 0; b < std::max(j.depth, j.buffers); ++b) free.push_back(at + b * j.bytes);
     std::size_t started = 0, ended = 0;
@@ -81,8 +85,12 @@ class raw_disk {
       ::io_uring_sqe_set_data(entry, buffer);
     };
     while (started < std::min(j.depth, j.order.size())) start();
+    bool more_to_do = false;
     while (ended < j.order.size()) {
-      ::io_uring_submit_and_wait(&ring_, 1);
+      if (more_to_do)
+        ::io_uring_submit_and_get_events(&ring_);
+      else
+        ::io_uring_submit_and_wait(&ring_, 1);
       io_uring_cqe* done[most_depth];
       const unsigned n = ::io_uring_peek_batch_cqe(&ring_, done, most_depth);
       for (unsigned i = 0; i < n; ++i) {
@@ -90,12 +98,16 @@ class raw_disk {
         free[ended++ % free.size()] = static_cast<std::byte*>(::io_uring_cqe_get_data(done[i]));
       }
       ::io_uring_cq_advance(&ring_, n);
-      so_far(ended);
       for (unsigned i = 0; i < n && started < j.order.size(); ++i) start();
+      if constexpr (!std::is_same_v<Meanwhile, nothing>) {
+        ::io_uring_submit(&ring_);
+        more_to_do = meanwhile(ended);
+      }
     }
   }
 
  private:
+  struct nothing {};
   [[noreturn]] static void give_up(const char* why) {
     std::fprintf(stderr, "raw disk: %s\n", why);
     std::exit(1);
