@@ -28,9 +28,13 @@ using kv_cache = tiered_cache<tier<ram>, tier<nvme>, policies>;
 constexpr std::uint32_t layers = 8, heads = 1, dim = 64, tokens = 16;  // blocks of 4 KiB
 constexpr std::uint32_t blocks_a_layer = 64, blocks = layers * blocks_a_layer;
 constexpr std::uint64_t warm_up = 2, steps = 8;
-constexpr std::size_t window = 2;              // slots that a window of a stream takes
-constexpr std::size_t in_flight = 6 * window;  // and all that there are at once
-constexpr std::uint32_t ahead = 16;            // blocks that layer_ahead asks for
+constexpr std::size_t window = 2;    // slots that a window of a stream takes
+constexpr std::uint32_t ahead = 16;  // blocks that layer_ahead asks for
+
+// Slots that the windows of a stream take at once: attention/stream_run.hpp.
+std::size_t in_flight(std::size_t slots) {
+  return window * std::clamp<std::size_t>(slots / (8 * window), 6, 12);
+}
 
 struct counts {
   std::uint64_t hits = 0, brought = 0;
@@ -103,7 +107,7 @@ int main(int argc, char** argv) {
   for (const bool prefetch : {false, true})
     for (const std::size_t percent : {25u, 50u, 75u}) {
       const std::size_t slots = blocks * percent / 100;
-      const std::size_t passing = in_flight + (prefetch ? ahead : 0);
+      const std::size_t passing = in_flight(slots) + (prefetch ? ahead : 0);
       const double limit = share(optimum(slots - passing));
       out.note(
           text_of("%zu slots for %u blocks, %zu of them for windows%s; the optimum with all of them is %.3f",

@@ -101,8 +101,10 @@ class stream_run {
   bool stopped = false;
 
  private:
-  static constexpr std::size_t depth = 12;  // windows: most of them on their way, while the others are folded
-  static constexpr std::size_t piece = 8;   // blocks folded between two looks at what has completed
+  // Windows at most, most of them on their way while the others are folded: the more, the less a disk waits for them. But
+  // only so many that all of them take an eighth of tier 0, or six.
+  static constexpr std::size_t depth = 12, least_depth = 6;
+  static constexpr std::size_t piece = 8;  // blocks folded between two looks at what has completed
 
   struct window : acquire_request {
     explicit window() : acquire_request({}, &arrived) {}
@@ -151,13 +153,13 @@ class stream_run {
   std::uint32_t tokens_, row_ = 0, layer_in_block_ = 0;
   stream_workspace* work_ = nullptr;
   std::array<window, depth> windows_;
-  std::size_t front_ = 0;      // the window that is folded next
-  std::size_t in_flight_ = 0;  // windows asked for and not folded
-  std::size_t coming_ = 0;     // of these, the ones that have not come
-  std::size_t limit_ = depth;  // fewer where tier 0 turned out to be too small for so many
-  std::size_t asked_ = 0;      // blocks asked for
-  std::uint32_t seen_ = 0;     // sealed blocks that the queries see, whether they are read or not
-  std::size_t loads_end_ = 0;  // behind the last block that cannot be read where it is
+  std::size_t front_ = 0;            // the window that is folded next
+  std::size_t in_flight_ = 0;        // windows asked for and not folded
+  std::size_t coming_ = 0;           // of these, the ones that have not come
+  std::size_t limit_ = least_depth;  // fewer where tier 0 turned out to be too small for so many
+  std::size_t asked_ = 0;            // blocks asked for
+  std::uint32_t seen_ = 0;           // sealed blocks that the queries see, whether they are read or not
+  std::size_t loads_end_ = 0;        // behind the last block that cannot be read where it is
   std::size_t most_blocks_ = static_cast<std::size_t>(-1);  // of a window, likewise
   std::int64_t stalled_since_ = 0;                          // where it is traced, and waits
   bool pumping_ = false, again_ = false, over_ = false, looked_ahead_ = false;
@@ -169,7 +171,7 @@ class stream_run {
 inline std::size_t stream_run::window_blocks() const noexcept {
   const std::size_t block = group().block_bytes();
   std::size_t bytes = options_.window_bytes;
-  if (bytes == 0) bytes = std::min<std::size_t>(4_MiB, cache_.control().hot_capacity() / (2 * depth));
+  if (bytes == 0) bytes = std::min<std::size_t>(4_MiB, cache_.control().hot_capacity() / (2 * least_depth));
   return std::max<std::size_t>(1, bytes / block);
 }
 
@@ -181,6 +183,8 @@ inline void stream_run::start() {
   const bool weighs = options_.attend && few_queries() && asked_for;
   work_->mass.reset(weighs ? work_->blocks.size() : 0, work_->queries.rows());
   for (window& w : windows_) w.run = this;
+  limit_ = std::clamp(cache_.control().hot_capacity() / (8 * window_blocks() * group().block_bytes()),
+                      least_depth, depth);
   if (!options_.stand_in.empty()) {
     fold_in_place();
     fold_open_tail();
