@@ -144,8 +144,8 @@ inline outcome<run_request> request_of(const command_line& c) {
   r.control = c.control;
   r.inject = c.inject;
   // Who reads all of a context reads it in a cycle, of which lru keeps nothing that is of use.
-  const std::string_view policy = !c.policy.empty() ? c.policy : r.attend.selects() ? "lru" : "step_aware";
-  r.policy = any_policy::index_of(policy).value_or(0);
+  const std::string_view by_default = r.attend.selects() ? "lru" : "step_aware";
+  r.policy = any_policy::index_of(c.policy.empty() ? by_default : std::string_view(c.policy)).value_or(0);
   auto hot = detail::size_option("--hot", c.hot), warm = detail::size_option("--warm", c.warm),
        cool = detail::size_option("--cool", c.cool), cold = detail::size_option("--cold", c.cold);
   for (const auto* size : {&hot, &warm, &cool, &cold})
