@@ -22,7 +22,7 @@ struct outcome {
   struct receiver {
     using receiver_concept = ex::receiver_t;
     outcome* to;
-    void set_value(lease held) noexcept { to->held.emplace(std::move(held)); }
+    void set_value(lease blocks) noexcept { to->held.emplace(std::move(blocks)); }
     void set_error(block_error e) noexcept { to->why.emplace(std::move(e)); }
     void set_stopped() noexcept { to->stopped = true; }
     ex::env<> get_env() const noexcept { return {}; }
