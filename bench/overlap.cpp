@@ -3,13 +3,15 @@
 //  - threads of their own compute, and the one that reads the disk does nothing else;
 //  - the owner of the ring computes by itself, a piece between two looks at what has completed;
 //  - it wakes a second thread for half of each piece.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -159,17 +161,6 @@ class experiment {
                   .buffers = 2 * depth};
 };
 
-void write_file(const std::string& path, const std::byte* from) {
-  std::FILE* const file = std::fopen(path.c_str(), "wb");
-  bool written = file != nullptr;
-  for (std::size_t i = 0; written && i < blocks; ++i) written = std::fwrite(from, block, 1, file) == 1;
-  if (file != nullptr) written = std::fclose(file) == 0 && written;
-  if (written) return;
-  std::fprintf(stderr, "overlap: %s cannot be written\n", path.c_str());
-  std::remove(path.c_str());
-  std::exit(1);
-}
-
 /// A row: the share of the computation that the disk's time hides, and how much longer than the disk alone the whole takes.
 template <class Both, class Compute>
 void measure(bench::report& out, experiment& e, const std::string& name, Both both, Compute compute) {
@@ -198,22 +189,26 @@ int main(int argc, char** argv) {
   std::memset(memory.get(), 1, pieces * piece_bytes);
   std::memset(slots.get(), 1, 2 * depth * block);
   const std::string path = bench::scratch_path("overlap");
-  write_file(path, slots.get());
-  {
-    raw_disk disk(path);
-    experiment e(disk, slots.get(), memory.get());
-    measure(
-        out, e, "by threads of their own", [&] { return e.threads_beside_disk(); },
-        [&] { return e.threads_alone(); });
-    measure(
-        out, e, "by the ring's owner alone", [&] { return e.owner_beside_disk(nullptr); },
-        [&] { return e.owner_alone(nullptr); });
-    second_thread second(memory.get());
-    measure(
-        out, e, "by the owner and a thread it wakes", [&] { return e.owner_beside_disk(&second); },
-        [&] { return e.owner_alone(&second); });
+  const int made = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (made < 0) {
+    std::fprintf(stderr, "overlap: %s cannot be written\n", path.c_str());
+    return 1;
   }
-  std::remove(path.c_str());
+  ::close(made);
+  raw_disk disk(path);
+  ::unlink(path.c_str());  // nothing is left of it, however the program ends
+  disk.run({false, block, depth, bench::shuffled_pieces(file_bytes, block, blocks)}, slots.get());
+  experiment e(disk, slots.get(), memory.get());
+  measure(
+      out, e, "by threads of their own", [&] { return e.threads_beside_disk(); },
+      [&] { return e.threads_alone(); });
+  measure(
+      out, e, "by the ring's owner alone", [&] { return e.owner_beside_disk(nullptr); },
+      [&] { return e.owner_alone(nullptr); });
+  second_thread second(memory.get());
+  measure(
+      out, e, "by the owner and a thread it wakes", [&] { return e.owner_beside_disk(&second); },
+      [&] { return e.owner_alone(&second); });
   return out.finish();
 }
 

@@ -10,6 +10,7 @@
 #include "terrace/policy/lru.hpp"
 #include "terrace/testing/scripted.hpp"
 #include "terrace/tiered_cache.hpp"
+#include "watched.hpp"
 
 using namespace terrace;
 
@@ -49,31 +50,6 @@ struct fixture {
   std::optional<sequence> tokens;
 };
 
-// An acquire that is watched from outside.
-struct watched {
-  struct receiver {
-    using receiver_concept = ex::receiver_t;
-    watched* w;
-    void set_value(lease l) noexcept { w->held.emplace(std::move(l)); }
-    void set_error(block_error e) noexcept { w->failure.emplace(std::move(e)); }
-    void set_stopped() noexcept { w->stopped = true; }
-    struct env {
-      ex::inplace_stop_token token;
-      ex::inplace_stop_token query(ex::get_stop_token_t) const noexcept { return token; }
-    };
-    env get_env() const noexcept { return {w->stop.get_token()}; }
-  };
-  watched(fixture& f, std::span<const block_id> ids)
-      : operation(f.cache->acquire(ids).connect(receiver{this})) {}
-  bool done() const { return held || failure || stopped; }
-
-  ex::inplace_stop_source stop;
-  std::optional<lease> held;
-  std::optional<block_error> failure;
-  bool stopped = false;
-  acquire_sender::operation<receiver> operation;
-};
-
 }  // namespace
 
 TEST_CASE("acquire brings blocks back, and they are what was written") {
@@ -110,7 +86,7 @@ TEST_CASE("with every slot pinned, out_of_capacity comes at once") {
   const auto ids = f.fill(9);
   auto held = f.ctx.sync_wait(f.cache->acquire(std::span(ids).first(3)));
   REQUIRE(held);
-  watched more(f, std::span(ids).subspan(4, 1));
+  watched more(*f.cache, std::span(ids).subspan(4, 1));
   more.operation.start();
   REQUIRE(more.failure);
   CHECK(more.failure->code == errc::out_of_capacity);
@@ -133,7 +109,7 @@ TEST_CASE("two acquires that together exceed tier 0 never wait for each other") 
   fixture f(4);
   const auto ids = f.fill(12);
   f.script.hold = true;
-  watched first(f, std::span(ids).first(3)), second(f, std::span(ids).subspan(3, 3));
+  watched first(*f.cache, std::span(ids).first(3)), second(*f.cache, std::span(ids).subspan(3, 3));
   first.operation.start();
   second.operation.start();
   CHECK_FALSE(first.done());
@@ -157,8 +133,8 @@ TEST_CASE("an acquire that is refused does not take those behind it along") {
   fixture f(4);
   const auto ids = f.fill(12);
   f.script.hold = true;
-  watched first(f, std::span(ids).first(3)), second(f, std::span(ids).subspan(3, 3)),
-      third(f, std::span(ids).first(1)), fourth(f, std::span(ids).subspan(1, 2));
+  watched first(*f.cache, std::span(ids).first(3)), second(*f.cache, std::span(ids).subspan(3, 3)),
+      third(*f.cache, std::span(ids).first(1)), fourth(*f.cache, std::span(ids).subspan(1, 2));
   first.operation.start();
   second.operation.start();
   third.operation.start();
@@ -177,7 +153,7 @@ TEST_CASE("two acquires of one block share its load") {
   const auto ids = f.fill(12);
   f.script.hold = true;
   const unsigned reads = f.script.reads;
-  watched first(f, std::span(ids).first(1)), second(f, std::span(ids).first(1));
+  watched first(*f.cache, std::span(ids).first(1)), second(*f.cache, std::span(ids).first(1));
   first.operation.start();
   second.operation.start();
   f.settle();
@@ -227,13 +203,13 @@ TEST_CASE("a stop request gives everything back, wherever it comes") {
   f.script.hold = true;
 
   SECTION("before the start") {
-    watched w(f, wanted);
+    watched w(*f.cache, wanted);
     w.stop.request_stop();
     w.operation.start();
     CHECK(w.stopped);
   }
   SECTION("while its loads are on their way") {
-    watched w(f, wanted);
+    watched w(*f.cache, wanted);
     w.operation.start();
     w.stop.request_stop();
     f.ctx.poll();
@@ -242,7 +218,7 @@ TEST_CASE("a stop request gives everything back, wherever it comes") {
     CHECK(f.cache->stats().tiers[0].resident_bytes <= 4 * pattern::block_bytes);
   }
   SECTION("in line behind another") {
-    watched first(f, wanted), w(f, std::span(ids).subspan(3, 3));
+    watched first(*f.cache, wanted), w(*f.cache, std::span(ids).subspan(3, 3));
     first.operation.start();
     w.operation.start();
     w.stop.request_stop();
@@ -252,7 +228,7 @@ TEST_CASE("a stop request gives everything back, wherever it comes") {
     CHECK(first.held);
   }
   SECTION("at the same moment as the completion") {
-    watched w(f, wanted);
+    watched w(*f.cache, wanted);
     w.operation.start();
     f.script.release_all();
     w.stop.request_stop();  // its task stands in line behind the completions
@@ -298,7 +274,7 @@ TEST_CASE("a block that is demanded while its prefetch is on its way is late") {
   const auto ids = f.fill(20);
   f.script.hold = true;
   REQUIRE(f.cache->prefetch(std::span(ids).first(1)) == 1);
-  watched w(f, std::span(ids).first(1));
+  watched w(*f.cache, std::span(ids).first(1));
   w.operation.start();
   CHECK_FALSE(w.done());
   f.settle();
@@ -347,17 +323,8 @@ TEST_CASE("while a block that was read is checked, the next one is read") {
   const auto ids = f.ids();
   f.script.hold = true;
   f.script.reads = f.script.most_in_flight = 0;
-  int told = 0;
-  struct receiver {
-    using receiver_concept = ex::receiver_t;
-    int* told;
-    void set_value(lease) noexcept { ++*told; }
-    void set_error(block_error) noexcept { *told = -1; }
-    void set_stopped() noexcept { *told = -1; }
-    ex::env<> get_env() const noexcept { return {}; }
-  };
-  auto asked = ex::connect(f.cache().acquire(std::span(ids).first(2)), receiver{&told});
-  ex::start(asked);
+  watched asked(f.cache(), std::span(ids).first(2));
+  ex::start(asked.operation);
   f.ctx.poll();
   REQUIRE(f.script.reads == 1);
   f.script.release_all();
@@ -367,5 +334,5 @@ TEST_CASE("while a block that was read is checked, the next one is read") {
   CHECK_FALSE(f.in_tier_0(0));
   f.script.hold = false;
   f.settle();
-  CHECK(told == 1);
+  CHECK(asked.held);
 }

@@ -1,10 +1,10 @@
 // Transfers that hang: who waits is told in time, and what the device may still write is touched by nobody.
 #include <chrono>
-#include <optional>
 #include <span>
-#include <utility>
+#include <vector>
 
 #include "small_cache.hpp"
+#include "watched.hpp"
 
 using namespace terrace;
 using std::chrono::milliseconds;
@@ -17,21 +17,18 @@ cache_options patience(milliseconds deadline) {
   return o;
 }
 
-// What became of an acquire that nobody waits for in wait().
-struct outcome {
-  struct receiver {
-    using receiver_concept = ex::receiver_t;
-    outcome* to;
-    void set_value(lease blocks) noexcept { to->held.emplace(std::move(blocks)); }
-    void set_error(block_error e) noexcept { to->why.emplace(std::move(e)); }
-    void set_stopped() noexcept { to->stopped = true; }
-    ex::env<> get_env() const noexcept { return {}; }
-  };
-  bool ended() const noexcept { return held.has_value() || why.has_value() || stopped; }
+// Eight blocks, of which the first four are below tier 0, where reads hang until they are released.
+struct hung_reads : small_cache<> {
+  static constexpr milliseconds deadline{8};
+  hung_reads() : small_cache<>(4, 16, patience(deadline)) {
+    REQUIRE(append(8));
+    settle();
+    all = ids();
+    script.hold = true;
+  }
+  std::span<const block_id> first() const { return std::span(all).first(1); }
 
-  std::optional<lease> held;
-  std::optional<block_error> why;
-  bool stopped = false;
+  std::vector<block_id> all;
 };
 
 }  // namespace
@@ -123,60 +120,43 @@ TEST_CASE("when every transfer hangs, those in line are told too") {
 }
 
 TEST_CASE("an owner that was away finds what arrived, not what is late") {
-  const milliseconds deadline(8);
-  small_cache<> f(4, 16, patience(deadline));
-  REQUIRE(f.append(8));
-  f.settle();
-  const auto ids = f.ids();
-  f.script.hold = true;
-  outcome told;
-  auto asked = ex::connect(f.cache().acquire(std::span(ids).first(1)), outcome::receiver{&told});
-  ex::start(asked);
+  hung_reads f;
+  watched asked(f.cache(), f.first());
+  ex::start(asked.operation);
   f.ctx.poll();
 
   f.clock.advance(std::chrono::hours(1));
   f.ctx.poll();
-  CHECK_FALSE(told.ended());  // it has been looked for once
+  CHECK_FALSE(asked.done());  // it has been looked for once
   f.script.hold = false;
   f.script.release_all();
-  while (!told.ended() && f.ctx.poll() != 0) {
+  while (!asked.done() && f.ctx.poll() != 0) {
   }
-  REQUIRE(told.held);
+  REQUIRE(asked.held);
   CHECK(f.cache().health(1).failures == 0);
 }
 
 TEST_CASE("an owner that comes by seldom is told of what hangs all the same") {
-  const milliseconds deadline(8);
-  small_cache<> f(4, 16, patience(deadline));
-  REQUIRE(f.append(8));
-  f.settle();
-  const auto ids = f.ids();
-  f.script.hold = true;
-  outcome told;
-  auto asked = ex::connect(f.cache().acquire(std::span(ids).first(1)), outcome::receiver{&told});
-  ex::start(asked);
+  hung_reads f;
+  watched asked(f.cache(), f.first());
+  ex::start(asked.operation);
   int looks = 0;
-  for (; !told.ended() && looks < 10; ++looks) {
+  for (; !asked.done() && looks < 10; ++looks) {
     f.clock.advance(std::chrono::hours(1));
     f.ctx.poll();
   }
   CHECK(looks == 4);
-  REQUIRE(told.why);
-  CHECK(told.why->lost.at(0).cause.code == errc::deadline);
+  REQUIRE(asked.failure);
+  CHECK(asked.failure->lost.at(0).cause.code == errc::deadline);
   f.script.hold = false;
   f.settle();
 }
 
 TEST_CASE("a wait for what hangs ends at the deadline, no later") {
-  const milliseconds deadline(8);
-  small_cache<> f(4, 16, patience(deadline));
-  REQUIRE(f.append(8));
-  f.settle();
-  const auto ids = f.ids();
-  f.script.hold = true;
+  hung_reads f;
   const auto asked_at = f.clock.now();
-  REQUIRE_FALSE(f.ctx.sync_wait(f.cache().acquire(std::span(ids).first(1))));
-  CHECK(f.clock.now() == asked_at + deadline);
+  REQUIRE_FALSE(f.ctx.sync_wait(f.cache().acquire(f.first())));
+  CHECK(f.clock.now() == asked_at + f.deadline);
   f.script.hold = false;
   f.settle();
 }
