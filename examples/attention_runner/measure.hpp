@@ -68,9 +68,10 @@ inline double read_bandwidth(terrace::context& ctx, terrace::const_bytes memory)
 
 /// Repeats the last decode step of sequences in one cache: whole, transfers alone, compute alone, in turn. Compute alone reads memory
 /// that stands in for what is not in RAM: larger than a last-level cache, so that it comes from memory as the
-/// real thing does.
+/// real thing does. What a disk does varies from one step to the next, so it goes on for as many triples as the time allows.
 inline terrace::result<step_times> measure_steps(std::span<const std::unique_ptr<ladder>> sequences) {
-  constexpr std::size_t triples = 11;
+  constexpr std::size_t least = 11, most = 41;
+  constexpr double longest = 75;  // seconds
   ladder& kv = *sequences.front();
   constexpr std::size_t stand_in_bytes = std::size_t{128} << 20;
   auto arena = terrace::ram::open(kv.owner(), {.capacity = stand_in_bytes});
@@ -80,7 +81,8 @@ inline terrace::result<step_times> measure_steps(std::span<const std::unique_ptr
   const terrace::const_bytes stand_in(memory, stand_in_bytes);
 
   std::vector<double> wall, compute, copy, overlap, read;
-  for (std::size_t i = 0; i <= triples; ++i) {  // the first one warms up
+  const auto began = std::chrono::steady_clock::now();
+  for (std::size_t i = 0; i <= least || (i <= most && seconds_since(began) < longest); ++i) {
     std::array<double, 3> took{};
     for (const step_parts parts : {step_parts::whole, step_parts::transfers, step_parts::compute}) {
       const auto start = std::chrono::steady_clock::now();
@@ -91,7 +93,7 @@ inline terrace::result<step_times> measure_steps(std::span<const std::unique_ptr
       took[static_cast<std::size_t>(parts)] = seconds_since(start);
     }
     const double bandwidth = read_bandwidth(kv.owner(), stand_in);
-    if (i == 0) continue;
+    if (i == 0) continue;  // it warms up
     wall.push_back(took[0]);
     copy.push_back(took[1]);
     compute.push_back(took[2]);
