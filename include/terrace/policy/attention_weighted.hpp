@@ -25,7 +25,7 @@ namespace terrace {
 ///
 /// Unimportance is taken when the block is admitted or touched, and stands until the next time; all ages grow
 /// alike. So the order of two blocks does not change by itself, and a tournament holds it: all operations are O(log n),
-/// 16 bytes a block, and 10 in the tournament. Of equal scores the lower index leaves. Being used while pinned counts
+/// 16 bytes a block, and 9 in the tournament. Of equal scores the lower index leaves. Being used while pinned counts
 /// when the block comes back. A new block starts with what the cache knows of its last use. Precondition: masses and
 /// costs are finite numbers.
 class attention_weighted {

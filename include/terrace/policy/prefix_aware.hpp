@@ -33,7 +33,7 @@ namespace terrace {
 /// wide; each has a list of blocks for each kind. So no block is looked at as it ages. `admit`, `touch` and `remove`
 /// are O(1) but for a search among some hundred slices. Every 1/64 of the blocks in uses (64 at least), slices grow
 /// older and the victim's list of each kind is chosen anew, in O(slices * kinds); every sixteenth time the model is
-/// fitted. `victim` is O(1), and O(kinds) after such a choice. 32 bytes a block, 40 a ghost, 400 KiB for the rest.
+/// fitted. `victim` is O(1), and O(kinds) after such a choice. 28 bytes a block, 40 a ghost, 400 KiB for the rest.
 class prefix_aware {
  public:
   static constexpr std::string_view name = "prefix_aware";
@@ -43,24 +43,25 @@ class prefix_aware {
     bool weigh_cost =
         false;  ///< a block is worth its cost of recomputing, instead of 1: time is saved, and not misses
   };
+  /// What a use of a block reads and writes; its name and depth, which it does not, lie apart.
   struct block_state {
     index_link link{};
-    std::uint64_t key = 0;
     std::uint32_t used_at = 0;  ///< in which slice, by its number
-    std::uint32_t depth = 0;
-    std::uint8_t history = 0;  ///< uses, as far as is known
-    std::uint8_t kind = 0;     ///< whose list it is in, or was in when it was removed
-    bool inner = false;        ///< a block after it is known
+    std::uint8_t history = 0;   ///< uses, as far as is known
+    std::uint8_t kind = 0;      ///< whose list it is in, or was in when it was removed
+    bool inner = false;         ///< a block after it is known
     bool in_charge : 1 = false;
     bool known : 1 = false;
   };
-  static_assert(sizeof(block_state) <= 32);
+  static_assert(sizeof(block_state) <= 16);
 
   prefix_aware() noexcept = default;
   explicit prefix_aware(options o) noexcept : options_(o) {}
 
   void bind(std::span<block_state> states) {
     states_ = states;
+    keys_.resize(states.size());
+    depths_.resize(states.size());
     ghosts_.reserve(static_cast<std::size_t>(options_.ghosts * static_cast<double>(states.size())) + 1);
     if (model_ != nullptr) return;
     model_ = std::make_unique<model>();
@@ -76,12 +77,13 @@ class prefix_aware {
     block_state& s = states_[i];
     if (info.why != block_info::admission::returned || !s.known) {
       pass_time();
-      s = {.key = info.key, .used_at = newest().number, .history = 1};
-      recall(s);
+      s = {.used_at = newest().number, .history = 1};
+      keys_[i] = info.key;
+      recall(info.key, s);
       s.known = true;
     }
-    s.depth = info.depth;
-    s.kind = kind_of(s);
+    depths_[i] = info.depth;
+    s.kind = kind_of(s, octave_of(info.depth));
     costs_[s.kind] += (info.recompute_cost - costs_[s.kind]) / 64;
     enter(i);
     if (info.parent < states_.size()) note_child(info.parent, info.depth);
@@ -92,12 +94,13 @@ class prefix_aware {
     leave(i);
     block_state& s = states_[i];
     s.known = false;
-    if (s.key == 0) return;
-    discount(ghosts_.take(s.key));  // of another block with the same key
+    const std::uint64_t key = keys_[i];
+    if (key == 0) return;
+    discount(ghosts_.take(key));  // of another block with the same key
     const auto most = static_cast<std::size_t>(options_.ghosts * most_);
     while (ghosts_.size() != 0 && ghosts_.size() >= most) discount(ghosts_.take_oldest());
     if (most == 0) return;
-    ghosts_.push_new(s.key, {s.used_at, s.kind, s.history, s.inner});
+    ghosts_.push_new(key, {s.used_at, s.kind, s.history, s.inner});
     ++slice_of(s.used_at).ghosts[s.kind];
   }
 
@@ -105,13 +108,13 @@ class prefix_aware {
     block_state& s = states_[i];
     pass_time();
     if (!s.known) return;
-    const bool in_charge = s.in_charge;
-    if (in_charge) leave(i);
-    came_back(s.kind, s.used_at);
+    const std::uint16_t was_in = slice_index(s.used_at);
+    if (s.in_charge) unlink(s, was_in);
+    model_->returned(s.kind, slices_[was_in].bucket);
     s.history = longer(s.history);
     s.used_at = newest().number;
-    s.kind = kind_of(s);
-    if (in_charge) enter(i);
+    s.kind = kind_of(s, s.kind % depths);
+    if (s.in_charge) link_last(i, order_.back().slice);
   }
 
   std::uint32_t victim() noexcept {
@@ -146,20 +149,32 @@ class prefix_aware {
   };
 
   static std::uint8_t longer(std::uint8_t history) noexcept {
-    return history == 0xff ? history : static_cast<std::uint8_t>(history + 1);
+    return static_cast<std::uint8_t>(history + (history != 0xff ? 1 : 0));
   }
-  static std::uint8_t kind_of(const block_state& s) noexcept {
-    const std::size_t history = s.history <= 1 ? 0 : s.history == 2 ? 1 : s.history <= 4 ? 2 : 3;
-    const std::size_t depth = std::min<std::size_t>(std::bit_width(s.depth), depths - 1);
-    return static_cast<std::uint8_t>((history * 2 + (s.inner ? 1 : 0)) * depths + depth);
+  static std::size_t octave_of(std::uint32_t depth) noexcept {
+    return std::min<std::size_t>(std::bit_width(depth), depths - 1);
+  }
+  static std::uint8_t kind_of(const block_state& s, std::size_t octave) noexcept {
+    const auto history = std::size_t{s.history > 1} + std::size_t{s.history > 2} + std::size_t{s.history > 4};
+    return static_cast<std::uint8_t>((history * 2 + (s.inner ? 1 : 0)) * depths + octave);
   }
 
-  slice& newest() noexcept { return slices_[order_.back()]; }
+  // A slice by its number, apart from the rest of it: what is searched fits a core's first cache.
+  struct slice_place {
+    std::uint32_t number = 0;
+    std::uint16_t slice = 0;  // an index into slices_
+  };
+
+  slice& newest() noexcept { return slices_[order_.back().slice]; }
+  // Without a branch on what it finds, which nobody could foretell.
   std::uint16_t slice_index(std::uint32_t number) const noexcept {
-    const auto after =
-        std::upper_bound(order_.begin() + 1, order_.end(), number,
-                         [this](std::uint32_t n, std::uint16_t s) { return n < slices_[s].number; });
-    return *(after - 1);
+    const slice_place* first = order_.data();
+    for (std::size_t n = order_.size(); n > 1;) {
+      const std::size_t half = n / 2;
+      first += first[half].number <= number ? half : 0;
+      n -= half;
+    }
+    return first->slice;
   }
   slice& slice_of(std::uint32_t number) noexcept { return slices_[slice_index(number)]; }
 
@@ -167,8 +182,8 @@ class prefix_aware {
     model_->returned(kind, slice_of(used_at).bucket);
   }
   // What is remembered of a block that left, and comes back now.
-  void recall(block_state& s) noexcept {
-    const std::optional<ghost_note> found = s.key == 0 ? std::nullopt : ghosts_.take(s.key);
+  void recall(std::uint64_t key, block_state& s) noexcept {
+    const std::optional<ghost_note> found = key == 0 ? std::nullopt : ghosts_.take(key);
     if (!found) return;
     s.history = longer(found->history);
     s.inner = found->inner;
@@ -181,42 +196,46 @@ class prefix_aware {
   }
   void note_child(std::uint32_t parent, std::uint32_t depth) noexcept {
     block_state& p = states_[parent];
-    if (p.inner || !p.known || p.depth + 1 != depth) return;
+    if (p.inner || !p.known || depths_[parent] + 1 != depth) return;
     const bool in_charge = p.in_charge;
     if (in_charge) leave(parent);
     p.inner = true;
-    p.kind = kind_of(p);
+    p.kind = kind_of(p, p.kind % depths);
     if (in_charge) enter(parent);
   }
 
   // --- The lists.
 
   void enter(std::uint32_t i) noexcept {
+    states_[i].in_charge = true;
+    most_ = std::max(most_, ++size_);
+    link_last(i, slice_index(states_[i].used_at));
+  }
+  void leave(std::uint32_t i) noexcept {
     block_state& s = states_[i];
-    const std::uint16_t where = slice_index(s.used_at);
+    s.in_charge = false;
+    --size_;
+    unlink(s, slice_index(s.used_at));
+  }
+  void link_last(std::uint32_t i, std::uint16_t where) noexcept {
+    block_state& s = states_[i];
     slice& at = slices_[where];
     s.link = {at.count[s.kind] == 0 ? index_link::none : at.last[s.kind], index_link::none};
     (at.count[s.kind] == 0 ? at.first[s.kind] : states_[at.last[s.kind]].link.next) = i;
     at.last[s.kind] = i;
     ++at.count[s.kind];
-    s.in_charge = true;
-    most_ = std::max(most_, ++size_);
     consider(s.kind, where);
   }
-  void leave(std::uint32_t i) noexcept {
-    block_state& s = states_[i];
-    const std::uint16_t where = slice_index(s.used_at);
+  void unlink(block_state& s, std::uint16_t where) noexcept {
     slice& at = slices_[where];
     (s.link.previous == index_link::none ? at.first[s.kind] : states_[s.link.previous].link.next) =
         s.link.next;
     (s.link.next == index_link::none ? at.last[s.kind] : states_[s.link.next].link.previous) =
         s.link.previous;
-    s.in_charge = false;
-    --size_;
     if (--at.count[s.kind] != 0 || worst_slice_[s.kind] != where) return;
     worst_[s.kind] = nobody;
     chosen_ = kinds;
-    for (const std::uint16_t other : order_) consider(s.kind, other);
+    for (const slice_place& other : order_) consider(s.kind, other.slice);
   }
   // Whether the victim of a kind should come from this slice.
   void consider(std::size_t kind, std::uint16_t where) noexcept {
@@ -231,7 +250,7 @@ class prefix_aware {
   void choose() noexcept {
     worst_.fill(nobody);
     chosen_ = kinds;
-    for (const std::uint16_t where : order_) {  // oldest first: of equals the longest unused
+    for (const auto [number, where] : order_) {  // oldest first: of equals the longest unused
       const slice& at = slices_[where];
       for (std::size_t kind = 0; kind < kinds; ++kind)
         if (at.count[kind] != 0) consider(kind, where);
@@ -245,8 +264,8 @@ class prefix_aware {
   }
   void tick() noexcept {
     const auto elapsed = static_cast<float>(now_ - last_tick_);
-    for (const std::uint16_t where : order_) {
-      const slice& at = slices_[where];
+    for (const slice_place& place : order_) {
+      const slice& at = slices_[place.slice];
       model_->waited(at.bucket, elapsed, at.count);
       model_->waited(at.bucket, elapsed, at.ghosts);
     }
@@ -263,20 +282,20 @@ class prefix_aware {
   }
   // When the slice after the n-th was opened.
   std::uint64_t end_of(std::size_t n) const noexcept {
-    return n + 1 < order_.size() ? slices_[order_[n + 1]].begin : now_;
+    return n + 1 < order_.size() ? slices_[order_[n + 1].slice].begin : now_;
   }
   void grow_older() noexcept {
     std::size_t kept = 0;
     for (std::size_t n = 0; n < order_.size(); ++n) {
-      slice& at = slices_[order_[n]];
+      slice& at = slices_[order_[n].slice];
       const std::uint64_t end = end_of(n);
       at.bucket = static_cast<std::uint32_t>(model::bucket_of(now_ - (at.begin + end) / 2));
-      slice* const older = kept == 0 ? nullptr : &slices_[order_[kept - 1]];
+      slice* const older = kept == 0 ? nullptr : &slices_[order_[kept - 1].slice];
       const bool fits = older != nullptr && older->bucket == at.bucket &&
                         (at.bucket + 1 == model::buckets || end - older->begin <= model::width(at.bucket));
       if (fits) {
         merge(*older, at);
-        free_.push_back(order_[n]);
+        free_.push_back(order_[n].slice);
       } else {
         order_[kept++] = order_[n];
       }
@@ -301,17 +320,20 @@ class prefix_aware {
     const std::uint16_t where = free_.back();
     free_.pop_back();
     slices_[where] = {.begin = now_, .number = next_number_++};
-    order_.push_back(where);
+    order_.push_back({slices_[where].number, where});
   }
 
   static constexpr float nobody = std::numeric_limits<float>::max();
 
   options options_;
   std::span<block_state> states_;
+  std::vector<std::uint64_t> keys_;    // of the blocks that are known
+  std::vector<std::uint32_t> depths_;  // likewise
   noted_ghost_list<ghost_note> ghosts_;
   std::unique_ptr<model> model_;
   std::vector<slice> slices_;
-  std::vector<std::uint16_t> order_, free_;  // oldest first; every slice is in one of them
+  std::vector<slice_place> order_;   // oldest first; every slice is in this one
+  std::vector<std::uint16_t> free_;  // or in this one
   std::array<float, kinds> worst_{}, costs_{};
   std::array<std::uint16_t, kinds> worst_slice_{};
   std::size_t chosen_ = kinds;  // whose worst one is the victim; kinds where that has to be looked up

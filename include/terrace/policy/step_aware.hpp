@@ -23,7 +23,7 @@ namespace terrace {
 /// the longest unused of these leave before all others.
 ///
 /// The engine's steps are the clock: without `advance_step` all steps are one, and the victim is the last
-/// block of the last row. All operations are O(log n), 16 bytes a block, and 10 in the tournament that finds the victim;
+/// block of the last row. All operations are O(log n), 16 bytes a block, and 9 in the tournament that finds the victim;
 /// every eight million steps all blocks are looked at once. Rows below 2^14 and depths below 2^26 are told apart.
 class step_aware {
  public:
