@@ -16,6 +16,7 @@
 #include "terrace/policy/lru.hpp"
 #include "terrace/testing/scripted.hpp"
 #include "terrace/tiered_cache.hpp"
+#include "watcher.hpp"
 
 using namespace terrace;
 using namespace stream_test;
@@ -286,26 +287,26 @@ TEST_CASE("a stream that is stopped ends, and gives everything back") {
   // Stops after each possible number of completed transfers.
   for (unsigned after = 0; after < 40; ++after) {
     CAPTURE(after);
-    int how = 0;
+    ending how{};
     ex::inplace_stop_source stop;
     auto operation = stream(*cache, s, *r, 0, q, out).connect(watcher{&how, stop.get_token()});
     script.hold = true;
     ex::start(operation);
-    for (unsigned i = 0; i < after && how == 0; ++i) {
+    for (unsigned i = 0; i < after && how == ending::none; ++i) {
       script.release_all();
       ctx.poll();
     }
     stop.request_stop();
     ctx.poll();
-    CHECK((how == 3 || how == 1));
+    CHECK((how == ending::stopped || how == ending::value));
     script.hold = false;
     while (script.in_flight != 0 || !ctx.idle()) {
       script.release_all();
       ctx.poll();
     }
-    CHECK(how != 0);
+    CHECK(how != ending::none);
     CHECK(cache->stats().pins == pinned);
-    if (how == 1) break;
+    if (how == ending::value) break;
   }
   REQUIRE(ctx.sync_wait(stream(*cache, s, *r, 0, q, out)));
   CHECK(rel_l2(out, reference(6, 0, q, s.length())) < 1e-5);

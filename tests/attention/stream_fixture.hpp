@@ -1,6 +1,7 @@
 #pragma once
 // What the tests of streams share: queries of chance, attention in double over what `pattern` wrote, and a decode.
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <random>
 #include <vector>
@@ -21,9 +22,9 @@ using namespace terrace;
 
 inline constexpr std::uint32_t layers = 2, q_heads = 2, dim = 64;
 
-inline std::vector<float> queries(std::uint32_t tokens, unsigned seed) {
+inline std::vector<float> queries(std::size_t tokens, unsigned seed) {
   std::mt19937 random(seed);
-  std::vector<float> q(std::size_t{tokens} * q_heads * dim);
+  std::vector<float> q(tokens * q_heads * dim);
   for (float& x : q) x = static_cast<float>(static_cast<int>(random() % 2001) - 1000) / 250.0f;
   return q;
 }
@@ -96,21 +97,6 @@ std::vector<float> decode(context& ctx, Cache& cache, const std::vector<std::uin
   }
   return all;
 }
-
-// Notes how a stream ended: 1 with a value, 2 with an error, 3 stopped.
-struct watcher {
-  using receiver_concept = ex::receiver_t;
-  int* how;
-  ex::inplace_stop_token token;
-  void set_value() noexcept { *how = 1; }
-  void set_error(block_error) noexcept { *how = 2; }
-  void set_stopped() noexcept { *how = 3; }
-  struct env {
-    ex::inplace_stop_token token;
-    ex::inplace_stop_token query(ex::get_stop_token_t) const noexcept { return token; }
-  };
-  env get_env() const noexcept { return {token}; }
-};
 
 using resident = tiered_cache<tier<ram>, lru>;
 using ladder = tiered_cache<tier<ram>, tier<ram>, tier<nvme>, lru>;

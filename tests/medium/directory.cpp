@@ -13,6 +13,7 @@
 #include "sandbox.hpp"
 #include "terrace/execution/for_each.hpp"
 #include "terrace/execution/sync_wait.hpp"
+#include "watcher.hpp"
 
 using namespace terrace;
 using sandbox::folder;
@@ -39,16 +40,6 @@ std::set<std::string> names(const std::string& path) {
     found.insert(entry.path().filename().string());
   return found;
 }
-
-struct stoppable_receiver {
-  using receiver_concept = ex::receiver_t;
-  ex::inplace_stop_source* stop;
-  char* how;
-  void set_value() noexcept { *how = 'v'; }
-  void set_error(const error&) noexcept { *how = 'e'; }
-  void set_stopped() noexcept { *how = 's'; }
-  auto get_env() const noexcept { return ex::prop{ex::get_stop_token, stop->get_token()}; }
-};
 
 }  // namespace
 
@@ -277,13 +268,13 @@ TEST_CASE("directory: a transfer that was stopped before it began is not carried
   const auto e = (*m)->reserve(100);
   ex::inplace_stop_source stop;
   stop.request_stop();
-  char how = 0;
+  ending how{};
   const bytes from = pattern(100, 1);
-  auto operation = ex::connect((*m)->write(*e, from), stoppable_receiver{&stop, &how});
+  auto operation = ex::connect((*m)->write(*e, from), watcher{&how, stop.get_token()});
   ex::start(operation);
-  CHECK(how == 0);  // never from within start(): completions run in the context
-  while (how == 0) ctx.wait(context::clock::time_point::max());
-  CHECK(how == 's');
+  CHECK(how == ending::none);  // never from within start(): completions run in the context
+  while (how == ending::none) ctx.wait(context::clock::time_point::max());
+  CHECK(how == ending::stopped);
   CHECK(names((*m)->folder()).empty());
 }
 
