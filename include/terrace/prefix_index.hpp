@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <numeric>
 #include <optional>
 #include <span>
 #include <vector>
@@ -65,8 +64,8 @@ class basic_prefix_index {
 
   explicit basic_prefix_index(kv_store& cache, options o = {})
       : planner_(&cache.control()),
-        chunk_(tokens_of_a_chunk(cache.layout())),
-        blocks_a_chunk_(blocks_of_a_chunk(cache.layout(), chunk_)),
+        chunk_(cache.layout().chunk_tokens()),
+        blocks_a_chunk_(std::max<std::size_t>(cache.layout().chunk_blocks(), 1)),
         most_of_tenant_(o.tenant_blocks == 0 ? std::numeric_limits<std::size_t>::max()
                                              : o.tenant_blocks / blocks_a_chunk_),
         known_(std::max<std::size_t>(o.chunks, 1), chunk_, o.salt),
@@ -113,19 +112,6 @@ class basic_prefix_index {
  private:
   using place = typename prefix_tree<Hash>::place;
   static constexpr std::uint32_t none = index_link::none;
-
-  static std::size_t tokens_of_a_chunk(const kv_layout& layout) noexcept {
-    std::size_t tokens = 1;
-    for (const layer_group& g : layout.groups)
-      if (!g.holds_tensors()) tokens = std::lcm(tokens, std::size_t{g.tokens});
-    return tokens;
-  }
-  static std::size_t blocks_of_a_chunk(const kv_layout& layout, std::size_t tokens) noexcept {
-    std::size_t blocks = 0;
-    for (const layer_group& g : layout.groups)
-      if (!g.holds_tensors()) blocks += g.block_rows() * (tokens / g.tokens);
-    return std::max<std::size_t>(blocks, 1);
-  }
 
   std::span<block_id> blocks_of(std::uint32_t e) noexcept {
     return std::span(blocks_).subspan(e * blocks_a_chunk_, blocks_a_chunk_);

@@ -14,6 +14,7 @@
 #include "terrace/execution/sync_wait.hpp"
 #include "terrace/medium/directory.hpp"
 #include "terrace/medium/ram.hpp"
+#include "terrace/named_prefix.hpp"
 #include "terrace/paged_tensor.hpp"
 #include "terrace/policy/attention_weighted.hpp"
 #include "terrace/policy/fifo.hpp"

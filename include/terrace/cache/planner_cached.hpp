@@ -41,8 +41,8 @@ TERRACE_BODY void planner::uncache_block(std::uint32_t block) {
 }
 
 TERRACE_BODY bool planner::resident(block_id id) const noexcept {
-  const block_record& r = blocks_[id.index];
-  return r.generation == id.generation && r.now == block_record::phase::sealed &&
+  const block_record* const r = blocks_.find(id);
+  return r != nullptr && r->now == block_record::phase::sealed &&
          (blocks_.best_copy(id.index) != tiers() || blocks_.copy(id.index, 0).now() == state::filling);
 }
 

@@ -2,6 +2,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "terrace/cache/hints.hpp"
@@ -119,10 +120,13 @@ class residency {
   const block_record& operator[](std::uint32_t i) const noexcept { return records_[i]; }
 
   /// The record that `id` names, or nullptr where that block is gone. O(1).
-  block_record* find(block_id id) noexcept {
+  const block_record* find(block_id id) const noexcept {
     if (id.index >= records_.size()) return nullptr;
-    block_record& r = records_[id.index];
+    const block_record& r = records_[id.index];
     return r.generation == id.generation && r.now != block_record::phase::free ? &r : nullptr;
+  }
+  block_record* find(block_id id) noexcept {
+    return const_cast<block_record*>(std::as_const(*this).find(id));
   }
   block_id id_of(std::uint32_t i) const noexcept { return {i, records_[i].generation}; }
 

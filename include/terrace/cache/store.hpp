@@ -47,6 +47,8 @@ class kv_store {
   result<void> name(block_id id, block_key key) { return planner_->name(id, key); }
   /// The block of that name: of this cache, or of an earlier one whose flush has covered it. O(1).
   std::optional<block_id> find(block_key key) const noexcept { return planner_->find(key); }
+  /// Whether this block is alive and some tier has it, or soon will. O(tiers).
+  bool resident(block_id id) const noexcept { return planner_->resident(id); }
   /// Takes the name away, and its reference. Nothing where there is none.
   void forget(block_key key) { planner_->forget(key); }
 

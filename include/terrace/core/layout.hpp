@@ -1,6 +1,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "terrace/core/bytes.hpp"
@@ -113,6 +114,20 @@ struct kv_layout {
     std::size_t sum = 0;
     for (const auto& g : groups) sum += g.token_bytes() * g.layers;
     return sum;
+  }
+  /// The least number of tokens that fills whole blocks of every group of layers: what prefixes are shared in.
+  std::size_t chunk_tokens() const noexcept {
+    std::size_t tokens = 1;
+    for (const auto& g : groups)
+      if (!g.holds_tensors()) tokens = std::lcm(tokens, std::size_t{g.tokens});
+    return tokens;
+  }
+  /// Blocks of one chunk, of all rows.
+  std::size_t chunk_blocks() const noexcept {
+    std::size_t blocks = 0;
+    for (const auto& g : groups)
+      if (!g.holds_tensors()) blocks += g.block_rows() * (chunk_tokens() / g.tokens);
+    return blocks;
   }
   /// The largest block of any group: the size of a slot.
   std::size_t largest_block() const noexcept {
