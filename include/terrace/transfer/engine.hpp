@@ -82,6 +82,7 @@ class transfer_engine final : public transfer_port, private event_source {
 
   void start(transfer_job& job) noexcept override {
     carrier& c = *std::exchange(free_, free_->next);
+    ++under_way_;
     c.job = &job;
     c.how = &routes_[job.from][job.to];
     c.next = nullptr;
@@ -178,7 +179,12 @@ class transfer_engine final : public transfer_port, private event_source {
     }
     void work_or_write() noexcept {
       if (how->what == route::work::none && !how->verify && !how->sum) return place(job->source.bytes);
-      engine->context_.pool().submit(work);
+      // A check takes less than waking a thread and being woken by it, so where nothing else is under way that could go on
+      // meanwhile, the owner does it.
+      if (how->what == route::work::none && engine->under_way_ == 1)
+        transcode_now();
+      else
+        engine->context_.pool().submit(work);
       // Last: who is told may poll, and then the work may be done, and this operation gone.
       if (how->read) engine->planner_->source_read(*job);
     }
@@ -310,6 +316,7 @@ class transfer_engine final : public transfer_port, private event_source {
       transfer_engine& e = *engine;
       transfer_job& done = *job;
       next = std::exchange(e.free_, this);
+      --e.under_way_;
       e.begin_waiting();
       e.planner_->finished(done, outcome);
     }
@@ -393,6 +400,7 @@ class transfer_engine final : public transfer_port, private event_source {
   queue_by_time on_time_;
   std::unique_ptr<carrier[]> carriers_;
   carrier* free_ = nullptr;
+  std::size_t under_way_ = 0;   // jobs that were started and have not ended
   carrier* waiting_ = nullptr;  // jobs that wait for staging, in the order in which they were started
   carrier* last_waiting_ = nullptr;
 };
