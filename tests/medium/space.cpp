@@ -1,6 +1,7 @@
 #include "terrace/medium/space.hpp"
 
 #include <algorithm>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -255,4 +256,73 @@ TEST_CASE("space: a run can be had at its place, in any order, and only while it
   CHECK(others == 64 - 5);
   for (const extent e : {*middle, *end, *begin}) s.release(e);
   CHECK(s.reserve(8192)->offset == middle->offset);
+}
+
+TEST_CASE("what is read in order lies in order, though it comes in turns") {
+  constexpr std::size_t rows = 5, block = 64_KiB;
+  space s(256_MiB, 4096);  // orders of 4 MiB: 64 blocks
+  std::vector<std::vector<extent>> held(rows);
+  for (std::size_t i = 0; i < 100; ++i)
+    for (auto& row : held) {
+      const auto e = s.reserve_behind(row.empty() ? std::nullopt : std::optional(row.back()), block);
+      REQUIRE(e);
+      row.push_back(*e);
+    }
+  for (const auto& row : held) {
+    std::size_t breaks = 0;
+    for (std::size_t i = 1; i < row.size(); ++i)
+      breaks += row[i].offset == row[i - 1].offset + block ? 0u : 1u;
+    CHECK(breaks <= 1);
+  }
+  // What was released in between is taken by who follows there.
+  s.release(held[0][10]);
+  const auto again = s.reserve_behind(held[0][9], block);
+  REQUIRE(again);
+  CHECK(again->offset == held[0][9].offset + block);
+}
+
+TEST_CASE("order costs no room: all of a space is handed out") {
+  for (const std::size_t capacity : {1_MiB, 64_MiB, 100_MiB + 12 * 4096}) {
+    space s(capacity, 4096);
+    std::vector<std::optional<extent>> last(7);
+    std::size_t blocks = 0;
+    for (std::size_t row = 0;; row = (row + 1) % last.size(), ++blocks) {
+      const auto e = s.reserve_behind(last[row], 8192);
+      if (!e) break;
+      last[row] = e;
+    }
+    CHECK(s.used() == capacity / 8192 * 8192);
+    CHECK(blocks == capacity / 8192);
+  }
+}
+
+TEST_CASE("random reservations in order never overlap, stay within the limit, and everything comes back") {
+  for (unsigned seed = 0; seed < 20; ++seed) {
+    CAPTURE(seed);
+    std::mt19937 random(seed);
+    space s(1_MiB, 512);
+    std::vector<extent> held;
+    for (int i = 0; i < 2000; ++i) {
+      if (random() % 100 == 0) s.resize((random() % 3 + 1) * 512_KiB);
+      if (held.empty() || random() % 5 < 3) {
+        const auto before =
+            held.empty() || random() % 8 == 0 ? std::nullopt : std::optional(held[random() % held.size()]);
+        const std::size_t bytes = 1 + random() % 5000;
+        const auto e = s.reserve_behind(before, bytes);
+        if (!e) continue;
+        REQUIRE(e->offset % 512 == 0);
+        REQUIRE(e->offset + s.rounded(bytes) <= s.limit());
+        for (const extent& other : held) REQUIRE_FALSE(overlap(*e, other));
+        held.push_back(*e);
+      } else {
+        std::swap(held[random() % held.size()], held.back());
+        s.release(held.back());
+        held.pop_back();
+      }
+    }
+    s.resize(1_MiB);
+    for (const extent& e : held) s.release(e);
+    CHECK(s.used() == 0);
+    CHECK(s.reserve(1_MiB));
+  }
 }

@@ -223,6 +223,7 @@ class planner {
     bool fresh = false;     // new tokens, which may not take the room that swaps of old blocks need
     bool speculative =
         false;  // a prefetch, which may not take the room of another one that is still to be used
+    std::optional<extent> behind{};  // below tier 0: the block that is read before it
   };
   using state = block_copy::state;
   static constexpr error no_answer{errc::unavailable,

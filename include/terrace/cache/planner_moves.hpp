@@ -131,7 +131,8 @@ TERRACE_BODY planner::claim planner::claim_room(std::size_t tier, std::size_t by
   tier_control& t = *tiers_[tier];
   for (;;) {
     if (!n.fresh || t.used() + bytes + headroom(tier, bytes) <= t.capacity())
-      if (const auto found = t.reserve(bytes)) return {room::ready, *found};
+      if (const auto found = tier == 0 ? t.reserve(bytes) : t.reserve_behind(n.behind, bytes))
+        return {room::ready, *found};
     pressed_ = pressed_ || tier == 0;
     if (leaving_[tier] >= bytes * std::clamp<std::size_t>(n.ahead, 1, options_.stores_in_flight))
       return {room::pending, {}};
@@ -190,6 +191,11 @@ TERRACE_BODY planner::room planner::start_store_to(std::uint32_t block, std::siz
     settle(block, from);
     return room::pending;
   }
+  if (const std::uint32_t before = blocks_[block].parent;
+      before < blocks_.size() && blocks_.copy(before, to).present())
+    n.behind = blocks_.where(before, to);
+  else
+    n.behind.reset();
   const claim found = claim_room(to, tiers_[to]->what.codec.max_encoded_size(group), n);
   if (found.what != room::ready) return found.what;
   if (stores_full()) {  // demotions that made the room took the last job

@@ -93,6 +93,12 @@ class tier_runtime final : public ranked_tier<Policy> {
   std::optional<extent> reserve(std::size_t bytes) override {
     return medium_ == nullptr ? std::nullopt : medium_->reserve(bytes);
   }
+  std::optional<extent> reserve_behind(std::optional<extent> before, std::size_t bytes) override {
+    if constexpr (ordered_medium<Medium>)
+      return medium_ == nullptr ? std::nullopt : medium_->reserve_behind(before, bytes);
+    else
+      return static_cast<void>(before), reserve(bytes);
+  }
   void release(extent e) noexcept override { medium_->release(e); }
   std::byte* address([[maybe_unused]] extent e) noexcept override {
     if constexpr (Medium::addressable != reach::nobody)

@@ -47,6 +47,9 @@ class nvme {
   ~nvme();
 
   std::optional<extent> reserve(std::size_t bytes) { return space_.reserve(bytes); }
+  std::optional<extent> reserve_behind(std::optional<extent> before, std::size_t bytes) {
+    return space_.reserve_behind(before, bytes);
+  }
   void release(extent e) noexcept;
   /// Raising it claims the room, and fails with io_error where the disk has none. Lowering it always succeeds.
   /// Where the file system cannot free the middle of a file, it gets everything back only once nothing in use

@@ -31,6 +31,11 @@ class space {
   /// enough.
   std::optional<extent> reserve(std::size_t bytes);
 
+  /// Likewise, for what will be read in order: directly behind `before`, a run in use, where that is free. Else, and where
+  /// there is none before, at a place with some room around it, so that what comes next can lie behind it as well. Else
+  /// wherever there is room. O(1).
+  std::optional<extent> reserve_behind(std::optional<extent> before, std::size_t bytes);
+
   /// The run of `bytes` at `offset`, a multiple of the granule, if all of it is free and within the limit. For what
   /// was there before: O(1) in ascending order, O(runs behind it) in any other.
   std::optional<extent> reserve_at(std::uint64_t offset, std::uint32_t bytes);
@@ -66,6 +71,9 @@ class space {
   static constexpr unsigned second_bits =
       4;  // 16 lists for every power of two: at most 1/16 is lost to rounding
   static constexpr unsigned second = 1u << second_bits;
+  // Left free where an order begins anew, so that as much can lie together; less in a small space, which has to do for
+  // the orders of many rows.
+  static constexpr std::size_t most_order_bytes = 16_MiB, orders = 64;
 
   struct node {
     std::uint64_t offset = 0, size = 0;                // in granules
@@ -82,6 +90,9 @@ class space {
   // The shortest list whose every run is long enough; failing that, a run of the very list that `want` falls
   // into.
   std::uint32_t find(std::uint64_t want) const noexcept;
+
+  // Takes `want` granules from `begin` on out of the free run `n`, which has them, and returns their run.
+  std::uint32_t take(std::uint32_t n, std::uint64_t begin, std::uint64_t want);
 
   void list(std::uint32_t n) noexcept;
 

@@ -1,5 +1,6 @@
 #pragma once
 // The functions of medium/space.hpp.
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -21,11 +22,36 @@ TERRACE_BODY std::optional<extent> space::reserve(std::size_t bytes) {
   const std::uint64_t want = rounded(bytes) >> granule_shift_;
   const std::uint32_t found = find(want);
   if (found == none) return std::nullopt;
-  unlist(found);
-  nodes_[found].free = false;
-  if (nodes_[found].size > want) set_free(cut(found, want));
+  const std::uint32_t n = take(found, nodes_[found].offset, want);
+  return extent{nodes_[n].offset << granule_shift_, static_cast<std::uint32_t>(bytes), n};
+}
+
+TERRACE_BODY std::optional<extent> space::reserve_behind(std::optional<extent> before, std::size_t bytes) {
+  if (bytes == 0 || bytes > capacity() || bytes > 0xffffffffu) return std::nullopt;
+  const std::uint64_t want = rounded(bytes) >> granule_shift_;
+  std::uint32_t found = before ? nodes_[before->node].next : none;
+  std::uint64_t gap = 0;
+  if (found == none || !nodes_[found].free || nodes_[found].offset >= limit_ || nodes_[found].size < want) {
+    const std::size_t most = std::min(most_order_bytes, capacity() / orders);
+    gap = most / (want << granule_shift_) * want;  // whole ones of this size
+    found = gap == 0 ? none : find(gap + want);
+  }
+  if (found == none) return reserve(bytes);
+  const std::uint32_t n = take(found, nodes_[found].offset + gap, want);
+  return extent{nodes_[n].offset << granule_shift_, static_cast<std::uint32_t>(bytes), n};
+}
+
+TERRACE_BODY std::uint32_t space::take(std::uint32_t n, std::uint64_t begin, std::uint64_t want) {
+  unlist(n);
+  if (nodes_[n].offset != begin) {
+    const std::uint32_t before = n;
+    n = cut(before, begin - nodes_[before].offset);
+    list(before);
+  }
+  nodes_[n].free = false;
+  if (nodes_[n].size > want) set_free(cut(n, want));
   used_ += want << granule_shift_;
-  return extent{nodes_[found].offset << granule_shift_, static_cast<std::uint32_t>(bytes), found};
+  return n;
 }
 
 TERRACE_BODY std::optional<extent> space::reserve_at(std::uint64_t offset, std::uint32_t bytes) {
@@ -36,15 +62,7 @@ TERRACE_BODY std::optional<extent> space::reserve_at(std::uint64_t offset, std::
   std::uint32_t n = last_;
   while (n != none && nodes_[n].offset > begin) n = nodes_[n].previous;
   if (n == none || !nodes_[n].free || want > end(n) - begin) return std::nullopt;
-  unlist(n);
-  if (nodes_[n].offset != begin) {
-    const std::uint32_t before = n;
-    n = cut(before, begin - nodes_[before].offset);
-    list(before);
-  }
-  nodes_[n].free = false;
-  if (nodes_[n].size > want) set_free(cut(n, want));
-  used_ += want << granule_shift_;
+  n = take(n, begin, want);
   return extent{offset, bytes, n};
 }
 
