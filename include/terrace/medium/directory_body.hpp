@@ -107,14 +107,15 @@ TERRACE_BODY result<void> directory::open_store(const options& o) {
   }
   folder_ = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (folder_ < 0) return fail(errc::io_error, "the folder of a directory tier cannot be opened", errno);
-  const int index = ::openat(folder_, "index", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-  if (index < 0) return fail(errc::io_error, "the index of a directory tier cannot be opened", errno);
+  descriptor index(::openat(folder_, "index", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!index) return fail(errc::io_error, "the index of a directory tier cannot be opened", errno);
   const superblock shape{.how = superblock::arrangement::file_each,
                          .contents = o.contents,
                          .capacity = capacity_,
                          .alignment = alignment,
                          .headers = capacity_ / file_unit};
-  if (auto opened = table_.open(index, shape, superblock::bytes + shape.headers * extent_header::bytes);
+  if (auto opened =
+          table_.open(std::move(index), shape, superblock::bytes + shape.headers * extent_header::bytes);
       !opened)
     return opened;
   if (::fsync(folder_) != 0)  // as for the index: what is found counts as durable

@@ -115,6 +115,11 @@ std::uint64_t fingerprint(const kv_layout& layout) noexcept;
 
 superblock_bytes encode(const superblock& s) noexcept;
 
+/// Whether `in`, the first bytes of a file, are those of a store, of whatever version, damaged or not.
+constexpr bool begins_store(const_bytes in) noexcept {
+  return in.size() >= sizeof superblock::magic && detail::get_le<std::uint64_t>(in, 0) == superblock::magic;
+}
+
 /// Errors, one sentence each: corrupt for what is no superblock or was damaged or contradicts itself, unavailable
 /// for another version.
 result<superblock> decode_superblock(const_bytes in) noexcept;

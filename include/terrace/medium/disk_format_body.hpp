@@ -44,7 +44,7 @@ TERRACE_BODY result<superblock> decode_superblock(const_bytes in) noexcept {
   using detail::get_le;
   if (in.size() < superblock::bytes)
     return fail(errc::corrupt, "a store of KV blocks is shorter than its superblock");
-  if (get_le<std::uint64_t>(in, 0) != superblock::magic)
+  if (!begins_store(in))
     return fail(errc::corrupt, "this is no store of KV blocks: its first bytes are others");
   if (get_le<std::uint32_t>(in, 8) != superblock::version)
     return fail(errc::unavailable,

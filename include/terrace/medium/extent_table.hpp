@@ -31,7 +31,7 @@ class extent_table {
   /// store, for which `shape` is the superblock; `bytes` is how long the file has to be. Errors, and then the file is
   /// as it was: unavailable where another process has it, or for another version; corrupt for what is no store or is
   /// shorter than it should be; invalid_argument where it holds something else than `shape` says; io_error. O(table).
-  result<void> open(int file, const superblock& shape, std::uint64_t bytes);
+  result<void> open(descriptor file, const superblock& shape, std::uint64_t bytes);
 
   /// The headers that were found at opening, those of a later sequence number first, each once.
   std::vector<extent_header> take_found() { return std::exchange(found_, {}); }

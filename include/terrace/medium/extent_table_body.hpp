@@ -1,7 +1,6 @@
 #pragma once
 // The functions of medium/extent_table.hpp.
 #include <fcntl.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <algorithm>
@@ -19,11 +18,11 @@
 
 namespace terrace {
 
-TERRACE_BODY result<void> extent_table::open(int file, const superblock& shape, std::uint64_t bytes) {
-  file_ = descriptor(file);
+TERRACE_BODY result<void> extent_table::open(descriptor file, const superblock& shape, std::uint64_t bytes) {
+  file_ = std::move(file);
   shape_ = shape;
-  if (::flock(file_.get(), LOCK_EX | LOCK_NB) != 0)
-    return fail(errc::unavailable, "a store of KV blocks is in use by another cache", errno);
+  if (auto locked = lock_alone(file_.get(), "a store of KV blocks is in use by another cache"); !locked)
+    return locked;
   struct stat what {};
   if (::fstat(file_.get(), &what) != 0)
     return fail(errc::io_error, "a store of KV blocks cannot be examined", errno);

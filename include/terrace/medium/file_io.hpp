@@ -1,5 +1,7 @@
 #pragma once
 #include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -70,6 +72,23 @@ inline result<void> sync_folder_of(std::string path, const char* sentence) noexc
   const descriptor above(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!above || ::fsync(above.get()) != 0) return fail(errc::io_error, sentence, errno);
   return {};
+}
+
+/// Takes the lock that makes an open file or folder one cache's, for as long as the descriptor lives. Errors:
+/// unavailable, with `in_use`, where another one has it, in this process or in another; io_error where the file system
+/// has no locks.
+inline result<void> lock_alone(int fd, const char* in_use) noexcept {
+  if (::flock(fd, LOCK_EX | LOCK_NB) == 0) return {};
+  if (errno == EWOULDBLOCK) return fail(errc::unavailable, in_use, errno);
+  return fail(errc::io_error, "a file of a tier cannot be locked", errno);
+}
+
+/// Whether `path` names what is open as `fd`: somebody may have removed it meanwhile, or put another file there.
+inline bool still_names(const std::string& path, int fd) noexcept {
+  struct stat named {
+  }, opened{};
+  return ::lstat(path.c_str(), &named) == 0 && ::fstat(fd, &opened) == 0 && named.st_ino == opened.st_ino &&
+         named.st_dev == opened.st_dev;
 }
 
 }  // namespace terrace

@@ -22,9 +22,11 @@ inline namespace TERRACE_EX {
 /// threads), past the page cache where the file system allows it. Its space is claimed when it is opened, so
 /// that a full disk is said then and not in the middle of a decode; resize() claims more, or gives the disk
 /// back what lies beyond the new capacity, at once where it is free and when it is released where it is not.
-/// The file is the owner's alone (0600), and is removed at the end, unless `keep` says otherwise: then it is a store
-/// in the format of docs/on-disk-format.md, whose labelled extents a later cache finds again. A store's capacity
-/// includes its superblock and its table (1/32), and is fixed.
+/// The file is the owner's alone (0600) and locked, so that another cache is refused, and is removed at the end, unless
+/// `keep` says otherwise: then it is a store in the format of docs/on-disk-format.md, whose labelled extents a later
+/// cache finds again. A store's capacity includes its superblock and its table (1/32), and is fixed. It is never
+/// truncated: without `keep` the file of a store is refused. A process that is killed has no end: its file stays, with
+/// the KV in it, until a cache is opened at that path again or somebody removes it.
 class nvme {
  public:
   static constexpr std::string_view name = "nvme";
@@ -95,9 +97,16 @@ class nvme {
   void give_back_beyond() noexcept;
   void cut_file(std::uint64_t bytes) noexcept;
 
-  result<void> open_file(const options& o);
+  static constexpr const char* unopenable = "the file of an nvme tier cannot be opened for writing";
+  static constexpr const char* replaced = "the file of an nvme tier was replaced while it was opened";
 
-  // The file twice: the table goes through the page cache, and its pages are none of the extents'.
+  result<void> open_file(const options& o);
+  result<void> take_file(const std::string& path);
+  // Opens the plain file at `path`, or makes it, and locks it: the file is nobody else's until it is closed.
+  result<void> open_named(const std::string& path);
+
+  // The file twice: the table goes through the page cache, and its pages are none of the extents'. The lock is the
+  // table's.
   result<void> open_store(context& ctx, const options& o);
 
   // Of extents that overlap the latest is right: the others' room has been used again. They come latest first, and are

@@ -5,13 +5,16 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 #include <algorithm>
+#include <array>
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <iterator>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "terrace/core/config.hpp"
 #include "terrace/medium/nvme.hpp"
@@ -35,8 +38,9 @@ TERRACE_BODY nvme::~nvme() {
   for (const mutable_bytes memory : registered_) ring_.unregister_buffer(memory);
   if (sync_ && opened_) static_cast<void>(sync_->run());  // what was released must not come back
   sync_.reset();
+  // While the lock is held: the path cannot be another cache's file by then.
+  if (!path_.empty() && still_names(path_, file_)) ::unlink(path_.c_str());
   if (file_ >= 0) ::close(file_);
-  if (!path_.empty()) ::unlink(path_.c_str());
 }
 
 TERRACE_BODY void nvme::release(extent e) noexcept {
@@ -98,27 +102,53 @@ TERRACE_BODY void nvme::cut_file(std::uint64_t bytes) noexcept {
 }
 
 TERRACE_BODY result<void> nvme::open_file(const options& o) {
-  const bool named = !o.path.empty();
-  if (!named) {
-    const char* folder = std::getenv("TMPDIR");
-    path_ = std::string(folder != nullptr && *folder != 0 ? folder : "/tmp") + "/terrace-XXXXXX";
-    file_ = ::mkostemp(path_.data(), O_CLOEXEC);  // 0600
+  if (!o.path.empty()) {
+    if (auto emptied = take_file(o.path); !emptied) return emptied;
   } else {
-    file_ = ::open(o.path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    const char* folder = std::getenv("TMPDIR");
+    std::string path = std::string(folder != nullptr && *folder != 0 ? folder : "/tmp") + "/terrace-XXXXXX";
+    file_ = ::mkostemp(path.data(), O_CLOEXEC);  // 0600
+    if (file_ < 0) return fail(errc::io_error, unopenable, errno);
+    if (::unlink(path.c_str()) != 0) path_ = std::move(path);
   }
-  if (file_ < 0) {
-    path_.clear();
-    return fail(errc::io_error, "the file of an nvme tier cannot be opened for writing", errno);
-  }
-  struct stat what {};
-  if (named && (::fstat(file_, &what) != 0 || !S_ISREG(what.st_mode)))
-    return fail(errc::invalid_argument, "the path of an nvme tier names something that is not a plain file");
-  if (named) path_ = o.path;
-  if (named && (::fchmod(file_, 0600) != 0 || ::ftruncate(file_, 0) != 0))
-    return fail(errc::io_error, "the file of an nvme tier cannot be truncated", errno);
   if (o.direct) direct_ = ::fcntl(file_, F_SETFL, O_DIRECT) == 0;
-  if (!named && ::unlink(path_.c_str()) == 0) path_.clear();
   return {};
+}
+
+// Nothing of the file is changed before it is locked, and known to be no store.
+TERRACE_BODY result<void> nvme::take_file(const std::string& path) {
+  if (auto opened = open_named(path); !opened) return opened;
+  std::array<std::byte, sizeof superblock::magic> head{};
+  struct stat what {};
+  if (::fstat(file_, &what) != 0)
+    return fail(errc::io_error, "the file of an nvme tier cannot be examined", errno);
+  if (what.st_size >= static_cast<::off_t>(head.size()))
+    if (auto read = read_all(file_, head, 0, "the file of an nvme tier cannot be read"); !read) return read;
+  if (begins_store(head))
+    return fail(
+        errc::invalid_argument,
+        "the file of an nvme tier holds a store of KV blocks: go on with it by `keep`, or remove it first");
+  if (::fchmod(file_, 0600) != 0 || ::ftruncate(file_, 0) != 0)
+    return fail(errc::io_error, "the file of an nvme tier cannot be truncated", errno);
+  path_ = path;  // from now on it is ours, to be removed
+  return {};
+}
+
+TERRACE_BODY result<void> nvme::open_named(const std::string& path) {
+  // The cache that had the lock may have removed the file between our opening and our locking it.
+  for (int rounds = 0; rounds < 8; ++rounds) {
+    if (file_ >= 0) ::close(file_);
+    file_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (file_ < 0) return fail(errc::io_error, unopenable, errno);
+    struct stat what {};
+    if (::fstat(file_, &what) != 0 || !S_ISREG(what.st_mode))
+      return fail(errc::invalid_argument,
+                  "the path of an nvme tier names something that is not a plain file");
+    if (auto locked = lock_alone(file_, "the file of an nvme tier is in use by another cache"); !locked)
+      return locked;
+    if (still_names(path, file_)) return {};
+  }
+  return fail(errc::io_error, replaced);
 }
 
 TERRACE_BODY result<void> nvme::open_store(context& ctx, const options& o) {
@@ -127,24 +157,18 @@ TERRACE_BODY result<void> nvme::open_store(context& ctx, const options& o) {
   const std::uint64_t begin = align_up(superblock::bytes + headers * extent_header::bytes, alignment);
   if (begin >= capacity)
     return fail(errc::invalid_argument, "an nvme tier that is kept needs at least 12 KiB");
-  file_ = ::open(o.path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (file_ < 0) return fail(errc::io_error, "the file of an nvme tier cannot be opened for writing", errno);
-  struct stat what {
-  }, same{};
-  if (::fstat(file_, &what) != 0 || !S_ISREG(what.st_mode))
-    return fail(errc::invalid_argument, "the path of an nvme tier names something that is not a plain file");
-  const int table_file = ::open(o.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-  if (table_file < 0)
-    return fail(errc::io_error, "the file of an nvme tier cannot be opened for writing", errno);
+  if (auto opened = open_named(o.path); !opened) return opened;
+  descriptor locked(std::exchange(file_, ::open(o.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)));
+  if (file_ < 0) return fail(errc::io_error, unopenable, errno);
+  if (!still_names(o.path, locked.get()) || !still_names(o.path, file_))
+    return fail(errc::io_error, replaced);
   const superblock shape{.how = superblock::arrangement::one_file,
                          .contents = o.contents,
                          .capacity = capacity,
                          .alignment = alignment,
                          .headers = headers,
                          .data_offset = begin};
-  if (auto opened = table_.open(table_file, shape, capacity); !opened) return opened;
-  if (::fstat(table_file, &same) != 0 || same.st_ino != what.st_ino || same.st_dev != what.st_dev)
-    return fail(errc::io_error, "the file of an nvme tier was replaced while it was opened");
+  if (auto opened = table_.open(std::move(locked), shape, capacity); !opened) return opened;
   if (::fchmod(file_, 0600) != 0)
     return fail(errc::io_error, "the file of an nvme tier cannot be made private", errno);
   if (auto claimed = claim(0, capacity); !claimed) return claimed;
