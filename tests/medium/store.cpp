@@ -1,4 +1,7 @@
 // Media that keep: what is found again, and what a crash or a stranger may have left.
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cstddef>
@@ -6,6 +9,7 @@
 #include <map>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "catch.hpp"
@@ -146,6 +150,68 @@ TEMPLATE_TEST_CASE("a store: what was unlabelled is not found again, and is read
   const auto found = found_in(**m);
   REQUIRE(found.size() == 1);
   CHECK(found.begin()->first == 2);
+}
+
+TEMPLATE_TEST_CASE("a store: every place of the table is used, and none twice", "", nvme, directory) {
+  const folder f;
+  std::size_t places = 0;
+  for (unsigned round = 0; round < 3; ++round) {
+    context ctx;
+    auto m = open<TestType>(ctx, f / "kv", 256_KiB);
+    REQUIRE(m);
+    std::vector<extent> held;
+    for (const auto& [tag, at] : found_in(**m)) {
+      CHECK(holds(ctx, **m, at, static_cast<unsigned>(tag)));
+      held.push_back(at);
+    }
+    CHECK(held.size() == places);
+    unsigned tag = 64 * round;
+    while ((*m)->used() + 4096 <= (*m)->capacity()) held.push_back(put(ctx, **m, ++tag));
+    REQUIRE(ctx.sync_wait((*m)->sync()));
+    for (std::size_t i = round; i < held.size(); i += 3) (*m)->release(std::exchange(held[i], {}));
+    places = static_cast<std::size_t>(
+        std::count_if(held.begin(), held.end(), [](const extent& e) { return e.bytes != 0; }));
+  }
+}
+
+TEST_CASE("a store: the room that its table takes in memory is that of the headers in use") {
+  const folder f;
+  constexpr std::size_t capacity = 32_GiB, headers = capacity / 4096;
+  const auto place = [](std::size_t i) { return superblock::bytes + i * extent_header::bytes; };
+  const std::string index = f / "kv/kv-store/index";
+  const auto resident = [] {
+    std::size_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages >> pages;
+    return pages * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  };
+  {
+    context ctx;
+    auto m = open<directory>(ctx, f / "kv", capacity);
+    REQUIRE(m);
+    for (unsigned tag = 1; tag <= 3; ++tag) put(ctx, **m, tag);
+    REQUIRE(ctx.sync_wait((*m)->sync()));
+  }
+  // Two of the three lie where nothing is near them: the last place of all, and the middle.
+  for (const auto& [from, to] : {std::pair{std::size_t{0}, headers - 1}, {std::size_t{1}, headers / 2 + 3}}) {
+    write_at(index, place(to), bytes_at(index, place(from), extent_header::bytes));
+    write_at(index, place(from), std::vector<char>(extent_header::bytes));
+  }
+  for (const std::size_t expected : {3u, 5u}) {
+    const std::size_t before = resident();
+    context ctx;
+    auto m = open<directory>(ctx, f / "kv", capacity);
+    REQUIRE(m);
+    CHECK(resident() < before + 64_MiB);  // the whole table is 1 GiB
+    const auto found = found_in(**m);
+    CHECK(found.size() == expected);
+    for (const auto& [tag, at] : found) CHECK(holds(ctx, **m, at, static_cast<unsigned>(tag)));
+    put(ctx, **m, static_cast<unsigned>(expected) + 1);
+    put(ctx, **m, static_cast<unsigned>(expected) + 2);
+    REQUIRE(ctx.sync_wait((*m)->sync()));
+    struct stat what {};
+    REQUIRE(::stat(index.c_str(), &what) == 0);
+    CHECK(what.st_blocks * 512 < 1 << 20);  // holes stay holes
+  }
 }
 
 TEST_CASE("a store: of headers for the same room the latest is right") {

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -15,7 +17,7 @@ namespace terrace {
 
 /// What makes a medium outlive the process: the superblock and the table of extent headers at the beginning of a file
 /// (docs/on-disk-format.md). The medium says which extents have a header; `commit`, called by a sync of the medium,
-/// writes what has changed. In memory it is as large as the headers in use. Owner thread only, but for `commit`.
+/// writes what has changed. In memory it takes what the headers in use take, wherever in the table they are. Owner thread only, but for `commit`.
 class extent_table {
  public:
   /// What is on its way to the disk: the pages of the table that have changed, and where they go.
@@ -30,7 +32,8 @@ class extent_table {
   /// Takes over `file`, locks it, and reads what is in it. A file whose first sector is zeros becomes a new
   /// store, for which `shape` is the superblock; `bytes` is how long the file has to be. Errors, and then the file is
   /// as it was: unavailable where another process has it, or for another version; corrupt for what is no store or is
-  /// shorter than it should be; invalid_argument where it holds something else than `shape` says; io_error. O(table).
+  /// shorter than it should be; invalid_argument where it holds something else than `shape` says; io_error. O(what was ever written of the table),
+  /// where the file system can tell; else O(table).
   result<void> open(descriptor file, const superblock& shape, std::uint64_t bytes);
 
   /// The headers that were found at opening, those of a later sequence number first, each once.
@@ -54,22 +57,33 @@ class extent_table {
   result<void> commit(const changes& c) const noexcept;
 
  private:
-  static constexpr std::size_t page = 4096, sector = 512;
+  static constexpr std::size_t page = 4096, sector = 512, piece = std::size_t{1} << 20;
+  static constexpr std::size_t places_a_page = page / extent_header::bytes;
   static constexpr std::uint32_t none = 0xffffffffu;
   static constexpr std::uint64_t table_at(std::uint64_t offset) noexcept {
     return superblock::bytes + offset;
+  }
+  // Places above are of no use: their numbers are too large.
+  std::uint32_t places() const noexcept {
+    return static_cast<std::uint32_t>(shape_.headers < none ? shape_.headers : none);
   }
 
   result<void> compare(const superblock& found) const noexcept;
 
   result<void> create(std::uint64_t bytes) noexcept;
 
-  result<void> write_again() const noexcept;
-  void find_headers();
+  // Bytes [from, to) of the file.
+  struct stretch {
+    std::uint64_t from, to;
+  };
+  result<void> read_table();
+  stretch next_written(std::uint64_t at, std::uint64_t end) const noexcept;
+  void find_headers(const_bytes in, std::uint64_t place);
+  void add_gap(std::uint32_t first, std::uint32_t last);
 
   std::optional<std::uint32_t> free_place();
-  void write(std::uint32_t place, const extent_header_bytes& bytes) noexcept;
-  void mark(std::size_t p);
+  void clear(std::uint32_t place) noexcept;
+  void mark(std::uint32_t place) { dirty_.insert(place / places_a_page); }
 
   result<void> read_at(mutable_bytes into, std::uint64_t at) const noexcept;
   result<void> write_at(const_bytes from, std::uint64_t at) const noexcept;
@@ -77,13 +91,16 @@ class extent_table {
   descriptor file_;
   superblock shape_;
   std::uint64_t sequence_ = 0;
-  std::vector<std::byte> image_;       // the table as it should be, as far as it was ever in use
-  std::vector<std::size_t> dirty_;     // pages of it that the disk does not have
-  std::vector<bool> is_dirty_;         // the same, by page
-  std::vector<std::uint32_t> free_;    // places
+  std::unordered_map<std::uint32_t, extent_header_bytes> headers_;  // by place; other places are zeros
+  std::set<std::size_t> dirty_;                                     // pages that the disk has otherwise
+  std::vector<std::uint32_t> free_;                                 // places that had a header
+  std::vector<std::pair<std::uint32_t, std::uint32_t>>
+      gaps_;                           // [first, last) never had one; the lowest comes last
+  std::uint32_t unseen_ = 0;           // while the table is read: behind the last place that has a header
   std::vector<std::uint32_t> places_;  // by the medium's number of the extent
   std::vector<extent_header> found_;
-  std::map<std::uint64_t, std::uint32_t> found_at_;  // place by sequence number
+  std::map<std::uint64_t, std::uint32_t>
+      found_at_;  // place by sequence number, until it is adopted or discarded
 };
 
 }  // namespace terrace

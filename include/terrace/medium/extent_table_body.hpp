@@ -26,47 +26,60 @@ TERRACE_BODY result<void> extent_table::open(descriptor file, const superblock& 
   struct stat what {};
   if (::fstat(file_.get(), &what) != 0)
     return fail(errc::io_error, "a store of KV blocks cannot be examined", errno);
+  // What the system reads ahead it then shows as written (SEEK_DATA), were it a hole before.
+  ::posix_fadvise(file_.get(), 0, 0, POSIX_FADV_RANDOM);
   superblock_bytes head{};
   const auto have = std::min<std::uint64_t>(head.size(), static_cast<std::uint64_t>(what.st_size));
   if (auto read = read_at(mutable_bytes(head).first(have), 0); !read) return read;
-  if (std::all_of(head.begin(), head.begin() + sector, [](std::byte b) { return b == std::byte{}; }))
+  if (std::all_of(head.begin(), head.begin() + sector, [](std::byte b) { return b == std::byte{}; })) {
+    add_gap(0, places());
     return create(bytes);
+  }
   const auto found = decode_superblock(const_bytes(head).first(have));
   if (!found) return propagate(found.error());
   if (auto same = compare(*found); !same) return same;
   if (static_cast<std::uint64_t>(what.st_size) < bytes)
     return fail(errc::corrupt, "a store of KV blocks is shorter than its superblock says");
   shape_.store = found->store;
-  image_.resize(shape_.headers * extent_header::bytes);
-  if (auto read = read_at(image_, table_at(0)); !read) return read;
-  if (auto written = write_again(); !written) return written;
-  find_headers();
-  return {};
+  return read_table();
 }
 
 // A process that was killed may have left to the system what it had not yet made durable, and what is found counts as
 // that. Where a sync had failed, the system still shows what it will never write: so it is written again. All of it, for
 // the disk may have a header where the system shows that it was taken back; but for what no one ever wrote.
-TERRACE_BODY result<void> extent_table::write_again() const noexcept {
-  const auto end = static_cast<::off_t>(table_at(image_.size()));
-  for (auto at = static_cast<::off_t>(table_at(0)); at < end;) {
-    ::off_t data = ::lseek(file_.get(), at, SEEK_DATA);
-    if (data < 0 && errno == ENXIO) break;  // nothing but holes
-    ::off_t hole = data < 0 ? end : ::lseek(file_.get(), data, SEEK_HOLE);
-    if (data < 0) data = at;  // a file system that cannot tell
-    if (hole < 0) hole = end;
-    hole = std::min(hole, end);
-    if (data >= hole) break;
-    const auto from = static_cast<std::size_t>(data) - table_at(0);
-    const auto bytes = static_cast<std::size_t>(hole - data);
-    if (auto written = write_at(const_bytes(image_).subspan(from, bytes), static_cast<std::uint64_t>(data));
-        !written)
-      return written;
-    at = hole;
+TERRACE_BODY result<void> extent_table::read_table() {
+  const std::uint64_t end = table_at(shape_.headers * extent_header::bytes);
+  std::vector<std::byte> buffer(std::min<std::uint64_t>(piece, end - table_at(0)));
+  for (stretch written = next_written(table_at(0), end); written.from < written.to;
+       written = next_written(written.to, end)) {
+    for (std::uint64_t at = written.from; at < written.to;) {
+      const auto now = mutable_bytes(buffer).first(std::min<std::uint64_t>(buffer.size(), written.to - at));
+      if (auto read = read_at(now, at); !read) return read;
+      if (auto again = write_at(now, at); !again) return again;
+      find_headers(now, (at - table_at(0)) / extent_header::bytes);
+      at += now.size();
+    }
   }
   if (::fsync(file_.get()) != 0)
     return fail(errc::io_error, "a store of KV blocks cannot be made durable", errno);
+  add_gap(unseen_, places());
+  std::reverse(gaps_.begin(), gaps_.end());
+  std::sort(found_.begin(), found_.end(),
+            [](const extent_header& a, const extent_header& b) { return a.sequence > b.sequence; });
   return {};
+}
+
+// Whole pages from `at` on, itself one's begin, that somebody has written; empty where there are none before `end`.
+TERRACE_BODY extent_table::stretch extent_table::next_written(std::uint64_t at,
+                                                              std::uint64_t end) const noexcept {
+  if (at >= end) return {end, end};
+  const ::off_t data = ::lseek(file_.get(), static_cast<::off_t>(at), SEEK_DATA);
+  if (data < 0 && errno == ENXIO) return {end, end};  // nothing but holes
+  if (data < 0) return {at, end};                     // a file system that cannot tell
+  const std::uint64_t from = static_cast<std::uint64_t>(data) / page * page;
+  const ::off_t hole = ::lseek(file_.get(), data, SEEK_HOLE);
+  const std::uint64_t to = hole <= data ? end : align_up(static_cast<std::uint64_t>(hole), page);
+  return {std::min(from, end), std::min(to, end)};
 }
 
 TERRACE_BODY bool extent_table::put(std::uint32_t node, extent_header h) {
@@ -78,43 +91,40 @@ TERRACE_BODY bool extent_table::put(std::uint32_t node, extent_header h) {
     if (!place) return false;
     places_[node] = *place;
   }
-  write(places_[node], encode(h));
+  headers_[places_[node]] = encode(h);
+  mark(places_[node]);
   return true;
 }
 
 TERRACE_BODY void extent_table::adopt(std::uint32_t node, const extent_header& found) {
   if (node >= places_.size()) places_.resize(node + 1, none);
-  places_[node] = found_at_[found.sequence];
+  places_[node] = found_at_.extract(found.sequence).mapped();
 }
 
 TERRACE_BODY void extent_table::erase(std::uint32_t node) noexcept {
   if (node >= places_.size() || places_[node] == none) return;
-  const std::uint32_t place = std::exchange(places_[node], none);
-  write(place, {});
-  free_.push_back(place);
+  clear(std::exchange(places_[node], none));
 }
 
 TERRACE_BODY void extent_table::discard(const extent_header& found) noexcept {
-  const std::uint32_t place = found_at_[found.sequence];
-  write(place, {});
-  free_.push_back(place);
+  clear(found_at_.extract(found.sequence).mapped());
 }
 
 TERRACE_BODY extent_table::changes extent_table::take_changes() {
   changes c;
-  c.pages = std::exchange(dirty_, {});
+  c.pages.assign(dirty_.begin(), dirty_.end());
+  dirty_.clear();
   c.bytes.resize(c.pages.size() * page);
-  for (std::size_t i = 0; i < c.pages.size(); ++i) {
-    is_dirty_[c.pages[i]] = false;
-    const std::size_t begin = c.pages[i] * page, end = std::min(begin + page, image_.size());
-    std::memcpy(c.bytes.data() + i * page, image_.data() + begin, end - begin);
-  }
+  for (std::size_t i = 0; i < c.pages.size(); ++i)
+    for (std::size_t k = 0; k < places_a_page; ++k) {
+      const auto h = headers_.find(static_cast<std::uint32_t>(c.pages[i] * places_a_page + k));
+      if (h != headers_.end())
+        std::memcpy(c.bytes.data() + i * page + k * extent_header::bytes, h->second.data(), h->second.size());
+    }
   return c;
 }
 
-TERRACE_BODY void extent_table::put_back(const changes& c) {
-  for (const std::size_t p : c.pages) mark(p);
-}
+TERRACE_BODY void extent_table::put_back(const changes& c) { dirty_.insert(c.pages.begin(), c.pages.end()); }
 
 TERRACE_BODY result<void> extent_table::commit(const changes& c) const noexcept {
   if (c.pages.empty()) return {};
@@ -159,34 +169,27 @@ TERRACE_BODY result<void> extent_table::create(std::uint64_t bytes) noexcept {
   return {};
 }
 
-// In `image_`, which is all of the table before, and afterwards as much of it as is in use.
-TERRACE_BODY void extent_table::find_headers() {
-  std::uint32_t used = 0;
-  std::vector<std::pair<extent_header, std::uint32_t>> headers;
-  for (std::uint32_t place = 0; place < shape_.headers; ++place) {
-    const const_bytes at = const_bytes(image_).subspan(place * extent_header::bytes, extent_header::bytes);
-    const auto header = decode_extent_header(at, shape_);
+// `in` begins with the place `place`, which lies behind all that were seen.
+TERRACE_BODY void extent_table::find_headers(const_bytes in, std::uint64_t place) {
+  for (std::size_t at = 0; at < in.size() && place < places(); at += extent_header::bytes, ++place) {
+    const const_bytes bytes = in.subspan(at, extent_header::bytes);
+    const auto header = decode_extent_header(bytes, shape_);
     if (!header) continue;
-    headers.emplace_back(*header, place);
-    used = place + 1;
-  }
-  std::sort(headers.begin(), headers.end(),
-            [](const auto& a, const auto& b) { return a.first.sequence > b.first.sequence; });
-  image_.resize(used * extent_header::bytes);
-  is_dirty_.resize(used * extent_header::bytes / page + 1);
-  std::vector<bool> taken(used);
-  for (const auto& [header, place] : headers) {
-    taken[place] = true;
-    if (!found_at_.emplace(header.sequence, place).second) {  // nobody writes one number twice
-      write(place, {});
-      free_.push_back(place);
+    const auto here = static_cast<std::uint32_t>(place);
+    add_gap(unseen_, here);
+    unseen_ = here + 1;
+    if (!found_at_.emplace(header->sequence, here).second) {  // nobody writes one number twice
+      clear(here);
       continue;
     }
-    sequence_ = std::max(sequence_, header.sequence);
-    found_.push_back(header);
+    std::memcpy(headers_[here].data(), bytes.data(), bytes.size());
+    sequence_ = std::max(sequence_, header->sequence);
+    found_.push_back(*header);
   }
-  for (std::uint32_t place = 0; place < used; ++place)
-    if (!taken[place]) free_.push_back(place);
+}
+
+TERRACE_BODY void extent_table::add_gap(std::uint32_t first, std::uint32_t last) {
+  if (first < last) gaps_.emplace_back(first, last);
 }
 
 TERRACE_BODY std::optional<std::uint32_t> extent_table::free_place() {
@@ -195,22 +198,16 @@ TERRACE_BODY std::optional<std::uint32_t> extent_table::free_place() {
     free_.pop_back();
     return place;
   }
-  const auto place = static_cast<std::uint32_t>(image_.size() / extent_header::bytes);
-  if (place == shape_.headers) return std::nullopt;
-  image_.resize(image_.size() + extent_header::bytes);
-  is_dirty_.resize(image_.size() / page + 1);
+  if (gaps_.empty()) return std::nullopt;
+  const std::uint32_t place = gaps_.back().first++;
+  if (gaps_.back().first == gaps_.back().second) gaps_.pop_back();
   return place;
 }
 
-TERRACE_BODY void extent_table::write(std::uint32_t place, const extent_header_bytes& bytes) noexcept {
-  std::memcpy(image_.data() + place * extent_header::bytes, bytes.data(), bytes.size());
-  mark(place * extent_header::bytes / page);
-}
-
-TERRACE_BODY void extent_table::mark(std::size_t p) {
-  if (is_dirty_[p]) return;
-  is_dirty_[p] = true;
-  dirty_.push_back(p);
+TERRACE_BODY void extent_table::clear(std::uint32_t place) noexcept {
+  headers_.erase(place);
+  mark(place);
+  free_.push_back(place);
 }
 
 TERRACE_BODY result<void> extent_table::read_at(mutable_bytes into, std::uint64_t at) const noexcept {
