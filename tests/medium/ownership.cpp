@@ -14,6 +14,7 @@
 #include "catch.hpp"
 #include "sandbox.hpp"
 #include "terrace/execution/sync_wait.hpp"
+#include "terrace/medium/directory.hpp"
 #include "terrace/medium/nvme.hpp"
 
 using namespace terrace;
@@ -34,6 +35,13 @@ void make_store(const std::string& path) {
   const auto e = (*m)->reserve(4096);
   REQUIRE((*m)->label(*e, {.key = {1, 2}, .encoded = 4096}));
   REQUIRE(ctx.sync_wait((*m)->sync()));
+}
+
+// Gives `path` to another user; says so, and that nothing is tested, where only root may do that.
+bool give_away(const std::string& path) {
+  if (::chown(path.c_str(), ::geteuid() + 1, static_cast<::gid_t>(-1)) == 0) return true;
+  WARN("skipped: only root can give a file to another user");
+  return false;
 }
 
 }  // namespace
@@ -125,4 +133,73 @@ TEST_CASE("nvme: a path that names another folder by now removes nothing there")
   }
   std::filesystem::current_path(here);
   CHECK(contents(other / "kv") == "mine");
+}
+
+TEST_CASE("nvme: the file of another user is refused, and stays as it was") {
+  context ctx;
+  const folder f;
+  std::ofstream(f / "kv") << "theirs";
+  REQUIRE(::chmod((f / "kv").c_str(), 0666) == 0);
+  if (!give_away(f / "kv")) return;
+  for (const bool keep : {false, true}) {
+    const auto m = nvme::open(ctx, {.capacity = 64_KiB, .path = f / "kv", .keep = keep});
+    REQUIRE_FALSE(m);
+    CHECK(m.error() == error{errc::invalid_argument, ""});
+    CHECK(std::string(m.error().text) == "the file of an nvme tier belongs to another user");
+  }
+  CHECK(contents(f / "kv") == "theirs");
+  CHECK(sandbox::mode_of(f / "kv") == 0666);
+}
+
+TEST_CASE("directory: a folder and an index that were there are made private") {
+  context ctx;
+  const folder f;
+  const auto open = [&] { return directory::open(ctx, {.capacity = 1_MiB, .path = f.path, .keep = true}); };
+  std::filesystem::create_directory(f / "kv-store");
+  std::ofstream(f / "kv-store/index").close();
+  for (int round = 0; round < 2; ++round) {  // a new store, and one that is there
+    REQUIRE(::chmod((f / "kv-store").c_str(), 0777) == 0);
+    REQUIRE(::chmod((f / "kv-store/index").c_str(), 0666) == 0);
+    REQUIRE(open());
+    CHECK(sandbox::mode_of(f / "kv-store") == 0700);
+    CHECK(sandbox::mode_of(f / "kv-store/index") == 0600);
+  }
+}
+
+TEST_CASE("directory: a folder, an index or a file of another user is refused") {
+  context ctx;
+  const folder f;
+  const auto open = [&] { return directory::open(ctx, {.capacity = 1_MiB, .path = f.path, .keep = true}); };
+  const auto refused = [&](const char* sentence) {
+    const auto m = open();
+    return !m && m.error() == error{errc::invalid_argument, ""} && std::string(m.error().text) == sentence;
+  };
+  std::string file;
+  {
+    auto m = open();
+    REQUIRE(m);
+    const auto e = (*m)->reserve(100);
+    REQUIRE(ctx.sync_wait((*m)->write(*e, std::vector<std::byte>(100))));
+    REQUIRE((*m)->label(*e, {.key = {1, 2}, .encoded = 100}));
+    REQUIRE(ctx.sync_wait((*m)->sync()));
+    file = (*m)->folder() + "/00000000";
+  }
+  if (!give_away(f / "kv-store")) return;
+  REQUIRE(::chmod((f / "kv-store").c_str(), 0777) == 0);
+  CHECK(refused("the folder kv-store of a directory tier belongs to another user"));
+  CHECK(sandbox::mode_of(f / "kv-store") == 0777);
+  REQUIRE(::chown((f / "kv-store").c_str(), ::geteuid(), static_cast<::gid_t>(-1)) == 0);
+
+  REQUIRE(::chmod((f / "kv-store/index").c_str(), 0666) == 0);
+  REQUIRE(give_away(f / "kv-store/index"));
+  CHECK(refused("the index of a directory tier belongs to another user"));
+  CHECK(sandbox::mode_of(f / "kv-store/index") == 0666);
+  REQUIRE(::chown((f / "kv-store/index").c_str(), ::geteuid(), static_cast<::gid_t>(-1)) == 0);
+
+  REQUIRE(give_away(file));
+  auto m = open();
+  REQUIRE(m);
+  unsigned found = 0;
+  (*m)->scan([&](extent, const extent_header&) { return ++found != 0; });
+  CHECK(found == 0);  // its owner can write to it
 }

@@ -33,7 +33,8 @@ inline namespace TERRACE_EX {
 /// Files are the owner's alone (0600), in a folder of the medium's own (0700) that is made under the
 /// directory; so nobody else's file is ever touched, and several caches may share one directory. Files and
 /// folder are removed at the end, unless `keep` says otherwise: then the folder `kv-store` is a store in the format
-/// of docs/on-disk-format.md, whose labelled extents a later cache finds again. A process that is killed has no end: its
+/// of docs/on-disk-format.md, whose labelled extents a later cache finds again. One that is there is made private; that of
+/// another user is refused. A process that is killed has no end: its
 /// folder `terrace-XXXXXX` stays, with the KV in it, until somebody removes it. No later cache does, for it may be in use on
 /// another machine: the locks of network file systems do not always tell.
 ///

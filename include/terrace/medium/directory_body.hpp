@@ -107,8 +107,17 @@ TERRACE_BODY result<void> directory::open_store(const options& o) {
   }
   folder_ = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (folder_ < 0) return fail(errc::io_error, "the folder of a directory tier cannot be opened", errno);
+  if (auto owned = check_owner(folder_, "the folder kv-store of a directory tier belongs to another user");
+      !owned)
+    return owned;
+  if (::fchmod(folder_, 0700) != 0)
+    return fail(errc::io_error, "the folder of a directory tier cannot be made private", errno);
   descriptor index(::openat(folder_, "index", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!index) return fail(errc::io_error, "the index of a directory tier cannot be opened", errno);
+  if (auto owned = check_owner(index.get(), "the index of a directory tier belongs to another user"); !owned)
+    return owned;
+  if (::fchmod(index.get(), 0600) != 0)
+    return fail(errc::io_error, "the index of a directory tier cannot be made private", errno);
   const superblock shape{.how = superblock::arrangement::file_each,
                          .contents = o.contents,
                          .capacity = capacity_,
@@ -133,7 +142,8 @@ TERRACE_BODY void directory::take_files() {
     const auto number = static_cast<std::uint32_t>(h.place);
     struct stat what {};
     const bool there = ::fstatat(folder_, file_name(number).data(), &what, AT_SYMLINK_NOFOLLOW) == 0 &&
-                       S_ISREG(what.st_mode) && static_cast<std::uint64_t>(what.st_size) >= h.encoded;
+                       S_ISREG(what.st_mode) && what.st_uid == ::geteuid() &&
+                       static_cast<std::uint64_t>(what.st_size) >= h.encoded;
     const bool known = number < files_.size() && files_[number].exists;
     // A number is at most a few larger than there can be files.
     if (!there || known || h.place > 2 * capacity_ / file_unit || used_ + rounded(h.encoded) > capacity_) {

@@ -83,6 +83,15 @@ inline result<void> lock_alone(int fd, const char* in_use) noexcept {
   return fail(errc::io_error, "a file of a tier cannot be locked", errno);
 }
 
+/// Refuses what is another user's, who could open it whatever its mode is. Errors: invalid_argument, with `sentence`;
+/// io_error.
+inline result<void> check_owner(int fd, const char* sentence) noexcept {
+  struct stat what {};
+  if (::fstat(fd, &what) != 0) return fail(errc::io_error, "a file of a tier cannot be examined", errno);
+  if (what.st_uid != ::geteuid()) return fail(errc::invalid_argument, sentence);
+  return {};
+}
+
 /// Whether `path` names what is open as `fd`: somebody may have removed it meanwhile, or put another file there.
 inline bool still_names(const std::string& path, int fd) noexcept {
   struct stat named {

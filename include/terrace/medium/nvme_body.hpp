@@ -144,6 +144,8 @@ TERRACE_BODY result<void> nvme::open_named(const std::string& path) {
     if (::fstat(file_, &what) != 0 || !S_ISREG(what.st_mode))
       return fail(errc::invalid_argument,
                   "the path of an nvme tier names something that is not a plain file");
+    if (auto owned = check_owner(file_, "the file of an nvme tier belongs to another user"); !owned)
+      return owned;
     if (auto locked = lock_alone(file_, "the file of an nvme tier is in use by another cache"); !locked)
       return locked;
     if (still_names(path, file_)) return {};
