@@ -40,5 +40,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const bool one_file = super->how == superblock::arrangement::one_file;
   if (header->encoded == 0 || header->encoded > super->capacity) std::abort();
   if (one_file && super->data_offset + header->place + header->encoded > super->capacity) std::abort();
+  if (header->sequence > INT64_MAX || header->naming > INT64_MAX || header->depth == UINT32_MAX) std::abort();
   return 0;
 }

@@ -51,6 +51,7 @@ bool sound(const superblock& s) {
 }
 bool sound(const extent_header& h, const superblock& s) {
   if (h.encoded == 0 || h.store != s.store) return false;
+  if (h.sequence > INT64_MAX || h.naming > INT64_MAX || h.depth == UINT32_MAX) return false;
   if (s.how == superblock::arrangement::file_each) return h.place <= 0xffffffffu && h.encoded <= s.capacity;
   return h.place % s.alignment == 0 && h.place <= s.capacity &&
          s.data_offset + h.place + h.encoded <= s.capacity;
@@ -132,6 +133,18 @@ TEST_CASE("what cannot be right is refused, whatever its checksum says") {
   h = some_header(good);
   h.store ^= 1;
   CHECK(no_header(h));
+  // Numbers that would begin anew with the next one.
+  for (const std::uint64_t n : {~std::uint64_t{0}, std::uint64_t{1} << 63}) {
+    h = some_header(good);
+    h.sequence = n;
+    CHECK(no_header(h));
+    h = some_header(good);
+    h.naming = n;
+    CHECK(no_header(h));
+  }
+  h = some_header(good);
+  h.depth = ~std::uint32_t{0};
+  CHECK(no_header(h));
   CHECK_FALSE(decode_extent_header(extent_header_bytes{}, good));
   CHECK_FALSE(decode_extent_header(const_bytes(encode(some_header(good))).first(127), good));
 }
@@ -167,7 +180,7 @@ TEST_CASE("mutated bytes are refused, or make sense") {
       ++accepted;
     }
     auto header = encode(some_header(s));
-    mutate(mutable_bytes(header).first(72));
+    mutate(mutable_bytes(header).first(80));
     if (header != encode(some_header(s))) REQUIRE_FALSE(decode_extent_header(header, s));
     seal(header);
     if (const auto read = decode_extent_header(header, s)) {

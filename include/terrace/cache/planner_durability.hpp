@@ -238,6 +238,10 @@ TERRACE_BODY void planner::answer_sync(std::size_t tier, const result<void>& out
 TERRACE_BODY bool planner::adopt(std::size_t tier, extent at, const extent_header& header) {
   if (!header.key.valid() || header.group >= layout_.groups.size()) return false;
   const layer_group& g = layout_.groups[header.group];
+  std::uint64_t row = 0;  // the group's first; tensors are in a row of their own
+  for (std::size_t before = 0; before < header.group; ++before)
+    row += std::max(layout_.groups[before].block_rows(), 1u);
+  if (header.row < row || header.row - row >= std::max(g.block_rows(), 1u)) return false;
   const any_codec& codec = tiers_[tier]->what.codec;
   const std::size_t most = codec.max_encoded_size(g);
   if (header.format_id != codec.format_id || header.raw != g.block_bytes() || header.encoded > most ||
