@@ -133,14 +133,13 @@ class ladder : public kv_backend {
   std::uint32_t layers() const noexcept { return static_cast<std::uint32_t>(last_queries_.size()); }
   std::uint32_t block_tokens() const noexcept { return cache_.layout().groups[0].tokens; }
   /// A sequence of the first `blocks` blocks of this one, by reference, with a backend of its own that repairs nothing;
-  /// nullptr where some of them have been forgotten.
+  /// nullptr where some of them cannot be shared, as they have been forgotten.
   std::unique_ptr<ladder> past_of(std::uint32_t blocks) {
     std::vector<terrace::block_id> shared;
     for (const auto& row : sequence_.pages().rows)
       shared.insert(shared.end(), row.begin(), row.begin() + blocks);
-    if (!std::ranges::all_of(shared, &terrace::block_id::valid)) return nullptr;
     auto past = std::unique_ptr<ladder>(new ladder(owned_, cache_.make_sequence(), layers()));
-    past->sequence_.append_shared(std::uint64_t{blocks} * block_tokens(), shared);
+    if (!past->sequence_.append_shared(std::uint64_t{blocks} * block_tokens(), shared)) return nullptr;
     return past;
   }
   /// Stores a lost block anew: write(restoration) writes it. Nothing where it is not lost.

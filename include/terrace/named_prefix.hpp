@@ -69,7 +69,7 @@ inline result<std::uint64_t> adopt_named_prefix(kv_store& cache, sequence& s,
         blocks.push_back(*cache.find(key_in_chunk(chunks[c], n)));
     first += each;
   }
-  s.append_shared(tokens, blocks);
+  if (auto shared = s.append_shared(tokens, blocks); !shared) return propagate(shared.error());
   return tokens;
 }
 

@@ -158,10 +158,10 @@ template <class Hash>
 std::uint64_t basic_prefix_index<Hash>::adopt(sequence& s, std::span<const token_id> tokens,
                                               std::uint64_t tenant) {
   TERRACE_ASSERT(s.length() == 0, "only an empty sequence can begin with a prefix that is known");
+  TERRACE_ASSERT(s.pages().owner == planner_, "a sequence can begin with blocks of its own cache alone");
   sweep();
   const place at = walk(tokens, tenant);
   counts_.asked_tokens += tokens.size();
-  counts_.adopted_tokens += at.chunks * chunk_;
   scratch_.resize(at.chunks * blocks_a_chunk_);
   // From the end to the start, and within a chunk row after row: gathered into row after row over all chunks.
   std::size_t c = at.chunks;
@@ -176,7 +176,9 @@ std::uint64_t basic_prefix_index<Hash>::adopt(sequence& s, std::span<const token
       to += at.chunks * each;
     }
   }
-  s.append_shared(at.chunks * chunk_, scratch_);
+  // What is resident can be shared: but by another cache's sequence.
+  if (auto shared = s.append_shared(at.chunks * chunk_, scratch_); !shared) return 0;
+  counts_.adopted_tokens += at.chunks * chunk_;
   known_.touch(at.last);
   return at.chunks * chunk_;
 }

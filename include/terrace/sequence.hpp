@@ -169,9 +169,11 @@ class sequence {
   /// writes next. O(blocks), no copy. Precondition: no reservation is open.
   sequence fork(std::uint32_t number) const;
   /// Appends tokens that sealed blocks of this cache hold already, by reference: no copy. `blocks` has, row after
-  /// row, the blocks of `tokens` tokens. O(blocks). Preconditions: no reservation is open, the length and `tokens`
-  /// are multiples of every group's tokens a block, and the blocks hold what would be computed here.
-  void append_shared(std::uint64_t tokens, std::span<const block_id> blocks);
+  /// row, the blocks of `tokens` tokens. O(blocks). Preconditions: no reservation is open, and the blocks hold what
+  /// would be computed here. Errors, and nothing has changed: lost where a block is gone, even if another one has
+  /// its index now; invalid_argument for a block that is not sealed or is of another row of layers, for another
+  /// number of blocks, and where the length or `tokens` is no multiple of every group's tokens a block.
+  result<void> append_shared(std::uint64_t tokens, std::span<const block_id> blocks);
   /// Cuts the sequence to its first `tokens` tokens. Where that cuts a sealed block, the part that stays is
   /// copied into a new open one, for which the block is brought to a tier that can be read: this drives the
   /// context. Errors: those of acquire and reserve; then nothing has changed.
@@ -189,6 +191,7 @@ class sequence {
   sequence() = default;
   result<void> make_tail_own(std::size_t row);
   result<block_id> open_like(std::size_t row, const std::byte* contents, fidelity quality = {});
+  result<void> check_shared(std::uint64_t tokens, std::span<const block_id> blocks) const;
 
   std::unique_ptr<page_table> pages_;
 };

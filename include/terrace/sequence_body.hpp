@@ -99,13 +99,40 @@ TERRACE_BODY sequence sequence::fork(std::uint32_t number) const {
   return copy;
 }
 
-TERRACE_BODY void sequence::append_shared(std::uint64_t tokens, std::span<const block_id> blocks) {
+// Whether these blocks can become the sequence's next ones.
+TERRACE_BODY result<void> sequence::check_shared(std::uint64_t tokens,
+                                                 std::span<const block_id> blocks) const {
+  const page_table& p = *pages_;
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    const std::uint64_t size = p.group(row).tokens;
+    if (tokens % size != 0 || p.length % size != 0)
+      return fail(errc::invalid_argument, "shared tokens must fill whole blocks");
+    if (tokens / size > blocks.size())
+      return fail(errc::invalid_argument, "there are fewer shared blocks than the shared tokens take");
+    const auto of_row = blocks.first(static_cast<std::size_t>(tokens / size));
+    blocks = blocks.subspan(of_row.size());
+    for (const block_id id : of_row) {
+      if (!id.valid()) return fail(errc::invalid_argument, "a block that was forgotten cannot be shared");
+      const block_record* const found = p.owner->find_record(id);
+      if (found == nullptr) return fail(errc::lost, "a block that was to be shared is gone");
+      if (found->now != block_record::phase::sealed)
+        return fail(errc::invalid_argument, "a block can be shared when it is sealed");
+      if (found->row != row || found->group != p.group_index(row))
+        return fail(errc::invalid_argument, "a block was to be shared in another row than its own");
+    }
+  }
+  if (!blocks.empty())
+    return fail(errc::invalid_argument, "there are more shared blocks than the shared tokens take");
+  return {};
+}
+
+TERRACE_BODY result<void> sequence::append_shared(std::uint64_t tokens, std::span<const block_id> blocks) {
   page_table& p = *pages_;
   TERRACE_ASSERT(!p.reserved, "blocks cannot be appended while a reservation is open");
+  if (auto good = check_shared(tokens, blocks); !good) return good;
   std::size_t next = 0;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
     const std::uint64_t size = p.group(row).tokens;
-    TERRACE_ASSERT(tokens % size == 0 && p.length % size == 0, "shared tokens must fill whole blocks");
     for (std::uint64_t n = 0; n < tokens / size; ++n) {
       const block_id id = blocks[next++];
       p.owner->add_ref(id.index);
@@ -114,6 +141,7 @@ TERRACE_BODY void sequence::append_shared(std::uint64_t tokens, std::span<const 
     }
   }
   p.length += tokens;
+  return {};
 }
 
 TERRACE_BODY result<void> sequence::truncate(std::uint64_t tokens) {

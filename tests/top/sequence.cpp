@@ -5,6 +5,7 @@
 #include "terrace/execution/sync_wait.hpp"
 #include "terrace/medium/ram.hpp"
 #include "terrace/policy/lru.hpp"
+#include "terrace/testing/scripted.hpp"
 #include "terrace/tiered_cache.hpp"
 
 using namespace terrace;
@@ -205,4 +206,104 @@ TEST_CASE("out_of_capacity shows at once, and nothing has changed") {
   CHECK(s.length() == 30);
   CHECK(cache->stats().blocks == 4);
   REQUIRE(pattern::append(s, 2, 2, 1));
+}
+
+TEST_CASE("append_shared takes all blocks or none, and only those that are what they are said to be") {
+  fixture f;
+  sequence first = f.cache->make_sequence(), s = f.cache->make_sequence();
+  REQUIRE(pattern::append(first, 40, 2, 7));
+  const auto row = [](const sequence& of, std::size_t r) -> const auto& { return of.pages().rows[r]; };
+  std::vector<block_id> good;  // two sealed blocks of each row
+  for (std::size_t r = 0; r < 2; ++r)
+    good.insert(good.end(), row(first, r).begin(), row(first, r).begin() + 2);
+  const auto refs = [&] {
+    std::uint32_t sum = 0;
+    for (const block_id id : good) sum += f.cache->control().record(id.index).refs;
+    return sum;
+  };
+  const std::uint32_t before = refs();
+  const auto refuses = [&](errc why, std::uint64_t tokens, std::span<const block_id> blocks) {
+    const result<void> shared = s.append_shared(tokens, blocks);
+    return !shared && shared.error().code == why && s.length() == 0 && refs() == before &&
+           row(s, 0).empty() && row(s, 1).empty();
+  };
+  // Too few, too many, and parts of blocks.
+  CHECK(refuses(errc::invalid_argument, 32, std::span(good).first(3)));
+  CHECK(refuses(errc::invalid_argument, 32, {}));
+  CHECK(refuses(errc::invalid_argument, 16, good));
+  CHECK(refuses(errc::invalid_argument, 8, std::span(good).first(2)));
+  CHECK(refuses(errc::invalid_argument, ~std::uint64_t{15}, good));
+  // Not sealed, of the other row, and no block at all.
+  std::vector<block_id> bad = good;
+  bad[3] = row(first, 1)[2];
+  CHECK(refuses(errc::invalid_argument, 32, bad));
+  bad = good;
+  std::swap(bad[1], bad[2]);
+  CHECK(refuses(errc::invalid_argument, 32, bad));
+  bad = good;
+  bad[3] = {};
+  CHECK(refuses(errc::invalid_argument, 32, bad));
+  bad[3] = {1u << 20, 0};
+  CHECK(refuses(errc::lost, 32, bad));
+
+  REQUIRE(s.append_shared(32, good));
+  CHECK(s.length() == 32);
+  CHECK(refs() == before + 4);
+  CHECK(f.right(s, 7));
+  REQUIRE(pattern::append(s, 8, 2, 7));
+  const result<void> behind_a_part = s.append_shared(32, good);
+  REQUIRE_FALSE(behind_a_part);
+  CHECK(behind_a_part.error().code == errc::invalid_argument);
+  CHECK(s.length() == 40);
+}
+
+TEST_CASE("append_shared does not take the block of another request for one that is gone") {
+  fixture f;
+  sequence s = f.cache->make_sequence();
+  std::vector<block_id> gone;
+  {
+    sequence first = f.cache->make_sequence();
+    REQUIRE(pattern::append(first, 32, 2, 7));
+    REQUIRE(f.ctx.sync_wait(f.cache->flush()));
+    for (const auto& row : first.pages().rows) gone.insert(gone.end(), row.begin(), row.end());
+  }
+  const auto lost = [&] {
+    const result<void> shared = s.append_shared(32, gone);
+    return !shared && shared.error().code == errc::lost && s.length() == 0;
+  };
+  CHECK(lost());
+  sequence other = f.cache->make_sequence();
+  REQUIRE(pattern::append(other, 64, 2, 9));
+  REQUIRE(f.cache->control().record(gone[0].index).generation !=
+          gone[0].generation);  // somebody else's by now
+  CHECK(lost());
+  other.release();
+  REQUIRE(f.ctx.sync_wait(f.cache->flush()));
+  CHECK(f.cache->stats().pins == 0);
+  CHECK(f.cache->stats().blocks == 0);
+}
+
+TEST_CASE("append_shared takes no block that nobody refers to any more, though a transfer still has it") {
+  context ctx{{.codec_threads = 0}};
+  medium_script script;
+  using scripted_tiers = tiered_cache<tier<ram>, tier<scripted>, lru>;
+  auto cache = scripted_tiers::open(ctx, pattern::layout(), {.capacity = 16 * pattern::block_bytes},
+                                    {.capacity = 64 * pattern::block_bytes, .script = &script});
+  REQUIRE(cache);
+  script.hold = true;
+  std::vector<block_id> going;
+  {
+    sequence first = cache->make_sequence();
+    REQUIRE(pattern::append(first, 16, 2, 7));
+    for (const auto& row : first.pages().rows) going.insert(going.end(), row.begin(), row.end());
+  }
+  REQUIRE(cache->stats().blocks == 2);  // they are being written behind
+  sequence s = cache->make_sequence();
+  const result<void> shared = s.append_shared(16, going);
+  script.hold = false;
+  script.release_all();
+  while (!ctx.idle()) ctx.poll();
+  REQUIRE_FALSE(shared);
+  CHECK(shared.error().code == errc::lost);
+  CHECK(cache->stats().blocks == 0);
 }

@@ -105,6 +105,11 @@ class planner {
   void drop_ref(std::uint32_t block);
   block_id id_of(std::uint32_t block) const noexcept { return blocks_.id_of(block); }
   const block_record& record(std::uint32_t block) const noexcept { return blocks_[block]; }
+  /// Likewise; nullptr where that block is gone, or goes as soon as transfers let it.
+  const block_record* find_record(block_id id) const noexcept {
+    const block_record* found = blocks_.find(id);
+    return found != nullptr && found->wanted() ? found : nullptr;
+  }
   /// What a tier has of a block, be it nothing, and where.
   const block_copy& copy(std::uint32_t block, std::size_t tier) const noexcept {
     return blocks_.copy(block, tier);
