@@ -190,7 +190,8 @@ class sequence {
  private:
   sequence() = default;
   result<void> make_tail_own(std::size_t row);
-  result<block_id> open_like(std::size_t row, const std::byte* contents, fidelity quality = {});
+  result<block_id> open_like(std::size_t row, std::size_t position, const std::byte* contents,
+                             fidelity quality = {});
   result<void> check_shared(std::uint64_t tokens, std::span<const block_id> blocks) const;
 
   std::unique_ptr<page_table> pages_;

@@ -14,15 +14,15 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-// A new open block at the end of a row, with a copy of `contents`, which is of that fidelity, where that is given.
-TERRACE_BODY result<block_id> sequence::open_like(std::size_t row, const std::byte* contents,
-                                                  fidelity quality) {
+// A new open block for a position of a row, at its end or in another one's place, with a copy of `contents`, which is
+// of that fidelity, where that is given.
+TERRACE_BODY result<block_id> sequence::open_like(std::size_t row, std::size_t position,
+                                                  const std::byte* contents, fidelity quality) {
   page_table& p = *pages_;
-  const auto& blocks = p.rows[row];
-  const std::uint32_t parent = blocks.empty() ? block_id::no_index : blocks.back().index;
+  const std::uint32_t parent = position == 0 ? block_id::no_index : p.rows[row][position - 1].index;
   auto block =
       p.owner->open_block(static_cast<std::uint16_t>(p.group_index(row)), static_cast<std::uint16_t>(row),
-                          parent, static_cast<std::uint32_t>(blocks.size()), p.turn);
+                          parent, static_cast<std::uint32_t>(position), p.turn);
   if (!block) return propagate(block.error());
   if (contents != nullptr)
     if (auto copied = p.owner->copy_hot(p.owner->open_data(*block), contents, p.group(row).block_bytes());
@@ -42,7 +42,8 @@ TERRACE_BODY result<void> sequence::make_tail_own(std::size_t row) {
   if (blocks.size() <= p.sealed(row)) return {};
   const block_id shared = blocks.back();
   if (p.owner->record(shared.index).refs == 1) return {};
-  auto own = open_like(row, p.owner->open_data(shared.index), p.owner->copy(shared.index, 0).quality);
+  auto own = open_like(row, blocks.size() - 1, p.owner->open_data(shared.index),
+                       p.owner->copy(shared.index, 0).quality);
   if (!own) return propagate(own.error());
   blocks.back() = *own;
   p.replaced[row] = shared;
@@ -59,7 +60,7 @@ TERRACE_BODY result<reservation> sequence::reserve(std::uint32_t tokens) {
     if (auto own = make_tail_own(row); !own) return propagate(own.error());
     const std::uint64_t needed = (p.length + tokens + p.group(row).tokens - 1) / p.group(row).tokens;
     while (p.rows[row].size() < needed) {
-      auto block = open_like(row, nullptr);
+      auto block = open_like(row, p.rows[row].size(), nullptr);
       if (!block) return propagate(block.error());
       p.rows[row].push_back(*block);
     }
@@ -161,7 +162,7 @@ TERRACE_BODY result<void> sequence::truncate(std::uint64_t tokens) {
       return undo(), fail(errc::invalid_argument, "a sequence cannot be cut inside of what it has forgotten");
     auto held = p.owner->owner().sync_wait(acquire_sender(*p.owner, {&id, 1}));
     if (!held) return undo(), propagate(held.error());
-    auto own = open_like(row, (*held)[0].data, (*held)[0].quality);
+    auto own = open_like(row, full, (*held)[0].data, (*held)[0].quality);
     if (!own) return undo(), propagate(own.error());
     cut.emplace_back(row, *own);
   }

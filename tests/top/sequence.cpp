@@ -307,3 +307,38 @@ TEST_CASE("append_shared takes no block that nobody refers to any more, though a
   CHECK(shared.error().code == errc::lost);
   CHECK(cache->stats().blocks == 0);
 }
+
+TEST_CASE("a block knows its place, and the block before it, also where it replaces another") {
+  fixture f;
+  sequence s = f.cache->make_sequence();
+  const auto in_place = [&](const sequence& of) {
+    for (const auto& row : of.pages().rows)
+      for (std::size_t i = 0; i < row.size(); ++i) {
+        if (!row[i].valid()) continue;
+        const block_record& r = f.cache->control().record(row[i].index);
+        if (r.depth != i || r.parent != (i == 0 ? block_id::no_index : row[i - 1].index)) return false;
+      }
+    return true;
+  };
+  REQUIRE(pattern::append(s, 40, 2, 7));
+  CHECK(in_place(s));
+  // Copy on write of a tail that is shared.
+  sequence b = f.cache->fork(s);
+  REQUIRE(pattern::append(b, 4, 2, 8));
+  REQUIRE(b.pages().rows[0][2] != s.pages().rows[0][2]);
+  CHECK(in_place(b));
+  // A cut within a sealed block, far from the end, and within the first.
+  REQUIRE(pattern::append(s, 160, 2, 7));
+  REQUIRE(s.truncate(20));
+  CHECK(in_place(s));
+  REQUIRE(pattern::append(s, 40, 2, 7));
+  CHECK(in_place(s));
+  REQUIRE(s.truncate(5));
+  CHECK(in_place(s));
+  // Behind what is forgotten.
+  REQUIRE(pattern::append(s, 43, 2, 7));
+  s.forget(0, 48);
+  REQUIRE(pattern::append(s, 16, 2, 7));
+  CHECK(f.cache->control().record(s.pages().rows[0][3].index).parent == block_id::no_index);
+  CHECK(f.cache->control().record(s.pages().rows[0][3].index).depth == 3);
+}
