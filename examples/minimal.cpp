@@ -38,7 +38,7 @@ int main() {
   std::vector<float> query(heads * dim), out(heads * dim);
   for (std::uint32_t step = 0; step < steps; ++step) {
     cache->advance_step(step);
-    auto token = sequence.reserve(1);  // out_of_capacity shows here, at once
+    auto token = sequence.reserve(1);  // out_of_capacity shows here
     if (!token) return fail(token.error());
     for (std::uint32_t layer = 0; layer < layers; ++layer) {
       project(step, layer, query, token->k(layer), token->v(layer));

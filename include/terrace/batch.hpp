@@ -63,9 +63,11 @@ class batch {
   const kv_layout& layout() const noexcept { return owner_->layout(); }
 
   /// Room for tokens[i] more tokens of sequence i; 0 leaves it out of this step: it has no pages then until
-  /// the commit. Errors: out_of_capacity at once, invalid_argument for another number of sequences, while a
-  /// reservation is open or a window is out, and where the open pages do not fit into the arrays. Then no
-  /// sequence is longer, and none has a reservation.
+  /// the commit. It may block, and run other completions, as sequence::reserve does; these must leave the batch
+  /// and its sequences alone. Errors: those of sequence::reserve, out_of_capacity also where all of them together
+  /// never fit into tier 0; invalid_argument for another number of sequences, while a reservation is open or a
+  /// window is out, and where the open pages do not fit into the arrays. Then no sequence is longer, and none has
+  /// a reservation.
   result<void> reserve(std::span<const std::uint32_t> tokens);
   /// Where the K and V of sequence i's new tokens are written. Precondition: it has a reservation.
   const reservation& reserved(std::size_t i) const noexcept {
@@ -257,6 +259,11 @@ inline result<void> batch::reserve(std::span<const std::uint32_t> tokens) {
       return fail(errc::invalid_argument,
                   "a batch's arrays have no room for the pages of so many new tokens");
   }
+  std::uint64_t bytes = 0;
+  for (std::size_t i = 0; i < size(); ++i)
+    if (tokens[i] != 0) bytes += sequences_[i]->pages().open_bytes(tokens[i]);
+  if (bytes > owner_->hot_capacity())
+    return fail(errc::out_of_capacity, "tier 0 is smaller than the blocks of so many new tokens");
   for (std::size_t i = 0; i < size(); ++i) {
     if (tokens[i] == 0) continue;
     auto one = sequences_[i]->reserve(tokens[i]);

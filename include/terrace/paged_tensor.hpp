@@ -196,7 +196,7 @@ class paged_tensor {
 
   /// The elements of page `i` for writing, in tier 0, until `seal(i)` or `discard(i)`; asked for again
   /// before, the same span. What they hold at first is not said. The page reads as before until it is sealed.
-  /// May drive the context. Errors: invalid_argument for a page that there is not; out_of_capacity at once
+  /// May drive the context. Errors: invalid_argument for a page that there is not; out_of_capacity
   /// where tier 0 has no slot and none can be freed. Then nothing has changed.
   result<std::span<T>> write(std::size_t i) {
     if (i >= pages())

@@ -53,6 +53,15 @@ struct page_table {
     return {row, 0};
   }
   std::size_t sealed(std::size_t row) const noexcept { return length / group(row).tokens; }
+  /// Bytes of tier 0 that the open blocks take while `tokens` more are reserved: until the commit they cannot leave.
+  std::uint64_t open_bytes(std::uint32_t tokens) const noexcept {
+    std::uint64_t bytes = 0;
+    for (std::size_t row = 0; row < rows.size(); ++row) {
+      const layer_group& g = group(row);
+      bytes += ((length + tokens + g.tokens - 1) / g.tokens - length / g.tokens) * g.block_bytes();
+    }
+    return bytes;
+  }
 };
 
 /// Where one plane of one layer of reserved tokens is written: for each token and KV head a run of `dim`
@@ -152,8 +161,13 @@ class sequence {
   std::uint32_t number() const noexcept { return pages_->number; }
   const page_table& pages() const noexcept { return *pages_; }
 
-  /// Room for the next `tokens` tokens in every layer. One reservation at a time. Errors: out_of_capacity, at
-  /// once, when tier 0 has no slot and no transfer on its way will free one; then nothing has changed.
+  /// Room for the next `tokens` tokens in every layer. One reservation at a time.
+  ///
+  /// It blocks while tier 0 has no slot and a transfer will free one. Meanwhile it drives the context, so other
+  /// completions run within this call; they must leave this sequence alone. It waits for no lease, and for no
+  /// transfer beyond its deadline (cache_options::transfers.deadline). Errors, and the sequence is as it was:
+  /// out_of_capacity when no transfer can free a slot, and, before anything leaves tier 0 for it, where so many
+  /// tokens never fit there; invalid_argument for no tokens.
   result<reservation> reserve(std::uint32_t tokens);
   /// Keeps the first `keep` tokens of the reservation; the others vanish. Blocks that are full by now are
   /// sealed, and written behind from here on.
@@ -175,8 +189,8 @@ class sequence {
   /// number of blocks, and where the length or `tokens` is no multiple of every group's tokens a block.
   result<void> append_shared(std::uint64_t tokens, std::span<const block_id> blocks);
   /// Cuts the sequence to its first `tokens` tokens. Where that cuts a sealed block, the part that stays is
-  /// copied into a new open one, for which the block is brought to a tier that can be read: this drives the
-  /// context. Errors: those of acquire and reserve; then nothing has changed.
+  /// copied into a new open one, for which the block is brought to a tier that can be read: this blocks and
+  /// drives the context as reserve does. Errors: those of acquire and reserve; then nothing has changed.
   result<void> truncate(std::uint64_t tokens);
   /// Lets the blocks go that lie wholly within tokens [first, last): attention does not see them any more.
   /// For sliding windows. Open blocks stay.

@@ -54,6 +54,8 @@ TERRACE_BODY result<reservation> sequence::reserve(std::uint32_t tokens) {
   page_table& p = *pages_;
   TERRACE_ASSERT(!p.reserved, "a sequence has one reservation at a time");
   if (tokens == 0) return fail(errc::invalid_argument, "a reservation needs at least one token");
+  if (p.open_bytes(tokens) > p.owner->hot_capacity())
+    return fail(errc::out_of_capacity, "tier 0 is smaller than the blocks of so many new tokens");
   p.reserved = true;
   reservation r(p, p.length, tokens);  // gives back what was opened, should anything fail
   for (std::size_t row = 0; row < p.rows.size(); ++row) {

@@ -342,3 +342,23 @@ TEST_CASE("a block knows its place, and the block before it, also where it repla
   CHECK(f.cache->control().record(s.pages().rows[0][3].index).parent == block_id::no_index);
   CHECK(f.cache->control().record(s.pages().rows[0][3].index).depth == 3);
 }
+
+TEST_CASE("what can never fit into tier 0 is refused before anything leaves it") {
+  context ctx{{.codec_threads = 0}};
+  auto cache = two_tiers::open(ctx, pattern::layout(), {.capacity = 16 * pattern::block_bytes},
+                               {.capacity = 64 * pattern::block_bytes});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  REQUIRE(pattern::append(s, 24 + 64, 2, 1));  // 5 sealed blocks and an open one in each row
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  const auto resident = [&] { return cache->stats().tiers[0].resident_bytes; };
+  const std::size_t before = resident();
+  REQUIRE(before == 12 * pattern::block_bytes);
+  const auto refused = [&](auto&& r) { return !r && r.error().code == errc::out_of_capacity; };
+  CHECK(refused(s.reserve(1 << 20)));
+  CHECK(refused(s.reserve(8 + 7 * 16 + 1)));  // 9 open blocks in each row, where 8 fit
+  CHECK(refused(cache->control().borrow(17 * pattern::block_bytes)));
+  CHECK(resident() == before);
+  CHECK(s.length() == 88);
+  CHECK(s.reserve(8 + 7 * 16));  // that is all of tier 0
+}

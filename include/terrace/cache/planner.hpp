@@ -81,8 +81,10 @@ class planner {
 
   // --- Writing: what sequences call.
 
-  /// A new open block with a slot in tier 0, referred to once. Drives the context while a transfer that is on
-  /// its way may still free a slot; out_of_capacity as soon as none is.
+  /// A new open block with a slot in tier 0, referred to once. Blocks while a transfer that is on its way may still
+  /// free a slot, one that it begins for that included, and drives the context: other completions run within this
+  /// call. No transfer is waited for beyond options::deadline. out_of_capacity as soon as none can free a slot, and,
+  /// before anything leaves tier 0, for more than its capacity.
   result<std::uint32_t> open_block(std::uint16_t group, std::uint16_t row, std::uint32_t parent,
                                    std::uint32_t depth, std::uint32_t turn = 0);
   /// Room in tier 0 for something that is no block, until it is given back. Errors and waits as for open_block.

@@ -347,6 +347,8 @@ TERRACE_BODY std::size_t planner::prefetch(std::span<const block_id> wanted, lea
 // --- Blocks that are being written, and room that others use.
 
 TERRACE_BODY result<extent> planner::borrow(std::size_t bytes) {
+  if (bytes > hot_capacity())  // before anything leaves for it
+    return fail(errc::out_of_capacity, "tier 0 is smaller than what it was asked to have room for");
   claim slot = claim_slot(bytes, {.fresh = true});
   while (slot.what == room::pending) {
     context_.wait(context_.now() + std::chrono::seconds(1));

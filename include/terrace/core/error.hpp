@@ -11,7 +11,7 @@ namespace terrace {
 /// What went wrong, coarse enough to decide on.
 enum class errc : std::uint8_t {
   invalid_argument,  ///< the caller asked for something that cannot be
-  out_of_capacity,   ///< every slot is pinned or in use and nothing can leave; said at once, never waited for
+  out_of_capacity,   ///< every slot is pinned or in use, and no transfer will free one
   out_of_memory,     ///< the operating system gave no memory
   io_error,          ///< a medium failed to read or write
   corrupt,           ///< bytes were read that cannot be what was written

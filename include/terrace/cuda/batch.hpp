@@ -63,7 +63,8 @@ class window {
 /// where they are; those in host memory come over the link into windows, three of them, so that the copies of the next
 /// run under the kernels of this one, and arrive in the order in which the sequences are read.
 ///
-/// No member waits for the device. `next` waits for a disk, where a block is nowhere nearer: prefetch what is.
+/// No member waits for the device, but `reserve` for the copies that make it room. `next` waits for a disk, where a block
+/// is nowhere nearer: prefetch what is.
 ///
 /// One engine stream at a time: its arrays are written in that stream's order. Streams stay until the batch has ended. While that stream is being captured into
 /// a graph, capture what lies between `next` and `release`, not these. It stays in place, its windows end before it, and
@@ -94,7 +95,8 @@ class batch {
   /// As terrace::batch::assign.
   result<void> assign(std::span<sequence* const> sequences) { return sequences_.assign(sequences); }
   std::size_t size() const noexcept { return sequences_.size(); }
-  /// Room for tokens[i] more tokens of sequence i, or out_of_capacity at once. The mapping is written on `stream`.
+  /// Room for tokens[i] more tokens of sequence i, or out_of_capacity; it blocks as
+  /// sequence::reserve does. The mapping is written on `stream`.
   result<reserved_slots> reserve(std::span<const std::uint32_t> tokens, cudaStream_t stream);
   /// Keeps kept[i] of them. Only now may a block seal.
   void commit(std::span<const std::uint32_t> kept) {
