@@ -8,11 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "terrace/cache/acquire.hpp"
 #include "terrace/cache/batch_window.hpp"
 #include "terrace/cache/page_walk.hpp"
 #include "terrace/cache/store.hpp"
-#include "terrace/execution/elide.hpp"
 #include "terrace/sequence.hpp"
 
 namespace terrace {
@@ -36,8 +34,13 @@ class next_sender;
 ///
 /// While one window is attended, the blocks of the following one are on their way; behind the last one of a
 /// layer, the first of the next layer. Its arrays have the room that the options say from the start, and
-/// never move, so that captured graphs keep their addresses. It stays in place; its windows and senders end
-/// before it, and it ends before its sequences and its cache. Owner thread only.
+/// never move, so that captured graphs keep their addresses.
+///
+/// It stays in place; its windows and senders end before it, and it ends before its cache. Its sequences stay, and
+/// where they are, as long as it names them: one may end or move as soon as `assign` names others or `drop` leaves
+/// it out. From the first window of a layer to the last, nobody else changes them (reserve, commit, truncate,
+/// append_shared, forget, release): `next` then gives no further window until the layer is begun anew. Owner thread
+/// only.
 class batch {
  public:
   struct options {
@@ -55,10 +58,17 @@ class batch {
   batch(batch&&) = delete;
   ~batch() { TERRACE_ASSERT(!busy(), "a batch ended before its windows and senders"); }
 
-  /// Which sequences decode now; those of before are let go of, as they are. Errors, and nothing has changed:
-  /// invalid_argument for more than there is room for, one of another cache, one twice, and while a
+  /// Which sequences decode now; those of before are let go of, as they are, and may end. Errors, and nothing has
+  /// changed: invalid_argument for more than there is room for, one of another cache, one twice, and while a
   /// reservation is open or a window is out.
   result<void> assign(std::span<sequence* const> sequences);
+  /// Leaves sequence i out: what it has reserved vanishes, it has no pages in the windows to come, and it may end. The
+  /// others keep their numbers and what they have reserved, and `next` goes on for them with the window that was next:
+  /// so a request that is stopped, or has lost a block, stops nobody else. Until the next `assign` it counts as a
+  /// sequence of no tokens, which reserves and keeps 0. Errors, and nothing has changed: invalid_argument for a sequence
+  /// that there is not or not any more, while a window is out, and where a layer cannot go on (`next`).
+  result<void> drop(std::size_t i);
+  /// With those that have been dropped.
   std::size_t size() const noexcept { return sequences_.size(); }
   const kv_layout& layout() const noexcept { return owner_->layout(); }
 
@@ -75,15 +85,18 @@ class batch {
                    "a sequence of a batch was asked for tokens that it does not have");
     return *reservations_[i];
   }
-  /// Precondition: i < size().
-  const sequence& at(std::size_t i) const noexcept { return *sequences_[i]; }
+  /// Precondition: i < size(), and it has not been dropped.
+  const sequence& at(std::size_t i) const noexcept {
+    TERRACE_ASSERT(sequences_[i] != nullptr, "a sequence of a batch was asked for after it had been dropped");
+    return *sequences_[i];
+  }
   /// Who takes part in a step, for whoever walks the pages on another way than `next`.
   void members(std::vector<walk_member>& all) const;
   /// Tokens that sequence i has reserved, and all that it has, these included.
   std::uint32_t new_tokens(std::size_t i) const noexcept {
     return reservations_[i] ? reservations_[i]->tokens() : 0;
   }
-  std::uint64_t tokens(std::size_t i) const noexcept { return sequences_[i]->length() + new_tokens(i); }
+  std::uint64_t tokens(std::size_t i) const noexcept { return length(i) + new_tokens(i); }
   /// Keeps kept[i] of them; the others vanish. Preconditions: reserve succeeded, one number for each
   /// sequence, no more than were reserved, and no window is out.
   void commit(std::span<const std::uint32_t> kept);
@@ -94,7 +107,8 @@ class batch {
   ///
   /// Completes on the owner with set_value(batch_window); set_error(block_error), where asking again tries
   /// the same window again: lost blocks, out_of_capacity where tier 0 has no room for a single block,
-  /// invalid_argument for a layer that there is not or while a window is out; or set_stopped().
+  /// invalid_argument for a layer that there is not, while a window is out, and where a sequence was changed in the
+  /// middle of the layer, until that is begun anew; or set_stopped().
   ///
   /// With lease_form::attendable, pages may stay encoded where they are: for `attend` (attention/
   /// attend_batch.hpp), which then reads fewer bytes, and not for kernels.
@@ -105,10 +119,19 @@ class batch {
     under_way_ = false;
   }
 
+  /// Why there is no further window of a layer (`next`).
+  static constexpr error changed{
+      errc::invalid_argument,
+      "a sequence of a batch was changed in the middle of a layer: the layer has to be begun anew"};
+
  private:
   friend class next_sender;
 
   bool busy() const noexcept { return asking_ || batch_window::is_out(placed_); }
+  // 0 where it has been dropped.
+  std::uint64_t length(std::size_t i) const noexcept {
+    return sequences_[i] == nullptr ? 0 : sequences_[i]->length();
+  }
   // One page of each sequence is the least that a window may have to hold.
   std::size_t most_pages() const noexcept { return std::max(options_.pages, options_.sequences); }
   void begin_walk(page_walk& walk, std::uint32_t layer);
@@ -145,82 +168,6 @@ class batch {
   std::vector<walked_page> ahead_pages_;
 };
 
-/// The sender that `batch::next` returns.
-class next_sender {
- public:
-  using sender_concept = ex::sender_t;
-  template <class Self, class... E>
-  static consteval auto get_completion_signatures() {
-    return ex::completion_signatures<ex::set_value_t(batch_window), ex::set_error_t(block_error),
-                                     ex::set_stopped_t()>{};
-  }
-  next_sender(batch& b, std::uint32_t layer, lease_form form) noexcept
-      : batch_(&b), layer_(layer), form_(form) {}
-
-  template <class R>
-  class operation {
-   public:
-    using operation_state_concept = ex::operation_state_t;
-    operation(batch& b, std::uint32_t layer, lease_form form, R r)
-        : batch_(&b), layer_(layer), form_(form), receiver_(std::move(r)) {}
-    operation(operation&&) = delete;
-
-    void start() noexcept {
-      if (auto asked = batch_->ask(layer_, form_); !asked)
-        return ex::set_error(std::move(receiver_), block_error(asked.error()));
-      try_now();
-    }
-
-   private:
-    struct inner {
-      using receiver_concept = ex::receiver_t;
-      operation* self;
-      void set_value(lease held) noexcept { self->arrived(std::move(held)); }
-      void set_error(block_error e) noexcept { self->refused(std::move(e)); }
-      void set_stopped() noexcept {
-        self->batch_->give_up();
-        ex::set_stopped(std::move(self->receiver_));
-      }
-      ex::env_of_t<R> get_env() const noexcept { return ex::get_env(self->receiver_); }
-    };
-
-    void try_now() noexcept {
-      batch_->cut();
-      if (batch_->blocks_.empty()) return arrived(lease());
-      const acquire_sender blocks(*batch_->owner_, batch_->blocks_, batch_->form_);
-      acquire_.emplace(elide{[&] { return blocks.connect(inner{this}); }});
-      acquire_->start();
-    }
-    void arrived(lease held) noexcept {
-      auto window = batch_->give(std::move(held));
-      if (!window) return ex::set_error(std::move(receiver_), block_error(window.error()));
-      ex::set_value(std::move(receiver_), std::move(*window));
-    }
-    // Called by the acquire as the last thing that it does, so that another may take its place.
-    void refused(block_error e) noexcept {
-      if (e.code == errc::out_of_capacity && batch_->shrink()) return try_now();
-      batch_->give_up();
-      ex::set_error(std::move(receiver_), std::move(e));
-    }
-
-    batch* batch_;
-    std::uint32_t layer_;
-    lease_form form_;
-    R receiver_;
-    std::optional<acquire_sender::operation<inner>> acquire_;
-  };
-
-  template <class R>
-  operation<R> connect(R receiver) const {
-    return operation<R>(*batch_, layer_, form_, std::move(receiver));
-  }
-
- private:
-  batch* batch_;
-  std::uint32_t layer_;
-  lease_form form_;
-};
-
 // --- Sequences and tokens.
 
 inline result<void> batch::assign(std::span<sequence* const> sequences) {
@@ -243,17 +190,34 @@ inline result<void> batch::assign(std::span<sequence* const> sequences) {
   return {};
 }
 
+inline result<void> batch::drop(std::size_t i) {
+  if (busy()) return fail(errc::invalid_argument, "a batch drops a sequence while no window is out");
+  if (i >= size() || sequences_[i] == nullptr)
+    return fail(errc::invalid_argument, "a batch was to drop a sequence that it does not have");
+  if (under_way_) {
+    if (!walk_.finished() && walk_.stale()) return propagate(changed);
+    walk_.drop(static_cast<std::uint32_t>(i));
+  }
+  reservations_[i].reset();
+  sequences_[i] = nullptr;
+  return {};
+}
+
 inline result<void> batch::reserve(std::span<const std::uint32_t> tokens) {
   if (open_ || busy())
     return fail(errc::invalid_argument,
                 "a batch reserves when its last reservation is committed and its window released");
   if (tokens.size() != size())
     return fail(errc::invalid_argument, "a batch reserves tokens for each of its sequences");
+  for (std::size_t i = 0; i < size(); ++i)
+    if (tokens[i] != 0 && sequences_[i] == nullptr)
+      return fail(errc::invalid_argument,
+                  "a sequence that was dropped from a batch reserves no tokens there");
   for (const layer_group& g : layout().groups) {
     std::uint64_t open = 0;
     for (std::size_t i = 0; i < size(); ++i) {
-      const std::uint64_t length = sequences_[i]->length();
-      if (tokens[i] != 0) open += (length + tokens[i] + g.tokens - 1) / g.tokens - length / g.tokens;
+      const std::uint64_t before = length(i);
+      if (tokens[i] != 0) open += (before + tokens[i] + g.tokens - 1) / g.tokens - before / g.tokens;
     }
     if (!g.holds_tensors() && open > most_pages())
       return fail(errc::invalid_argument,
@@ -292,23 +256,21 @@ inline void batch::commit(std::span<const std::uint32_t> kept) {
 
 // --- Windows.
 
-inline next_sender batch::next(std::uint32_t layer, lease_form form) noexcept { return {*this, layer, form}; }
-
 inline void batch::members(std::vector<walk_member>& all) const {
   all.clear();
   for (std::size_t i = 0; i < size(); ++i) {
-    const std::uint64_t length = sequences_[i]->length();
-    const bool takes_part = !open_ || reservations_[i].has_value();
+    const std::uint64_t before = length(i);
+    const bool takes_part = sequences_[i] != nullptr && (!open_ || reservations_[i].has_value());
     all.push_back({.pages = takes_part ? &sequences_[i]->pages() : nullptr,
-                   .first_query = open_ || length == 0 ? length : length - 1,
+                   .first_query = open_ || before == 0 ? before : before - 1,
                    .tokens = tokens(i)});
   }
 }
 
 inline void batch::begin_walk(page_walk& walk, std::uint32_t layer) {
   members(members_);
-  if (members_.empty()) return walk.begin(*owner_, {}, 0);
-  walk.begin(*owner_, members_, sequences_[0]->pages().row_of(layer).first);
+  const auto any = std::ranges::find_if(members_, [](const walk_member& m) { return m.pages != nullptr; });
+  walk.begin(*owner_, members_, any == members_.end() ? 0 : any->pages->row_of(layer).first);
 }
 
 // A window and the one behind it take at most a third of tier 0. Two MiB keep a disk busy; where tier 0 has room, a
@@ -330,6 +292,7 @@ inline result<void> batch::ask(std::uint32_t layer, lease_form form) {
                 "a batch has one window at a time: the last one must be released first");
   if (layer >= layout().layers())
     return fail(errc::invalid_argument, "a batch was asked for a layer that the model does not have");
+  if (under_way_ && layer == layer_ && !walk_.finished() && walk_.stale()) return propagate(changed);
   if (!under_way_ || layer != layer_) {
     under_way_ = true;
     layer_ = layer;
@@ -344,7 +307,7 @@ inline result<void> batch::ask(std::uint32_t layer, lease_form form) {
 
 // Tier 0 had no room for the window: the next one that is cut there has half as many blocks.
 inline bool batch::shrink() noexcept {
-  if (blocks_.size() < 2) return false;
+  if (blocks_.size() < 2 || walk_.stale()) return false;
   most_blocks_ = blocks_.size() / 2;
   walk_.go_back(before_);
   return true;
@@ -359,6 +322,10 @@ inline result<batch_window> batch::give(lease held) {
   if (pages_.empty()) {
     asking_ = under_way_ = false;
     return batch_window();
+  }
+  if (walk_.stale()) {  // while the blocks were on their way
+    give_up();
+    return propagate(changed);
   }
   if (auto placed = placed_.place(layer_, size(), pages_, held, walk_.finished()); !placed) {
     give_up();
@@ -384,3 +351,5 @@ inline void batch::look_ahead() {
 
 }  // namespace TERRACE_EX
 }  // namespace terrace
+
+#include "terrace/batch_next.hpp"  // IWYU pragma: export

@@ -27,6 +27,7 @@ struct page_table {
   std::uint32_t turn = 0;                   ///< how often the sequence has been continued
   std::vector<std::vector<block_id>> rows;  ///< ids of forgotten blocks are not valid
   bool reserved = false;                    ///< a reservation is being written
+  std::uint64_t changes = 0;  ///< of `rows` and `length`: who looks into them sees that they are others
   /// For each row the open tail that this sequence shared and that the reservation has replaced by a copy; not
   /// valid where there is none. They come back where nothing is kept.
   std::vector<block_id> replaced;

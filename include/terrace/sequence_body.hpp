@@ -57,6 +57,7 @@ TERRACE_BODY result<reservation> sequence::reserve(std::uint32_t tokens) {
   if (p.open_bytes(tokens) > p.owner->hot_capacity())
     return fail(errc::out_of_capacity, "tier 0 is smaller than the blocks of so many new tokens");
   p.reserved = true;
+  ++p.changes;
   reservation r(p, p.length, tokens);  // gives back what was opened, should anything fail
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
     if (auto own = make_tail_own(row); !own) return propagate(own.error());
@@ -74,6 +75,7 @@ TERRACE_BODY void reservation::end(std::uint32_t keep) {
   if (pages_ == nullptr) return;
   page_table& p = *std::exchange(pages_, nullptr);
   p.reserved = false;
+  ++p.changes;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
     auto& blocks = p.rows[row];
     const std::uint64_t tokens = p.group(row).tokens;
@@ -133,6 +135,7 @@ TERRACE_BODY result<void> sequence::append_shared(std::uint64_t tokens, std::spa
   page_table& p = *pages_;
   TERRACE_ASSERT(!p.reserved, "blocks cannot be appended while a reservation is open");
   if (auto good = check_shared(tokens, blocks); !good) return good;
+  ++p.changes;
   std::size_t next = 0;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
     const std::uint64_t size = p.group(row).tokens;
@@ -168,6 +171,7 @@ TERRACE_BODY result<void> sequence::truncate(std::uint64_t tokens) {
     if (!own) return undo(), propagate(own.error());
     cut.emplace_back(row, *own);
   }
+  ++p.changes;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
     const std::uint64_t size = p.group(row).tokens;
     auto& blocks = p.rows[row];
@@ -189,7 +193,9 @@ TERRACE_BODY void sequence::forget(std::uint64_t first, std::uint64_t last) {
     const std::uint64_t end = std::min<std::uint64_t>(last / size, p.sealed(row));
     for (std::uint64_t i = (first + size - 1) / size; i < end; ++i) {
       const block_id id = std::exchange(p.rows[row][i], block_id{});
-      if (id.valid()) p.owner->drop_ref(id.index);
+      if (!id.valid()) continue;
+      ++p.changes;
+      p.owner->drop_ref(id.index);
     }
   }
 }
@@ -223,6 +229,7 @@ TERRACE_BODY void sequence::release() noexcept {
   }
   pages_->length = 0;
   pages_->turn = 0;
+  ++pages_->changes;
 }
 
 }  // namespace TERRACE_EX

@@ -52,7 +52,8 @@ class page_walk {
     bool finished = false;
   };
 
-  /// Begins at the start of a row. The members' page tables must not change until the walk is over. O(members).
+  /// Begins at the start of a row. The members' page tables must stay until the walk is over, or the member is
+  /// dropped; what is written there makes the walk stale. O(members).
   void begin(planner& owner, std::span<const walk_member> members, std::uint32_t row) {
     owner_ = &owner;
     at_ = {};
@@ -68,9 +69,17 @@ class page_walk {
   place where() const noexcept { return at_; }
   void go_back(place to) noexcept { at_ = to; }
   bool finished() const noexcept { return at_.finished; }
+  /// A member's pages are not those any more that the walk began with: it cannot go on. O(members).
+  bool stale() const noexcept {
+    return std::any_of(members_.begin(), members_.end(),
+                       [](const stretch& m) { return m.table != nullptr && m.table->changes != m.changes; });
+  }
+  /// Leaves a member out from here on; the others' pages are given as if nothing had happened. Precondition: the
+  /// walk is not stale, or finished. O(members log members).
+  void drop(std::uint32_t member);
 
   /// The next window: its distinct sealed blocks, and its pages, each sequence's in ascending order. Both are
-  /// empty when all have been given. O(members * log members) a position.
+  /// empty when all have been given. Precondition: the walk is not stale. O(members * log members) a position.
   void cut(const window_limits& most, std::vector<block_id>& blocks, std::vector<walked_page>& pages);
 
  private:
@@ -79,6 +88,8 @@ class page_walk {
   // A member's pages in the row: those before `sealed` that its first query sees are the first `sinks` and
   // those from `oldest` on; those from `sealed` on are being written.
   struct stretch {
+    const page_table* table = nullptr;
+    std::uint64_t changes = 0;  // that the table had seen when the span was taken
     std::span<const block_id> pages;
     std::uint32_t sealed = 0;
     std::uint32_t sinks = 0;
@@ -105,7 +116,9 @@ class page_walk {
     const retention keep = g.keep;
     const std::uint64_t oldest =
         keep.window == 0 || m.first_query + 1 < keep.window ? 0 : m.first_query + 1 - keep.window;
-    return {.pages = m.pages->rows[row],
+    return {.table = m.pages,
+            .changes = m.pages->changes,
+            .pages = m.pages->rows[row],
             .sealed = static_cast<std::uint32_t>(m.pages->length / g.tokens),
             .sinks = keep.window == 0 ? 0 : (keep.sinks + g.tokens - 1) / g.tokens,
             .oldest = static_cast<std::uint32_t>(oldest / g.tokens),
@@ -137,6 +150,17 @@ inline bool page_walk::find_column() {
   at_.position = lowest;
   std::sort(column_.begin(), column_.end());
   return true;
+}
+
+inline void page_walk::drop(std::uint32_t member) {
+  // Of the position where the walk stands, its page may be among those that have been given.
+  if (at_.rank != 0 && find_column()) {
+    const auto given = column_.begin() + at_.rank;
+    if (std::any_of(column_.begin(), given, [&](const column_page& p) { return p.sequence == member; }))
+      --at_.rank;
+  }
+  open_pages_ -= members_[member].pages.size() - members_[member].sealed;
+  members_[member] = {};
 }
 
 inline void page_walk::cut(const window_limits& most, std::vector<block_id>& blocks,
