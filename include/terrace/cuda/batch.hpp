@@ -68,7 +68,8 @@ class window {
 ///
 /// One engine stream at a time: its arrays are written in that stream's order. Streams stay until the batch has ended. While that stream is being captured into
 /// a graph, capture what lies between `next` and `release`, not these. It stays in place, its windows end before it, and
-/// it before its sequences and its cache. Owner thread only.
+/// it before its cache. Its sequences stay, unchanged from the first window of a layer to the last, as for
+/// terrace::batch. Owner thread only.
 class batch {
  public:
   static constexpr std::size_t page_stride = cuda::page_stride;
@@ -93,7 +94,7 @@ class batch {
   ~batch();
 
   /// As terrace::batch::assign.
-  result<void> assign(std::span<sequence* const> sequences) { return sequences_.assign(sequences); }
+  result<void> assign(std::span<sequence* const> sequences);
   std::size_t size() const noexcept { return sequences_.size(); }
   /// Room for tokens[i] more tokens of sequence i, or out_of_capacity; it blocks as
   /// sequence::reserve does. The mapping is written on `stream`.
@@ -227,6 +228,14 @@ inline batch::~batch() {
 
 // --- Tokens.
 
+inline result<void> batch::assign(std::span<sequence* const> sequences) {
+  if (out_)
+    return terrace::fail(errc::invalid_argument, "a batch takes other sequences when its window is released");
+  auto assigned = sequences_.assign(sequences);
+  if (assigned) forget_windows();  // which have the pages of those before
+  return assigned;
+}
+
 inline result<reserved_slots> batch::reserve(std::span<const std::uint32_t> tokens, cudaStream_t stream) {
   std::size_t all = 0;
   for (const std::uint32_t n : tokens) all += n;
@@ -303,9 +312,14 @@ inline std::optional<window> batch::next(std::uint32_t layer, cudaStream_t strea
     failure_ = error{errc::invalid_argument, "a batch was asked for a layer that the model does not have"};
     return std::nullopt;
   }
-  if (layer_ != layer && (prepared_ == 0 || buffers_[front_]->layer != layer)) {
+  if (layer_ != layer && (prepared_ == 0 || buffers_[front_]->layer != layer || walk_.stale())) {
     forget_windows();
     begin_walk(layer);
+  }
+  if (walk_.stale() && (prepared_ != 0 || !walk_.finished())) {
+    failure_ = terrace::batch::changed;
+    forget_windows();
+    return std::nullopt;
   }
   layer_ = layer;
   for (bool again = false;; again = true) {
