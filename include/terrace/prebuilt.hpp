@@ -3,6 +3,7 @@
 // includes this and does nothing else; CMake's terrace_add_prebuilt() writes it.
 #include "terrace/attention/kernel.hpp"
 #include "terrace/cache/planner_cached.hpp"
+#include "terrace/cache/planner_doubt.hpp"
 #include "terrace/cache/planner_durability.hpp"
 #include "terrace/cache/planner_health.hpp"
 #include "terrace/cache/planner_loads.hpp"

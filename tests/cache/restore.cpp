@@ -1,5 +1,4 @@
 // Lost blocks that are computed anew, and copies that the engine itself finds damaged.
-#include <cstring>
 #include <span>
 #include <vector>
 
@@ -17,23 +16,9 @@ struct fixture : small_cache<> {
     REQUIRE_FALSE(in_tier_0(0));
   }
   void lose(std::size_t block) {
-    script.fail_reads = 1;
+    script.flip_reads = 1;
     REQUIRE_FALSE(read(block));
     REQUIRE(copy(block, 1) == block_copy::state::absent);
-  }
-  // What pattern::append wrote there, as a neighbour has it, adapted.
-  void write(const mutable_bytes& to, std::size_t block) {
-    const layer_group& g = cache().layout().groups[0];
-    for (const bool values : {false, true}) {
-      const plane& p = values ? g.v : g.k;
-      for (std::uint32_t t = 0; t < g.tokens; ++t)
-        for (std::uint32_t d = 0; d < p.dim; ++d) {
-          const fp16 x = pattern::element_at(1, 0, values, 0, block * g.tokens + t, d);
-          std::memcpy(
-              to.data() + (values ? g.v_offset() : g.k_offset()) + t * g.token_stride(p) + d * sizeof x, &x,
-              sizeof x);
-        }
-    }
   }
 };
 

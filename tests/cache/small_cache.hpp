@@ -1,4 +1,6 @@
 #pragma once
+#include <cstdint>
+#include <cstring>
 #include <optional>
 #include <span>
 #include <vector>
@@ -38,6 +40,20 @@ struct small_cache {
     const std::vector<terrace::block_id> all = ids();
     auto held = ctx.sync_wait(cache().acquire(std::span(all).subspan(block, 1)));
     return held && pattern::holds(cache().layout().groups[0], (*held)[0].data, 0, block, 1, 16);
+  }
+  /// Writes what `append` wrote into that block.
+  void write(const terrace::mutable_bytes& to, std::size_t block) {
+    const terrace::layer_group& g = cache().layout().groups[0];
+    for (const bool values : {false, true}) {
+      const terrace::plane& p = values ? g.v : g.k;
+      for (std::uint32_t t = 0; t < g.tokens; ++t)
+        for (std::uint32_t d = 0; d < p.dim; ++d) {
+          const terrace::fp16 x = pattern::element_at(1, 0, values, 0, block * g.tokens + t, d);
+          std::memcpy(
+              to.data() + (values ? g.v_offset() : g.k_offset()) + t * g.token_stride(p) + d * sizeof x, &x,
+              sizeof x);
+        }
+    }
   }
   bool in_tier_0(std::size_t block) { return copy(block, 0) == terrace::block_copy::state::resident; }
   terrace::block_copy::state copy(std::size_t block, std::size_t tier) {

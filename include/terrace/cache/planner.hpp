@@ -49,6 +49,8 @@ enum class inclusion : std::uint8_t {
 /// - A better copy is never replaced by a worse one; a lossy copy is written to a tier once, not over itself.
 /// - A transfer that passes its deadline has failed for those who wait for it. Its extents stay in quarantine until
 ///   it really ends, for until then it may write them.
+/// - A copy whose bytes are wrong is given up. One that could not be read for another reason stays, and is doubtful until
+///   a read of it succeeds: it is asked for again, but does not count as saving the block.
 /// - A tier that fails is set aside and tried again later (cache/tier_health.hpp). What would go down to it goes to the
 ///   next tier that works, or stays where it is.
 class planner {
@@ -252,6 +254,12 @@ class planner {
   claim claim_room(std::size_t tier, std::size_t bytes, need n);
   room vacate(std::size_t tier, need n);
   room vacate_idle(std::size_t tier);
+  void read_failed(std::uint32_t block, std::size_t tier, const error& cause);
+  void trust(std::uint32_t block, std::size_t tier);
+  void give_up_copy(std::uint32_t block, std::size_t tier);
+  bool drop_doubtful_victim(std::uint32_t block, std::size_t tier);
+  void hold(std::uint32_t block, std::size_t tier);
+  void release_held(context::clock::time_point now);
   void let_go(std::uint32_t block, std::size_t tier);
   void settle_all(std::uint32_t block);
   void expire(std::uint32_t block);
@@ -289,7 +297,7 @@ class planner {
   void count_demand(std::uint32_t block, std::size_t tier);
   void finish_load(transfer_job& job, const result<void>& outcome);
   void finish_store(transfer_job& job, const result<void>& outcome);
-  void end_quarantine(transfer_job& job);
+  void end_quarantine(transfer_job& job, bool read);
   void lose_load(std::uint32_t block, const error& cause);
   void answer_waiting(std::uint32_t block, const error* cause);
   void make_ready(acquire_request& r);
@@ -381,6 +389,12 @@ class planner {
   std::array<unsigned, max_tiers> hung_{};        // of these, by the tier whose fault it is
   std::array<std::size_t, max_tiers> leaving_{};  // bytes that demotions on their way will free, per tier
   timer alarm_{context_, [](void* self) noexcept { static_cast<planner*>(self)->ring(); }, this};
+  struct held_copies {
+    std::vector<block_id> blocks;
+    context::clock::time_point until{};
+    unsigned pauses = 0;  // since a doubtful copy of the tier was last read
+  };
+  std::array<held_copies, max_tiers> held_;  // copies that could not be read for a move, per tier
   std::size_t grown_ = 0;
   prefetch_stats prefetch_;
   std::uint64_t misses_ = 0, dropped_ = 0, pins_ = 0, step_ = 0;
@@ -425,6 +439,7 @@ class planner {
 
 #if !defined(TERRACE_PREBUILT)
 #include "terrace/cache/planner_cached.hpp"      // IWYU pragma: export
+#include "terrace/cache/planner_doubt.hpp"       // IWYU pragma: export
 #include "terrace/cache/planner_durability.hpp"  // IWYU pragma: export
 #include "terrace/cache/planner_health.hpp"      // IWYU pragma: export
 #include "terrace/cache/planner_loads.hpp"       // IWYU pragma: export

@@ -65,7 +65,7 @@ TERRACE_BODY void planner::forget(block_key key) {
 TERRACE_BODY bool planner::guarded(std::uint32_t block, std::size_t tier) const noexcept {
   if (!blocks_[block].name.valid() || !keepers_[tier]) return false;
   for (std::size_t t = 0; t < tiers(); ++t)
-    if (t != tier && blocks_.copy(block, t).durable) return false;
+    if (t != tier && blocks_.copy(block, t).durable && !blocks_.copy(block, t).doubtful) return false;
   return true;
 }
 
@@ -74,7 +74,7 @@ TERRACE_BODY bool planner::may_leave_keeper(std::uint32_t block, std::size_t tie
   if (!guarded(block, tier)) return true;
   bool somewhere = false;
   for (std::size_t t = tier + 1; t < tiers(); ++t) {
-    if (keepers_[t] && blocks_.copy(block, t).present()) return false;
+    if (keepers_[t] && blocks_.copy(block, t).present() && !blocks_.copy(block, t).doubtful) return false;
     somewhere = somewhere || keepers_[t];
   }
   return somewhere;
@@ -97,6 +97,7 @@ TERRACE_BODY void planner::start_keeping() {
     bool kept = false;
     for (std::size_t t = 0; t < tiers(); ++t) {
       const block_copy& copy = blocks_.copy(id.index, t);
+      if (copy.doubtful && blocks_.sound_besides(id.index, t)) continue;  // there is a better one to be kept
       kept = kept || copy.durable || (keepers_[t] && copy.present() && !tiers_[t]->breaker.sync_failed());
     }
     if (kept) continue;

@@ -28,12 +28,12 @@ TERRACE_BODY std::size_t planner::next_tier(std::size_t from) const noexcept {
   return t;
 }
 
-// The best copy below tier 0 that may be read now: the highest fidelity, then the nearest. tiers() where there is none.
+// The best copy below tier 0 that may be read now, as for residency::best_copy. tiers() where there is none.
 TERRACE_BODY std::size_t planner::load_source(std::uint32_t block, unsigned tried) const noexcept {
   std::size_t best = tiers();
   for (std::size_t t = 1; t < tiers(); ++t)
     if ((tried >> t & 1) == 0 && blocks_.copy(block, t).readable() && admits_load(t) &&
-        (best == tiers() || blocks_.copy(block, t).quality > blocks_.copy(block, best).quality))
+        (best == tiers() || blocks_.copy(block, t).better_source_than(blocks_.copy(block, best))))
       best = t;
   return best;
 }
@@ -61,6 +61,7 @@ TERRACE_BODY void planner::ring() noexcept {
     if (health.now == tier_health::state::set_aside && health.next_retry > now)
       alarm_.call_by(health.next_retry);
   }
+  release_held(now);
   pump();
 }
 

@@ -120,6 +120,7 @@ TERRACE_BODY void planner::finish_load(transfer_job& job, const result<void>& ou
     tiers_[0]->breaker.succeeded(circuit_breaker::work::write);
     blocks_.set_readable(job.block, 0, state::resident);
     if (std::exchange(r.speculative, false)) --prefetches_;
+    trust(job.block, job.from);
     unpin(job.block, job.from);
     if (!blocks_.copy(job.block, 0).prefetched) leave_exclusive(job.block);
     answer_waiting(job.block, nullptr);
@@ -134,14 +135,10 @@ TERRACE_BODY void planner::finish_load(transfer_job& job, const result<void>& ou
     tiers_[0]->release(slot);
     return lose_load(job.block, outcome.error());
   }
-  // This copy is of no use to anybody. Another one may be; only when there is none the block is lost.
-  ++from.stats.lost;
+  // Another copy may be of use; only when there is none the block is lost, for this time at least.
   note_failure(job.from, circuit_breaker::work::read, outcome.error(), job.probe);
-  unpin(job.block, job.from);
-  if (const block_copy& unreadable = blocks_.copy(job.block, job.from);
-      unreadable.pins == 0 && unreadable.now() == state::resident)
-    drop_copy(job.block, job.from);
-  // It may still be there, pinned by whoever else reads it: it is not tried again.
+  read_failed(job.block, job.from, outcome.error());
+  // It may still be there, and is not tried again by this load.
   r.tried |= static_cast<std::uint8_t>(1u << job.from);
   redirect_load(job.block, outcome.error());
 }
@@ -159,7 +156,7 @@ TERRACE_BODY void planner::finished(transfer_job& job, result<void> outcome) {
   if (std::exchange(job.working, false)) --working_loads_;
   --(job.to == 0 ? loads_ : stores_);
   if (job.overdue)
-    end_quarantine(job);
+    end_quarantine(job, outcome.has_value());
   else if (job.to == 0)
     finish_load(job, outcome);
   else
@@ -179,6 +176,8 @@ TERRACE_BODY void planner::overdue(transfer_job& job) {
     if (job.begun) {
       ++hung_[job.from];
       note_failure(job.from, circuit_breaker::work::read, late, job.probe);
+      ++tiers_[job.from]->stats.failed_reads;
+      blocks_.copy(job.block, job.from).doubtful = true;
     } else if (job.probe) {
       tiers_[job.from]->breaker.withdrawn();
     }
@@ -215,7 +214,8 @@ TERRACE_BODY void planner::overdue(transfer_job& job) {
   pump();
 }
 
-TERRACE_BODY void planner::end_quarantine(transfer_job& job) {
+TERRACE_BODY void planner::end_quarantine(transfer_job& job, bool read) {
+  if (job.to == 0 && read) trust(job.block, job.from);
   --(job.to == 0 ? overdue_loads_ : overdue_stores_);
   if (job.begun) --hung_[job.to == 0 ? job.from : job.to];
   tiers_[job.to]->release(job.target);

@@ -22,6 +22,8 @@ TERRACE_BODY void planner::unpin(std::uint32_t block, std::size_t tier) {
   --pins_;
   if (--copy.pins != 0) return;
   settle(block, tier);
+  if (tier != 0 && copy.doubtful && blocks_.copy(block, 0).present())
+    settle(block, 0);  // it may be replaced now
   collect(block);
 }
 
@@ -46,11 +48,13 @@ TERRACE_BODY void planner::settle(std::uint32_t block, std::size_t tier) {
     const bool saved = blocks_.saved_below(block, 0);
     chargeable = chargeable && (saved || !write_behind_ || r.refs == 0);
     bool on_its_way = false;
-    for (std::size_t t = 1; t < tiers(); ++t)
-      on_its_way = on_its_way || blocks_.copy(block, t).now() == state::filling;
+    for (std::size_t t = 1; t < tiers(); ++t) {  // a doubtful copy that is being read makes way after that
+      const block_copy& below = blocks_.copy(block, t);
+      on_its_way = on_its_way || below.now() == state::filling || (below.doubtful && below.pins != 0);
+    }
     blocks_.mark_unsaved(block, at_rest && r.wanted() && !saved && !on_its_way);
   }
-  chargeable = chargeable && may_leave_keeper(block, tier);
+  chargeable = chargeable && may_leave_keeper(block, tier) && !(copy.held && r.refs != 0);
   if (!chargeable) return discharge(block, tier);
   if (copy.in_policy) return;
   copy.in_policy = true;
@@ -147,10 +151,16 @@ TERRACE_BODY planner::room planner::vacate(std::size_t tier, need n) {
   if (victim == index_link::none)
     return sync_wanted_ || syncs_under_way_ != 0 ? room::pending : room::impossible;
   block_record& r = blocks_[victim];
-  if (n.speculative && blocks_.copy(victim, tier).prefetched) return room::impossible;
+  const block_copy& copy = blocks_.copy(victim, tier);
+  if (n.speculative && copy.prefetched) return room::impossible;
+  if (copy.doubtful && drop_doubtful_victim(victim, tier)) return room::ready;
   if (r.wanted() && (!blocks_.saved_below(victim, tier) || guarded(victim, tier))) {
     const room moved = start_store(victim, tier, true, n);
     if (moved != room::impossible) return moved;
+    if (copy.doubtful) {  // another one may go meanwhile
+      hold(victim, tier);
+      return room::ready;
+    }
     if (r.refs != 0) return vacate_idle(tier);
   }
   let_go(victim, tier);
@@ -185,9 +195,13 @@ TERRACE_BODY planner::room planner::start_store_to(std::uint32_t block, std::siz
   if (stopping_) return room::impossible;
   if (stores_full()) return overdue_stores_ == stores_ ? room::impossible : room::pending;
   const layer_group& group = group_of(blocks_[block]);
-  if (const state there = blocks_.copy(block, to).now();
-      there != state::absent) {  // a flush writes it there, or has done so
-    if (there == state::resident) sync_wanted_ = true;
+  if (const block_copy& there = blocks_.copy(block, to); there.doubtful) {
+    // It makes way for one that can be read.
+    if (blocks_.copy(block, from).doubtful || there.pins != 0 || there.now() != state::resident)
+      return room::impossible;
+    give_up_copy(block, to);
+  } else if (there.present()) {  // a flush writes it there, or has done so
+    if (there.now() == state::resident) sync_wanted_ = true;
     settle(block, from);
     return room::pending;
   }
@@ -264,6 +278,7 @@ TERRACE_BODY bool planner::shrink_target(transfer_job& job, std::size_t bytes) {
 TERRACE_BODY void planner::finish_store(transfer_job& job, const result<void>& outcome) {
   const block_copy& source = blocks_.copy(job.block, job.from);
   const bool named = blocks_[job.block].name.valid();
+  const bool to_be_kept = keepers_[job.to] && named;
   tier_control& to = *tiers_[job.to];
   // Nothing but its source can be at fault where it was read and not yet written.
   const bool unreadable = !outcome && !job.write_failed && !tiers_[job.from]->address(job.source) &&
@@ -272,7 +287,8 @@ TERRACE_BODY void planner::finish_store(transfer_job& job, const result<void>& o
     to.breaker.succeeded(circuit_breaker::work::write, job.probe);
     blocks_.set_readable(job.block, job.to, state::resident);
     blocks_.copy(job.block, job.to).checksum = job.target_checksum;
-    if (keepers_[job.to] && named) to_sync_.push_back(blocks_.id_of(job.block));
+    if (to_be_kept) to_sync_.push_back(blocks_.id_of(job.block));
+    trust(job.block, job.from);
     ++to.stats.stores;
     to.stats.bytes_written += job.target.bytes;
     tiers_[job.from]->stats.bytes_read += job.source.bytes;
@@ -283,18 +299,21 @@ TERRACE_BODY void planner::finish_store(transfer_job& job, const result<void>& o
       to.breaker.withdrawn();
     if (job.target.bytes != 0) to.release(job.target);
     blocks_.remove_copy(job.block, job.to);
-    if (keepers_[job.to] && named) to_keep_.push_back(blocks_.id_of(job.block));
+    if (to_be_kept) to_keep_.push_back(blocks_.id_of(job.block));
+    if (to_be_kept && unreadable)
+      keep_failure_ = outcome.error();  // the next flush tries again, not this one
   }
   if (job.evict) {
     leaving_[job.from] -= job.source.bytes;
     blocks_.set_readable(job.block, job.from, state::resident);
   }
   settle(job.block, job.to);
-  unpin(job.block, job.from);
-  if (unreadable) {  // as for a load: of no use to anybody
-    ++tiers_[job.from]->stats.lost;
+  if (unreadable) {
     note_failure(job.from, circuit_breaker::work::read, outcome.error());
-    if (source.now() == state::resident && source.pins == 0) drop_copy(job.block, job.from);
+    if (job.evict && outcome.error().code != errc::corrupt) hold(job.block, job.from);
+    read_failed(job.block, job.from, outcome.error());
+  } else {
+    unpin(job.block, job.from);
   }
   if (job.evict && outcome && source.now() == state::resident && source.pins == 0) {
     if (guarded(job.block, job.from))

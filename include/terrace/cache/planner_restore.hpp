@@ -10,8 +10,7 @@ TERRACE_BODY result<void> planner::report_damaged(block_id id, std::size_t tier)
     return fail(errc::invalid_argument, "no tier below tier 0 has a copy there that could be damaged");
   if (const block_copy& copy = blocks_.copy(id.index, tier); copy.now() != state::resident || copy.pins != 0)
     return fail(errc::unavailable, "a copy that is being read or written cannot be given up now");
-  ++tiers_[tier]->stats.lost;
-  drop_copy(id.index, tier);
+  give_up_copy(id.index, tier);
   pump();
   return {};
 }
@@ -38,6 +37,12 @@ TERRACE_BODY void planner::end_restore(std::uint32_t block, bool whole) {
   if (whole) {
     blocks_.set_readable(block, 0, state::resident);
     if (blocks_[block].name.valid()) to_keep_.push_back(blocks_.id_of(block));
+    // What was computed is stored anew, in place of what could not be read: that would be asked for again when this has
+    // left tier 0. A copy that is pinned makes way when it is not any more (start_store_to).
+    for (std::size_t t = 1; t < tiers(); ++t)
+      if (const block_copy& copy = blocks_.copy(block, t);
+          copy.doubtful && copy.now() == state::resident && copy.pins == 0)
+        give_up_copy(block, t);
     answer_waiting(block, nullptr);
     unpin(block, 0);
   } else {

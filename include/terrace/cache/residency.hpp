@@ -42,6 +42,9 @@ class block_copy {
   bool durable : 1 = false;     ///< it has survived a sync of its tier, under its block's key
   bool known : 1 = false;       ///< the tier's policy has had charge of it before
   bool prefetched : 1 = false;  ///< was brought before anybody asked, and has not been asked for yet
+  bool doubtful : 1 = false;  ///< the last read of it has failed, and nobody knows whether the next one will
+  bool held : 1 =
+      false;  ///< doubtful, and in vain tried to be moved: it stays out of its policy's charge for a while
 
   block_copy() noexcept = default;
   block_copy(const block_copy&) noexcept = default;
@@ -50,6 +53,10 @@ class block_copy {
   bool present() const noexcept { return now_ != state::absent; }
   bool readable() const noexcept { return now_ == state::resident || now_ == state::leaving; }
 
+  /// Of two readable copies of a block: whether this is the one to read first, wherever they are.
+  bool better_source_than(const block_copy& other) const noexcept {
+    return quality > other.quality || (quality == other.quality && other.doubtful && !doubtful);
+  }
   /// Whether it was prefetched and is asked for now, for the first time.
   bool take_prefetched() noexcept {
     const bool before = prefetched;
@@ -163,11 +170,13 @@ class residency {
   /// Precondition: no copy, no reference and no queue is left.
   void recycle(std::uint32_t i) noexcept;
 
-  /// The best copy that can be read from somewhere: the highest fidelity, then the nearest. tiers() where
+  /// The best copy that can be read from somewhere: the highest fidelity, then one not doubtful, then the nearest. tiers() where
   /// there is none. `from` skips nearer tiers, `except` those whose bits are set.
   std::size_t best_copy(std::uint32_t i, std::size_t from = 0, unsigned except = 0) const noexcept;
-  /// Whether a tier farther than `t` has the block as well.
+  /// Whether a tier farther than `t` has the block as well, in a copy that is not doubtful.
   bool saved_below(std::uint32_t i, std::size_t t) const noexcept;
+  /// Whether any tier but `t` has it so.
+  bool sound_besides(std::uint32_t i, std::size_t t) const noexcept;
 
   /// Blocks that a prefix index knows and no sequence refers to: the first of them, and the one after `i`.
   std::uint32_t first_idle() const noexcept { return idle_.front(); }

@@ -80,14 +80,20 @@ TERRACE_BODY std::size_t residency::best_copy(std::uint32_t i, std::size_t from,
   std::size_t best = tiers_;
   for (std::size_t t = from; t < tiers_; ++t)
     if ((except >> t & 1u) == 0 && copy(i, t).readable() &&
-        (best == tiers_ || copy(i, t).quality > copy(i, best).quality))
+        (best == tiers_ || copy(i, t).better_source_than(copy(i, best))))
       best = t;
   return best;
 }
 
 TERRACE_BODY bool residency::saved_below(std::uint32_t i, std::size_t t) const noexcept {
   while (++t < tiers_)
-    if (copy(i, t).readable()) return true;
+    if (copy(i, t).readable() && !copy(i, t).doubtful) return true;
+  return false;
+}
+
+TERRACE_BODY bool residency::sound_besides(std::uint32_t i, std::size_t t) const noexcept {
+  for (std::size_t other = 0; other < tiers_; ++other)
+    if (other != t && copy(i, other).readable() && !copy(i, other).doubtful) return true;
   return false;
 }
 

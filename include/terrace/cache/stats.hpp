@@ -17,7 +17,10 @@ struct tier_stats {
   std::uint64_t stores = 0;         ///< blocks written here from a nearer tier
   std::uint64_t bytes_read = 0;     ///< by loads, and by moves to a farther tier
   std::uint64_t bytes_written = 0;  ///< by stores; in tier 0, by loads
-  std::uint64_t lost = 0;           ///< copies that could not be read any more
+  std::uint64_t lost =
+      0;  ///< copies given up: with wrong bytes, reported damaged, or not to be read and replaced
+  std::uint64_t failed_reads =
+      0;  ///< reads that failed, or passed their deadline; the copy is lost only if it is wrong
   std::uint64_t failed_stores = 0;  ///< writes and syncs that failed; blocks stayed where they were
 };
 

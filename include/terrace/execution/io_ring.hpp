@@ -27,8 +27,8 @@ class io_sender;
 ///
 /// The senders complete on the owner thread, in poll() or wait(), with
 ///  - set_value() once all bytes are transferred; short transfers are continued inside;
-///  - set_error(terrace::error{errc::io_error, ..., errno}); the end of the file inside a read's range is one
-///  as well;
+///  - set_error(terrace::error{errc::io_error, ..., errno}); or errc::corrupt, where the file ends inside a read's
+///  range: what was written there is gone;
 ///  - set_stopped() where the receiver's stop token asked for it and the transfer was not over yet.
 /// Whatever the completion, the device has let go of the buffer by then. They are started on the owner
 /// thread, and stopped from any. Operations that the device has no room for wait in a list of the ring: none

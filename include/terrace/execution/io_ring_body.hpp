@@ -138,7 +138,8 @@ TERRACE_BODY bool io_ring::judge(io_operation& operation) noexcept {
 }
 
 TERRACE_BODY error io_ring::failure_of(const io_operation& operation) noexcept {
-  return {errc::io_error, sentence(operation), -operation.result};
+  const bool too_short = operation.request.what == io_request::kind::read && operation.result == 0;
+  return {too_short ? errc::corrupt : errc::io_error, sentence(operation), -operation.result};
 }
 
 TERRACE_BODY const char* io_ring::sentence(const io_operation& operation) noexcept {

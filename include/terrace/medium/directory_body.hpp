@@ -192,6 +192,8 @@ TERRACE_BODY directory::name_type directory::file_name(std::uint32_t number, con
 
 TERRACE_BODY result<void> directory::read_file(const file& f, mutable_bytes into) const noexcept {
   const descriptor source(::openat(folder_, file_name(f.number).data(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+  // A file that is gone will not come back. Descriptors or memory may be had again, and a server may answer again.
+  if (!source && errno == ENOENT) return fail(errc::corrupt, "a file of a directory tier is gone", ENOENT);
   if (!source) return fail(errc::io_error, "a file of a directory tier cannot be opened", errno);
   return read_all(source.get(), into, 0, unreadable);
 }

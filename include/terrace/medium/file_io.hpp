@@ -38,13 +38,14 @@ class descriptor {
   int fd_;
 };
 
-/// Reads into.size() bytes of `fd` from `at` on. Blocks. Errors: io_error, with `sentence`; without a number where
-/// the file ends before.
+/// Reads into.size() bytes of `fd` from `at` on. Blocks. Errors, with `sentence`: io_error; corrupt where the file ends
+/// before, for then it is not what was written.
 inline result<void> read_all(int fd, mutable_bytes into, std::uint64_t at, const char* sentence) noexcept {
   while (!into.empty()) {
     const ::ssize_t n = ::pread(fd, into.data(), into.size(), static_cast<::off_t>(at));
     if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return fail(errc::io_error, sentence, n < 0 ? errno : 0);
+    if (n == 0) return fail(errc::corrupt, sentence);
+    if (n < 0) return fail(errc::io_error, sentence, errno);
     into = into.subspan(static_cast<std::size_t>(n));
     at += static_cast<std::uint64_t>(n);
   }
