@@ -5,6 +5,7 @@
 #include "terrace/cache/planner_cached.hpp"
 #include "terrace/cache/planner_doubt.hpp"
 #include "terrace/cache/planner_durability.hpp"
+#include "terrace/cache/planner_flush.hpp"
 #include "terrace/cache/planner_health.hpp"
 #include "terrace/cache/planner_loads.hpp"
 #include "terrace/cache/planner_moves.hpp"

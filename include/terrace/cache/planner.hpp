@@ -302,6 +302,13 @@ class planner {
   void answer_waiting(std::uint32_t block, const error* cause);
   void make_ready(acquire_request& r);
   void complete_ready();
+  void count_unsaved(std::uint32_t block, bool yes) noexcept;
+  void keep_later(std::uint32_t block);
+  void store_ended(transfer_job& job) noexcept;
+  void begin_flush();
+  void await_stores(bool all) noexcept;
+  bool flush_covered() noexcept;
+  bool flush_is_stuck() noexcept;
   void settle_flushes();
   error why_unsaved() const noexcept;
   bool guarded(std::uint32_t block, std::size_t tier) const noexcept;
@@ -357,9 +364,26 @@ class planner {
     }
     void erase(acquire_request& r) noexcept;
   };
-  queue line_;   // acquires that wait for slots, first come first served
-  queue ready_;  // acquires whose `done` is due
-  flush_request* flushes_ = nullptr;
+  queue line_;                        // acquires that wait for slots, first come first served
+  queue ready_;                       // acquires whose `done` is due
+  flush_request* flushes_ = nullptr;  // that the next round will answer
+
+  // The flushes that are answered together, and what they wait for. Of two rounds, blocks that become unsaved enter the
+  // one, while the other, of those before, can only run empty: later blocks hold no flush up.
+  struct flush_round {
+    flush_request* first = nullptr;  // none: no flush is under way
+    bool turned = false;             // what is sealed from now on is of the other round
+    bool synced = false;             // its sync has begun
+    bool marked = false;             // it has looked which stores of named blocks are on their way
+    bool stuck = false;              // likewise which stores may still make room
+    unsigned stores = 0;             // that are awaited
+    std::uint64_t names = 0;         // how many blocks are to have been taken out of to_keep_
+  };
+  flush_round flush_;
+  std::array<std::uint32_t, 2> unsaved_{};  // blocks that are sealed and in tier 0 alone, by round
+  bool round_ = false;                      // which they enter
+  bool stuck_ = false;                      // the next block that is to be stored can go nowhere
+  std::uint64_t kept_ = 0;                  // blocks that were ever taken out of to_keep_
 
   std::unique_ptr<transfer_job[]> jobs_;
   transfer_job* free_jobs_ = nullptr;
@@ -441,6 +465,7 @@ class planner {
 #include "terrace/cache/planner_cached.hpp"      // IWYU pragma: export
 #include "terrace/cache/planner_doubt.hpp"       // IWYU pragma: export
 #include "terrace/cache/planner_durability.hpp"  // IWYU pragma: export
+#include "terrace/cache/planner_flush.hpp"       // IWYU pragma: export
 #include "terrace/cache/planner_health.hpp"      // IWYU pragma: export
 #include "terrace/cache/planner_loads.hpp"       // IWYU pragma: export
 #include "terrace/cache/planner_moves.hpp"       // IWYU pragma: export

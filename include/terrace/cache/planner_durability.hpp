@@ -89,8 +89,8 @@ TERRACE_BODY std::size_t planner::next_keeper(std::size_t from) const noexcept {
 // --- Flush: first every named block gets a copy in a tier that keeps, then those tiers are synced.
 
 TERRACE_BODY void planner::start_keeping() {
-  if (flushes_ == nullptr || keep_failure_) return;
-  for (; !to_keep_.empty(); to_keep_.pop_front()) {
+  if (flush_.first == nullptr || keep_failure_) return;
+  for (; !to_keep_.empty(); to_keep_.pop_front(), ++kept_) {
     const block_id id = to_keep_.front();
     const block_record* const r = blocks_.find(id);
     if (r == nullptr || !r->name.valid()) continue;
@@ -106,7 +106,10 @@ TERRACE_BODY void planner::start_keeping() {
       keep_failure_ = error{errc::lost, "a block that has a name is lost"};
       continue;
     }
-    if (start_store(id.index, from, false, {.ahead = to_keep_.size()}, true) != room::ready) return;
+    const room found = start_store(id.index, from, false, {.ahead = to_keep_.size()}, true);
+    if (found == room::ready) continue;
+    stuck_ = stuck_ || found == room::impossible;
+    return;
   }
 }
 
@@ -222,7 +225,7 @@ TERRACE_BODY void planner::answer_sync(std::size_t tier, const result<void>& out
       blocks_.copy(l.id.index, tier).durable = true;
     } else {
       to_sync_.push_back(l.id);
-      to_keep_.push_back(l.id);  // another tier may keep it
+      keep_later(l.id.index);  // another tier may keep it
     }
   }
   if (--syncs_under_way_ != 0) return;

@@ -155,6 +155,7 @@ TERRACE_BODY void planner::source_read(transfer_job& job) {
 TERRACE_BODY void planner::finished(transfer_job& job, result<void> outcome) {
   if (std::exchange(job.working, false)) --working_loads_;
   --(job.to == 0 ? loads_ : stores_);
+  store_ended(job);
   if (job.overdue)
     end_quarantine(job, outcome.has_value());
   else if (job.to == 0)
@@ -196,6 +197,7 @@ TERRACE_BODY void planner::overdue(transfer_job& job) {
     }
   } else {
     ++overdue_stores_;
+    store_ended(job);
     if (job.begun) {
       ++hung_[job.to];
       note_failure(job.to, circuit_breaker::work::write, late, job.probe);
@@ -203,7 +205,7 @@ TERRACE_BODY void planner::overdue(transfer_job& job) {
       tiers_[job.to]->breaker.withdrawn();
     }
     blocks_.remove_copy(job.block, job.to);
-    if (keepers_[job.to] && r.name.valid()) to_keep_.push_back(blocks_.id_of(job.block));
+    if (keepers_[job.to] && r.name.valid()) keep_later(job.block);
     if (job.evict) {
       leaving_[job.from] -= job.source.bytes;
       blocks_.set_readable(job.block, job.from, state::resident);

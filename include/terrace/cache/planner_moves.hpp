@@ -46,6 +46,7 @@ TERRACE_BODY void planner::settle(std::uint32_t block, std::size_t tier) {
     chargeable = chargeable && r.refs == 0;
   } else if (tier == 0) {
     const bool saved = blocks_.saved_below(block, 0);
+    count_unsaved(block, r.now == block_record::phase::sealed && copy.readable() && r.wanted() && !saved);
     chargeable = chargeable && (saved || !write_behind_ || r.refs == 0);
     bool on_its_way = false;
     for (std::size_t t = 1; t < tiers(); ++t) {  // a doubtful copy that is being read makes way after that
@@ -85,11 +86,14 @@ TERRACE_BODY void planner::drop_copy(std::uint32_t block, std::size_t tier, depa
       tiers_[tier]->remove(block);
   }
   if (copy.prefetched) ++prefetch_.wasted;
-  if (tier == 0) blocks_.mark_unsaved(block, false);
+  if (tier == 0) {
+    blocks_.mark_unsaved(block, false);
+    count_unsaved(block, false);
+  }
   tiers_[tier]->release(blocks_.where(block, tier));
   blocks_.remove_copy(block, tier);
   if (keepers_[tier] && blocks_[block].name.valid()) {
-    to_keep_.push_back(blocks_.id_of(block));
+    keep_later(block);
     for (std::size_t t = 1; t < tiers(); ++t)  // those that it held in their places may move now
       if (keepers_[t] && blocks_.copy(block, t).present()) settle(block, t);
   }
@@ -234,21 +238,25 @@ TERRACE_BODY planner::room planner::start_store_to(std::uint32_t block, std::siz
          .target = found.where,
          .source_checksum = source.checksum,
          .evict = evict,
-         .probe = note_begin(to, circuit_breaker::work::write)};
+         .probe = note_begin(to, circuit_breaker::work::write),
+         .storing = true};
   ++stores_;
   transfers_.start(job);
   return room::ready;
 }
 
 TERRACE_BODY void planner::start_stores() {
-  if (!write_behind_ && flushes_ == nullptr) return make_room_ahead();
+  if (!write_behind_ && flush_.first == nullptr) return make_room_ahead();
   while (blocks_.any_unsaved()) {
     const std::uint32_t block = blocks_.first_unsaved();
     const room found = start_store(block, 0, false, {.ahead = blocks_.unsaved()});
-    if (found == room::impossible && blocks_[block].refs == 0)
+    if (found == room::impossible && blocks_[block].refs == 0) {
       blocks_.mark_unsaved(block, false);  // it leaves from tier 0 when it must
-    else if (found != room::ready)
+      count_unsaved(block, false);
+    } else if (found != room::ready) {
+      stuck_ = stuck_ || found == room::impossible;
       return;
+    }
   }
 }
 
@@ -299,7 +307,7 @@ TERRACE_BODY void planner::finish_store(transfer_job& job, const result<void>& o
       to.breaker.withdrawn();
     if (job.target.bytes != 0) to.release(job.target);
     blocks_.remove_copy(job.block, job.to);
-    if (to_be_kept) to_keep_.push_back(blocks_.id_of(job.block));
+    if (to_be_kept) keep_later(job.block);
     if (to_be_kept && unreadable)
       keep_failure_ = outcome.error();  // the next flush tries again, not this one
   }
@@ -315,6 +323,8 @@ TERRACE_BODY void planner::finish_store(transfer_job& job, const result<void>& o
   } else {
     unpin(job.block, job.from);
   }
+  if (blocks_.copy(job.block, 0).present())
+    settle(job.block, 0);  // a lease may pin it, and it is saved, or it is not
   if (job.evict && outcome && source.now() == state::resident && source.pins == 0) {
     if (guarded(job.block, job.from))
       sync_wanted_ = true;  // it goes when the copy that replaces it is durable

@@ -47,7 +47,9 @@ TERRACE_BODY void planner::pump() {
   if (pumping_) return;
   pumping_ = true;
   while (std::exchange(again_, false)) {
+    begin_flush();
     shrink_tiers();
+    stuck_ = false;
     start_stores();
     start_keeping();
     serve_line();

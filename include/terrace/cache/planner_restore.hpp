@@ -36,7 +36,7 @@ TERRACE_BODY result<std::byte*> planner::begin_restore(block_id id) {
 TERRACE_BODY void planner::end_restore(std::uint32_t block, bool whole) {
   if (whole) {
     blocks_.set_readable(block, 0, state::resident);
-    if (blocks_[block].name.valid()) to_keep_.push_back(blocks_.id_of(block));
+    if (blocks_[block].name.valid()) keep_later(block);
     // What was computed is stored anew, in place of what could not be read: that would be asked for again when this has
     // left tier 0. A copy that is pinned makes way when it is not any more (start_store_to).
     for (std::size_t t = 1; t < tiers(); ++t)
@@ -45,6 +45,7 @@ TERRACE_BODY void planner::end_restore(std::uint32_t block, bool whole) {
         give_up_copy(block, t);
     answer_waiting(block, nullptr);
     unpin(block, 0);
+    if (blocks_.copy(block, 0).present()) settle(block, 0);
   } else {
     const extent slot = blocks_.where(block, 0);
     answer_waiting(block, &not_restored);

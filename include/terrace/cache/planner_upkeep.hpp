@@ -1,6 +1,5 @@
 #pragma once
-// What the engine says and asks besides reading and writing: hints, the clock, sizes, flushes, accounts; and the
-// cache's end. Part of cache/planner.hpp.
+// What the engine says and asks besides reading and writing: hints, the clock, sizes, accounts; and the cache's end. Part of cache/planner.hpp.
 #include <algorithm>
 #include <utility>
 
@@ -133,39 +132,7 @@ TERRACE_BODY void planner::shrink_tiers() {
       if (vacate(t, {}) != room::ready) break;
 }
 
-// --- Flush, accounts, end.
-
-TERRACE_BODY void planner::flush(flush_request& r) {
-  r.next = std::exchange(flushes_, &r);
-  keep_failure_.reset();
-  pump();
-}
-
-// A flush is over when nothing is left to save and what has a name is durable, or when that cannot be.
-TERRACE_BODY void planner::settle_flushes() {
-  if (syncs_under_way_ != 0) return;
-  const bool at_rest = flushes_ != nullptr && stores_ == overdue_stores_;
-  if (sync_wanted_ || (at_rest && !keep_failure_ && (!to_sync_.empty() || names_taken_))) start_sync();
-  if (!at_rest || syncs_under_way_ != 0) return;
-  if (!to_keep_.empty() && !keep_failure_)
-    keep_failure_ =
-        error{errc::out_of_capacity, "the tiers that keep blocks have no room for all that have names"};
-  flush_request* r = std::exchange(flushes_, nullptr);
-  while (r != nullptr) {
-    flush_request* const next = r->next;
-    r->failure = keep_failure_;
-    if (!r->failure && blocks_.any_unsaved()) r->failure = why_unsaved();
-    r->done(r);
-    r = next;
-  }
-}
-
-// What a tier that is set aside has failed with, where there is one.
-TERRACE_BODY error planner::why_unsaved() const noexcept {
-  for (std::size_t t = 1; t < tiers(); ++t)
-    if (open(t) && health(t).now != tier_health::state::working) return health(t).last;
-  return {errc::out_of_capacity, "the tiers below tier 0 have no room for what is to be saved"};
-}
+// --- Accounts, end.
 
 TERRACE_BODY cache_stats planner::stats() const {
   cache_stats all;

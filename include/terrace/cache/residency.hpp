@@ -46,6 +46,9 @@ class block_copy {
   bool held : 1 =
       false;  ///< doubtful, and in vain tried to be moved: it stays out of its policy's charge for a while
 
+  bool unsaved : 1 = false;  ///< of tier 0: no sound copy is farther down, and flushes count it
+  bool round : 1 = false;    ///< of these: in which of their two rounds
+
   block_copy() noexcept = default;
   block_copy(const block_copy&) noexcept = default;
 

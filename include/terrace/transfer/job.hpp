@@ -22,6 +22,8 @@ struct transfer_job {
   bool probe = false;                 ///< finds out whether a tier that was set aside works again
   bool begun = false;         ///< has left the line for staging; only then it may be late for a tier's fault
   bool working = false;       ///< a load whose source has been read
+  bool storing = false;       ///< a store that has not ended and is not overdue
+  bool awaited = false;       ///< of these: the flush under way waits for its end
   bool overdue = false;       ///< has passed its deadline: nobody waits for it any more
   bool write_failed = false;  ///< it was the target's medium that failed, so the source is as good as it was
   transfer_job* next = nullptr;  ///< belongs to whoever queues it

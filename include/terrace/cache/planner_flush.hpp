@@ -1,0 +1,114 @@
+#pragma once
+// Flushes: what they wait for, and when they are answered. Part of cache/planner.hpp; names and syncs are in
+// cache/planner_durability.hpp.
+#include <utility>
+
+#include "terrace/cache/planner.hpp"
+#include "terrace/core/config.hpp"
+
+namespace terrace {
+
+TERRACE_BODY void planner::flush(flush_request& r) {
+  r.next = std::exchange(flushes_, &r);
+  pump();
+}
+
+// Whether a block is one that flushes wait for. It stays in the round in which it became unsaved.
+TERRACE_BODY void planner::count_unsaved(std::uint32_t block, bool yes) noexcept {
+  block_copy& hot = blocks_.copy(block, 0);
+  if (hot.unsaved == yes) return;
+  hot.unsaved = yes;
+  if (yes) hot.round = round_;
+  unsaved_[hot.round ? 1 : 0] += yes ? 1u : ~0u;
+}
+
+// A block that has a name, and had perhaps a copy in a tier that keeps, has none: the flush under way may have counted
+// on that.
+TERRACE_BODY void planner::keep_later(std::uint32_t block) {
+  to_keep_.push_back(blocks_.id_of(block));
+  if (flush_.first == nullptr) return;
+  flush_.names = kept_ + to_keep_.size();
+  flush_.synced = flush_.marked = false;
+}
+
+TERRACE_BODY void planner::store_ended(transfer_job& job) noexcept {
+  job.storing = false;
+  if (std::exchange(job.awaited, false)) --flush_.stores;
+}
+
+// One round at a time: it answers all flushes that have come until then.
+TERRACE_BODY void planner::begin_flush() {
+  if (flush_.first != nullptr || flushes_ == nullptr) return;
+  for (std::size_t i = 0; i < options_.jobs(); ++i) jobs_[i].awaited = false;
+  flush_ = {.first = std::exchange(flushes_, nullptr), .names = kept_ + to_keep_.size()};
+  keep_failure_.reset();
+}
+
+// The flush waits for the stores that are on their way now: all of them, or those of named blocks to tiers that keep.
+// O(jobs), once or twice a flush.
+TERRACE_BODY void planner::await_stores(bool all) noexcept {
+  for (std::size_t i = 0; i < options_.jobs(); ++i) {
+    transfer_job& job = jobs_[i];
+    if (!job.storing || job.awaited) continue;
+    job.awaited = all || (keepers_[job.to] && blocks_[job.block].name.valid());
+    flush_.stores += job.awaited ? 1u : 0u;
+  }
+}
+
+// Whether what was sealed before the flush is saved, and what had a name then is in a tier that keeps, be it synced or
+// not.
+TERRACE_BODY bool planner::flush_covered() noexcept {
+  // What an earlier flush could not save is still in the other round: until that is empty this one cannot turn.
+  if (!flush_.turned && unsaved_[round_ ? 0 : 1] == 0) {
+    round_ = !round_;
+    flush_.turned = true;
+  }
+  if (!flush_.turned || unsaved_[round_ ? 0 : 1] != 0) return false;
+  if (keep_failure_) return true;
+  if (kept_ < flush_.names) return false;
+  if (!std::exchange(flush_.marked, true)) await_stores(false);
+  return flush_.stores == 0;
+}
+
+// Whether what is to be stored can go nowhere, and no store that was on its way when that was first seen has made room.
+TERRACE_BODY bool planner::flush_is_stuck() noexcept {
+  if (stores_ == overdue_stores_) return true;
+  if (!stuck_) return flush_.stuck = false;
+  if (!std::exchange(flush_.stuck, true)) await_stores(true);
+  return flush_.stores == 0;
+}
+
+// A flush is over when what it covers is saved, and durable where it has a name, or when that cannot be.
+TERRACE_BODY void planner::settle_flushes() {
+  if (syncs_under_way_ != 0) return;
+  if (sync_wanted_) start_sync();
+  if (flush_.first == nullptr || syncs_under_way_ != 0) return;
+  if (!flush_covered() && !flush_is_stuck()) return;
+  if (!keep_failure_ && !flush_.synced && (!to_sync_.empty() || names_taken_)) {
+    flush_.synced = true;
+    start_sync();
+    if (syncs_under_way_ != 0) return;
+  }
+  if (kept_ < flush_.names && !keep_failure_)
+    keep_failure_ =
+        error{errc::out_of_capacity, "the tiers that keep blocks have no room for all that have names"};
+  std::optional<error> failure = keep_failure_;
+  if (!failure && unsaved_[round_ ? 0 : 1] != 0) failure = why_unsaved();
+  flush_request* r = std::exchange(flush_.first, nullptr);
+  while (r != nullptr) {
+    flush_request* const next = r->next;
+    r->failure = failure;
+    r->done(r);
+    r = next;
+  }
+  if (flushes_ != nullptr) pump();
+}
+
+// What a tier that is set aside has failed with, where there is one.
+TERRACE_BODY error planner::why_unsaved() const noexcept {
+  for (std::size_t t = 1; t < tiers(); ++t)
+    if (open(t) && health(t).now != tier_health::state::working) return health(t).last;
+  return {errc::out_of_capacity, "the tiers below tier 0 have no room for what is to be saved"};
+}
+
+}  // namespace terrace
