@@ -18,6 +18,7 @@ namespace terrace {
 struct sync_script {
   bool hold = false;
   unsigned fail = 0;
+  bool for_good = false;  ///< those that fail say that all later ones will
   unsigned syncs = 0;
   std::function<void()> waiting;  // ends the sync that is held
 
@@ -65,6 +66,8 @@ class keeper : public scripted {
     }
     static void end(task* t) noexcept {
       auto& o = *static_cast<operation*>(t);
+      if (o.fails && o.medium.syncs_->for_good)
+        return ex::set_error(std::move(o.receiver), error{errc::unavailable, "a scripted sync", EIO});
       if (o.fails) return ex::set_error(std::move(o.receiver), error{errc::io_error, "a scripted sync", EIO});
       ex::set_value(std::move(o.receiver));
     }

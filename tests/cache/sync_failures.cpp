@@ -156,3 +156,18 @@ TEST_CASE("a cache ends well while a sync hangs that ends at last") {
   f.opened.reset();
   CHECK(f.syncs[0].syncs == 1);
 }
+
+TEST_CASE("a keeper that says that no sync will succeed any more is not asked again, and health says why") {
+  fixture f(milliseconds(1));
+  f.append_named(4);
+  f.syncs[0].fail = 1u << 30;
+  REQUIRE_FALSE(f.flush());
+  f.syncs[0].for_good = true;
+  for (const auto until = f.ctx.now() + std::chrono::seconds(1); f.ctx.now() < until;) f.ctx.wait(until);
+  CHECK(f.syncs[0].syncs == 2);  // one probe
+  CHECK(f.cache().health(1).last.code == errc::unavailable);
+  CHECK(f.cache().health(1).next_retry == tier_health::time_point::max());
+  CHECK(f.flush());  // the other tier keeps
+  CHECK(f.durable(2));
+  CHECK(f.syncs[0].syncs == 2);
+}

@@ -224,6 +224,19 @@ TEST_CASE("a sync that failed is healed by a sync, and by nothing else") {
   CHECK(c.health().healthy);
   CHECK(c.stores());
 
+  // One that says that it is for good is believed.
+  c.fail(work::sync);
+  c.now = c.health().next_retry;
+  c.probe(work::sync);
+  c.breaker.failed(work::sync, error{errc::unavailable, "until it is opened anew"}, c.now, true);
+  CHECK(c.health().next_retry == tier_health::time_point::max());
+  CHECK(c.health().last.code == errc::unavailable);
+  c.now += 1000h;
+  CHECK_FALSE(c.breaker.admits_sync(c.now));
+  CHECK_FALSE(c.stores());
+  CHECK(c.loads());
+  c.breaker.succeeded(work::sync);
+
   // A tier set aside for its writes is still synced: what it has may be made durable.
   c.fail(work::write, full, 3);
   CHECK(c.breaker.admits_sync(c.now));

@@ -27,7 +27,7 @@ struct tier_health {
   std::uint32_t times_aside = 0;  ///< how often it has been set aside, failed probes not counted
   error last{};                   ///< the last failure; meaningful where failures > 0
   time_point aside_since{};       ///< meaningful unless it works
-  time_point next_retry{};        ///< no probe before; meaningful unless it works
+  time_point next_retry{};  ///< no probe before; meaningful unless it works; time_point::max(): there is none
 };
 
 /// How a whole cache does its work now.
@@ -60,7 +60,8 @@ struct health_options {
 /// - One write that passes its deadline sets it aside, for that would be tried again and hold more of them; and so does
 ///   one sync that fails, for nobody knows what else the medium has forgotten.
 /// - A tier set aside takes one block when its pause is over. That probe heals it, or doubles the pause. What a failed
-///   sync has set aside is healed by a sync alone: blocks that arrive would prove nothing.
+///   sync has set aside is healed by a sync alone: blocks that arrive would prove nothing. A sync that fails with
+///   errc::unavailable says that no later one will succeed: there is no probe any more.
 /// - Loads are tried whatever the state, as the block may be nowhere else. Only where it is set aside because reads
 ///   hang they are refused, but for one probe: who asks would wait a whole deadline for each block, and computing it
 ///   anew is faster than that.
@@ -125,6 +126,7 @@ class circuit_breaker {
     const bool enough = ++row(w) > (w == work::read ? options_.tolerated_reads : options_.tolerated) ||
                         (w == work::read ? hangs : late);
     if (probe || w == work::sync || (enough && works())) set_aside(w, now);
+    if (w == work::sync && why.code == errc::unavailable) health_.next_retry = time_point::max();
     if (hangs) health_.answers = false;
     sum_up();
   }

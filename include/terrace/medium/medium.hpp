@@ -112,7 +112,8 @@ concept host_addressable_medium = medium<M> && M::addressable == reach::host&& r
 ///   there is no room for one. Until the extent is released, or unlabelled. O(1)
 /// - `unlabel(extent)`   takes the header away, in memory; nothing where there is none. O(1)
 /// - `sync() -> sender`  set_value() when everything whose write completed, and every header given or taken away,
-///   before it was started survives a crash of the machine; set_error(error) when it may not
+///   before it was started survives a crash of the machine; set_error(error) when it may not, with errc::unavailable
+///   where no later one will succeed either
 /// The tier, not the medium, says what is in a header.
 template <class M>
 concept persistent_medium = medium<M> && M::persistent &&

@@ -48,8 +48,8 @@ class store_sync {
     bool performed = false;
   };
   /// set_value() when all extents whose write has completed, and all headers put by now, survive a crash of the
-  /// machine; set_error(error) when they may not. After an error it fails for good: the kernel may have forgotten
-  /// what it could not write.
+  /// machine; set_error(error) when they may not. After an error it fails for good, with errc::unavailable and the number
+  /// of that error: the kernel may have forgotten what it could not write. Opening the store anew finds what is there.
   struct sender {
     using sender_concept = ex::sender_t;
     template <class Self, class... E>
@@ -75,10 +75,15 @@ class store_sync {
 
   // On the thread: one at a time.
   result<void> perform(const extent_table::changes& changes) noexcept {
-    if (!failed_ && ::fsync(data_) != 0)
+    if (failed_)
+      return fail(errc::unavailable,
+                  "a store of KV blocks makes nothing durable, since a sync has failed, until it is "
+                  "opened anew",
+                  failed_->system);
+    if (::fsync(data_) != 0)
       failed_ = fail(errc::io_error, "extents cannot be made durable", errno).value;
-    if (!failed_)
-      if (const auto written = table_.commit(changes); !written) failed_ = written.error();
+    else if (const auto written = table_.commit(changes); !written)
+      failed_ = written.error();
     if (failed_) return propagate(*failed_);
     return {};
   }
