@@ -217,7 +217,8 @@ class planner {
   /// has been made smaller, and the job has no target any more.
   bool shrink_target(transfer_job& job, std::size_t bytes);
 
-  /// Stops starting transfers and waits for those on their way. Called before media close.
+  /// Stops starting transfers, answers acquires and flushes that wait with errc::stopped, and waits for transfers on their
+  /// way. Called before media close.
   void shut_down();
 
  private:
@@ -235,6 +236,7 @@ class planner {
     std::optional<extent> behind{};  // below tier 0: the block that is read before it
   };
   using state = block_copy::state;
+  static constexpr error closing{errc::stopped, "the cache has ended"};
   static constexpr error no_answer{errc::unavailable,
                                    "the tier that has this block is set aside, for it does not answer"};
 
@@ -311,6 +313,8 @@ class planner {
   bool flush_is_stuck() noexcept;
   void settle_flushes();
   error why_unsaved() const noexcept;
+  void answer_flushes(flush_request* first, const std::optional<error>& failure);
+  void drop_pending();
   bool guarded(std::uint32_t block, std::size_t tier) const noexcept;
   bool may_leave_keeper(std::uint32_t block, std::size_t tier) const noexcept;
   std::size_t next_keeper(std::size_t from) const noexcept;

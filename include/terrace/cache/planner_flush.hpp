@@ -10,6 +10,7 @@ namespace terrace {
 
 TERRACE_BODY void planner::flush(flush_request& r) {
   r.next = std::exchange(flushes_, &r);
+  if (stopping_) return answer_flushes(std::exchange(flushes_, nullptr), closing);
   pump();
 }
 
@@ -78,6 +79,15 @@ TERRACE_BODY bool planner::flush_is_stuck() noexcept {
   return flush_.stores == 0;
 }
 
+TERRACE_BODY void planner::answer_flushes(flush_request* first, const std::optional<error>& failure) {
+  while (first != nullptr) {
+    flush_request* const next = first->next;
+    first->failure = failure;
+    first->done(first);
+    first = next;
+  }
+}
+
 // A flush is over when what it covers is saved, and durable where it has a name, or when that cannot be.
 TERRACE_BODY void planner::settle_flushes() {
   if (syncs_under_way_ != 0) return;
@@ -94,13 +104,7 @@ TERRACE_BODY void planner::settle_flushes() {
         error{errc::out_of_capacity, "the tiers that keep blocks have no room for all that have names"};
   std::optional<error> failure = keep_failure_;
   if (!failure && unsaved_[round_ ? 0 : 1] != 0) failure = why_unsaved();
-  flush_request* r = std::exchange(flush_.first, nullptr);
-  while (r != nullptr) {
-    flush_request* const next = r->next;
-    r->failure = failure;
-    r->done(r);
-    r = next;
-  }
+  answer_flushes(std::exchange(flush_.first, nullptr), failure);
   if (flushes_ != nullptr) pump();
 }
 

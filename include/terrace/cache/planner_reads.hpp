@@ -63,6 +63,11 @@ TERRACE_BODY void planner::pump() {
 
 TERRACE_BODY void planner::complete_ready() {
   while (acquire_request* r = ready_.pop()) {
+    if (stopping_ && r->record != nullptr) {  // nobody may hold anything of a cache that ends
+      abandon(*r);
+      give_back(std::exchange(r->record, nullptr));
+    }
+    if (stopping_) r->refusal = closing;
     r->now = acquire_request::phase::ended;
     r->done(r);
   }
@@ -82,12 +87,15 @@ TERRACE_BODY void planner::queue::erase(acquire_request& r) noexcept {
 
 TERRACE_BODY void planner::request(acquire_request& r) {
   r.now = acquire_request::phase::queued;
-  line_.push(r);
+  if (stopping_)
+    make_ready(r);
+  else
+    line_.push(r);
   pump();
 }
 
 TERRACE_BODY void planner::serve_line() {
-  while (acquire_request* const first = line_.head) {
+  while (acquire_request* const first = stopping_ ? nullptr : line_.head) {
     acquire_request* const rest = first->next;  // serving may put it into the queue of those that are ready
     if (!serve(*first)) return;
     line_.head = rest;

@@ -155,11 +155,31 @@ TERRACE_BODY cache_stats planner::stats() const {
   return all;
 }
 
+// Who waits for what will not begin any more is told so. An acquire that waits for transfers on their way as well is
+// answered when these have ended.
+TERRACE_BODY void planner::drop_pending() {
+  while (acquire_request* const r = line_.pop()) make_ready(*r);
+  while (blocks_.any_to_load()) {
+    const std::uint32_t block = blocks_.first_to_load();
+    if (blocks_[block].waiting == nullptr) {
+      drop_queued_load(block);
+      continue;
+    }
+    blocks_.mark_to_load(block, false);
+    unpin(block, blocks_[block].load_from);
+    tiers_[0]->release(blocks_.where(block, 0));
+    lose_load(block, closing);
+  }
+  answer_flushes(std::exchange(flush_.first, nullptr), closing);
+  answer_flushes(std::exchange(flushes_, nullptr), closing);
+  complete_ready();
+}
+
 TERRACE_BODY void planner::shut_down() {
   stopping_ = true;
   for (;;) {
     // A load that fails queues up for another copy: these come until the last transfer has ended.
-    while (blocks_.any_to_load()) drop_queued_load(blocks_.first_to_load());
+    drop_pending();
     const bool syncs =
         std::any_of(syncs_.begin(), syncs_.end(), [](const keeper_sync& s) { return s.under_way; });
     if (loads_ + stores_ == 0 && !syncs) return;
