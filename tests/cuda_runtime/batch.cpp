@@ -147,6 +147,7 @@ struct decoding {
       });
       if (random() % 2 == 0) ctx.poll();
     }
+    CHECK(cudaGetLastError() == cudaSuccess);  // an engine that asks after a launch of its own finds nothing
     batch->commit(tokens);
     return count;
   }
@@ -230,6 +231,21 @@ TEST_CASE("windows hold every token once, in order, while the device lags behind
     CHECK(fake_cuda::now().live_events == 0);
     CHECK(fake_cuda::now().pinned_bytes == 0);
   }
+}
+
+TEST_CASE("copies of a window that cannot be enqueued are told once, and the next step has them") {
+  fake_cuda::reset({.seed = 4});
+  decoding<ladder> d(4, 40, 400, {.window_bytes = 8 * block});
+  d.add(400);
+  d.assign();
+  d.ctx.poll();
+  fake_cuda::fail_call("cudaMemcpyBatchAsync", cudaErrorUnknown);
+  CHECK_FALSE(d.step(1));
+  CHECK(d.batch->failure()->code == errc::io_error);
+  CHECK(cudaGetLastError() == cudaSuccess);
+  CHECK(d.step(1));
+  fake_cuda::drain();
+  CHECK(d.wrong == 0);
 }
 
 TEST_CASE("thousands of steps over slots that are used again and again") {

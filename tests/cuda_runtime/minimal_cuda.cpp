@@ -31,7 +31,7 @@ cudaError_t engine::project(const new_tokens& tokens, std::byte* pages, std::siz
         queries[t * q_heads * dim + i] = to_fp16(query_of(position, tokens.layer, i / dim, i % dim));
     }
   });
-  return cudaSuccess;
+  return cudaGetLastError();  // as after a launch: what a call of Terrace's left behind would be found here
 }
 terrace::cuda::kernel_set engine::device_kernels() noexcept { return terrace::cuda::device_kernels(); }
 

@@ -38,7 +38,11 @@ class host_tables {
 
   std::byte* data() noexcept { return memory_; }
   /// Whether the device has read what it was told to; then they can be written again.
-  bool free() const noexcept { return !busy_ || cudaEventQuery(read_) == cudaSuccess; }
+  bool free() const noexcept {
+    if (!busy_ || cudaEventQuery(read_) == cudaSuccess) return true;
+    static_cast<void>(cudaGetLastError());  // "not ready" too would show at the engine's next launch
+    return false;
+  }
   /// Everything on `stream` that reads them has been enqueued.
   cudaError_t used_by(cudaStream_t stream) noexcept {
     busy_ = true;

@@ -109,8 +109,10 @@ class window_buffer {
   /// Returns the lease of the latter.
   lease release(cudaStream_t stream) noexcept {
     was_read_ = cudaEventRecord(released_, stream) == cudaSuccess;
-    if (!was_read_)
+    if (!was_read_) {
+      static_cast<void>(cudaGetLastError());
       static_cast<void>(cudaStreamSynchronize(stream));  // nothing else can tell when it has ended
+    }
     return let_go();
   }
   /// Gives up a window that nobody reads.
@@ -149,8 +151,10 @@ class window_buffer {
       held_.release();
       return ask(lease_form::raw);
     }
-    if (const cudaError_t e = enqueue_copies(); e != cudaSuccess)
+    if (const cudaError_t e = enqueue_copies(); e != cudaSuccess) {
+      static_cast<void>(cudaGetLastError());
       return fail(block_error(error_of(e, "the copies of a window failed")));
+    }
     now_ = phase::ready;
   }
   cudaError_t enqueue_copies() noexcept {

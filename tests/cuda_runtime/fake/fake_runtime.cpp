@@ -378,7 +378,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   const std::scoped_lock lock(guard);
   some_time_passes();
   if (m().sticky != cudaSuccess) return remember(m().sticky);
-  return event->reached == event->recorded ? cudaSuccess : cudaErrorNotReady;
+  return remember(event->reached == event->recorded ? cudaSuccess : cudaErrorNotReady);
 }
 
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {

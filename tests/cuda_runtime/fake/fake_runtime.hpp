@@ -12,6 +12,7 @@
 /// - Device memory cannot be touched by the host: reading or writing it is a segmentation fault.
 /// - Copies of memory that is not pinned behave as the real ones: up, the bytes are taken at once; down, the host
 ///   waits. A copy across two pinned ranges is an error.
+/// - An event that is not ready leaves that behind as the last error, for the engine's own check to find.
 namespace fake_cuda {
 
 struct options {
