@@ -207,6 +207,24 @@ TEST_CASE("memory is pinned in chunks, and a copy across their ends is cut there
   REQUIRE(cudaFree(device) == cudaSuccess);
 }
 
+TEST_CASE("memory is pinned while the engine captures a graph, and threads keep their mode") {
+  fake_cuda::reset();
+  fake_cuda::capture(true);
+  {
+    context ctx{{.codec_threads = 0}};
+    host_link& link = **host_link::of(ctx);
+    std::vector<std::byte> host(8192), other(8192);
+    const auto pins = link.pin(host), at_once = link.pin(other, true);
+    pins->finish();
+    CHECK(pins->pins().pinned_bytes() == 8192);
+    CHECK(at_once->pins().pinned_bytes() == 8192);
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+    REQUIRE(cudaThreadExchangeStreamCaptureMode(&mode) == cudaSuccess);
+    CHECK(mode == cudaStreamCaptureModeGlobal);
+  }
+  fake_cuda::capture(false);
+}
+
 TEST_CASE("what the system does not let us pin is copied all the same") {
   fake_cuda::reset({.most_pinned = cuda::pinning::chunk});
   constexpr std::size_t bytes = 2 * cuda::pinning::chunk;

@@ -12,6 +12,20 @@
 
 namespace terrace::cuda {
 
+/// While it lives, pinning on this thread is allowed, and harmless, though some thread captures a stream into a graph: in
+/// the mode that threads begin with it would fail, and the capture with it.
+class beside_captures {
+ public:
+  beside_captures() noexcept { exchange(); }
+  beside_captures(const beside_captures&) = delete;
+  beside_captures& operator=(const beside_captures&) = delete;
+  ~beside_captures() { exchange(); }
+
+ private:
+  void exchange() noexcept { static_cast<void>(cudaThreadExchangeStreamCaptureMode(&mode_)); }
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 /// Keeps host memory page-locked for CUDA, chunk by chunk, for as long as it lives. Pinning costs about 0.1 s/GB
 /// and fails for very large ranges at once, so a thread of its own does it in the background: the memory can be
 /// used from the start, and copies of what is not pinned yet go through the driver's own buffers. A chunk that the
@@ -62,6 +76,7 @@ class pinning {
   }
   void pin_all() noexcept {
     const device_scope scope(device_);
+    const beside_captures relaxed;
     for (std::size_t at = 0; at < memory_.size() && !stop_.load(std::memory_order_relaxed); at += chunk) {
       const std::size_t bytes = std::min(chunk, memory_.size() - at);
       if (cudaHostRegister(memory_.data() + at, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped) !=

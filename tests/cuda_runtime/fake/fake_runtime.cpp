@@ -47,11 +47,12 @@ struct machine {
   std::map<std::string, std::pair<std::size_t, cudaError_t>> failing;
   std::size_t work_until_failure = 0;
   cudaError_t work_failure = cudaSuccess, sticky = cudaSuccess, last = cudaSuccess;
-  bool stalled = false;
+  bool stalled = false, capturing = false;
   int access = 0;
   fake_cuda::counts counts;
 };
 std::recursive_mutex guard;  // pinning has a thread of its own
+thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
 machine& m() {
   static machine the;
   return the;
@@ -199,6 +200,10 @@ void fail_work(cudaError_t how, std::size_t nth) {
   m().work_until_failure = nth;
 }
 void stall(bool stalled) { m().stalled = stalled; }
+void capture(bool capturing) {
+  const std::scoped_lock lock(guard);
+  m().capturing = capturing;
+}
 void drain() {
   const std::scoped_lock lock(guard);
   while (pump(1)) {
@@ -308,6 +313,8 @@ cudaError_t cudaFreeHost(void* memory) {
 cudaError_t cudaHostRegister(void* memory, size_t bytes, unsigned) {
   const std::scoped_lock lock(guard);
   if (const cudaError_t e = enter("cudaHostRegister"); e != cudaSuccess) return e;
+  if (m().capturing && capture_mode != cudaStreamCaptureModeRelaxed)
+    return remember(cudaErrorStreamCaptureUnsupported);
   if (pinnedness(memory, bytes) != 0) return remember(cudaErrorHostMemoryAlreadyRegistered);
   if (fake_cuda::now().pinned_bytes + bytes > m().how.most_pinned) return remember(cudaErrorMemoryAllocation);
   m().pinned[static_cast<const std::byte*>(memory)] = bytes;
@@ -320,6 +327,10 @@ cudaError_t cudaHostUnregister(void* memory) {
              : remember(cudaErrorHostMemoryNotRegistered);
 }
 
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  std::swap(*mode, capture_mode);
+  return cudaSuccess;
+}
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   const std::scoped_lock lock(guard);
   if (const cudaError_t e = enter("cudaStreamCreateWithFlags"); e != cudaSuccess) return e;

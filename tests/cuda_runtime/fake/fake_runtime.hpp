@@ -37,6 +37,8 @@ void fail_work(cudaError_t how, std::size_t nth = 1);
 
 /// While it is set, nothing that is put on a stream runs, unless somebody waits for it.
 void stall(bool stalled);
+/// While it is set, some thread captures a stream in the global mode: pinning fails, but on threads in the relaxed mode.
+void capture(bool capturing);
 /// Runs everything that can run.
 void drain();
 
