@@ -27,8 +27,11 @@ if(terrace_has_cuda)
   endif()
   set(TERRACE_CUDA_ARCHITECTURE ${architecture} CACHE STRING "What nvcc compiles for: the value of its -arch")
   set(terrace_nvcc_flags -std=c++20 -O2 -arch=${TERRACE_CUDA_ARCHITECTURE} --extended-lambda
-                         --expt-relaxed-constexpr -Werror all-warnings -Xcompiler=-Wall,-Wextra,-Wconversion,-Wshadow
+                         --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra,-Wconversion,-Wshadow
                          -ccbin ${CMAKE_CXX_COMPILER})
+  if(TERRACE_WERROR)
+    list(APPEND terrace_nvcc_flags -Werror all-warnings)
+  endif()
 endif()
 
 # Compiles one .cu file; `object` gets the path of what it makes. Where no device says what to compile for, kernels are

@@ -11,7 +11,10 @@ set(CMAKE_CXX_EXTENSIONS OFF)
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 
 # The header checks compile with these as well, outside of CMake's own rules.
-set(terrace_warnings -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
+set(terrace_warnings -Wall -Wextra -Wpedantic -Wconversion -Wshadow)
+if(TERRACE_WERROR)
+  list(APPEND terrace_warnings -Werror)
+endif()
 
 # Linked by every program of this project, never by a consumer.
 add_library(terrace_program INTERFACE)
