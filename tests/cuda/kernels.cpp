@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "cuda/managed.hpp"
+#include "cuda/pinned.hpp"
 #include "terrace/codec/fp8.hpp"
 #include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
@@ -28,8 +28,8 @@ void check_codec() {
   const layer_group group{.tokens = 64, .k = p, .v = p};
   constexpr std::uint32_t count = 9;
   const std::size_t block = group.block_bytes(), bytes = Codec::max_encoded_size(group);
-  managed<std::byte> raw(count * block), encoded(count * bytes), again(count * block);
-  managed<std::uint32_t> bad(count);
+  pinned<std::byte> raw(count * block), encoded(count * bytes), again(count * block);
+  pinned<std::uint32_t> bad(count);
   std::mt19937 random(1);
   for (std::size_t i = 0; i < raw.size() / sizeof(T); ++i) {
     const T x = from_float<T>(static_cast<float>(static_cast<int>(random() % 2001) - 1000) / 300.0f);
@@ -60,7 +60,7 @@ double error_of(std::uint32_t kv_heads, std::uint32_t q_heads) {
   paged_kv<T, encoding> kv({.tokens = 32, .k = p, .v = p}, q_heads,
                            {{.tokens = 1000}, {.tokens = 1}, {.tokens = 0}, {.tokens = 97, .queries = 5}},
                            gaussian_at);
-  managed_kv<paged_kv<T, encoding>> there(kv, 4);
+  pinned_kv<paged_kv<T, encoding>> there(kv, 4);
   REQUIRE(cuda::attend<T, dim, encoding>(there.args, nullptr));
   finish_device();
   there.copy_results(kv);
@@ -78,7 +78,7 @@ TEST_CASE("gather on a device copies blocks of any size") {
   std::mt19937 random(2);
   for (const std::size_t bytes : {1u, 17u, 4096u, 100001u})
     for (const std::size_t skew : {0u, 1u, 4u}) {
-      managed<std::byte> from(3 * (bytes + skew)), to(3 * bytes);
+      pinned<std::byte> from(3 * (bytes + skew)), to(3 * bytes);
       for (std::size_t i = 0; i < from.size(); ++i) from[i] = static_cast<std::byte>(random());
       REQUIRE(cuda::gather<8>({.base = from.data() + skew, .stride = bytes},
                               {.base = to.data(), .stride = bytes}, 3, bytes, nullptr));
@@ -106,10 +106,10 @@ TEST_CASE("attention on a device is that of double") {
 TEST_CASE("merge and mass on a device") {
   const plane p{.heads = 2, .dim = 128};
   paged_kv<fp16> kv({.tokens = 32, .k = p, .v = p}, 8, {{.tokens = 500}, {.tokens = 33}}, gaussian_at);
-  managed_kv<paged_kv<fp16>> there(kv, 2);
+  pinned_kv<paged_kv<fp16>> there(kv, 2);
   const auto rows = static_cast<std::uint32_t>(kv.rows());
-  managed<softmax_row> tiles(kv.pointers.size() * cuda::tiles_of(there.args.page) * 8);
-  managed<float> out(rows * 128), lse(rows), shares(kv.pointers.size());
+  pinned<softmax_row> tiles(kv.pointers.size() * cuda::tiles_of(there.args.page) * 8);
+  pinned<float> out(rows * 128), lse(rows), shares(kv.pointers.size());
   there.args.tiles.rows = tiles.data();
   REQUIRE(cuda::attend<fp16, 128>(there.args, nullptr));
   REQUIRE(cuda::merge<float>(there.args.out, rows, 128, {}, {.o = out.data(), .lse = lse.data()}, nullptr));

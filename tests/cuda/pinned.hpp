@@ -11,16 +11,17 @@
 #include "cuda_emulated/paged_kv.hpp"
 #include "terrace/cuda/attention.hpp"
 
-/// An array in managed memory.
+/// An array in pinned memory, which kernels read and write where it is. Not managed memory: that needs page faults of
+/// the device, which not every virtual machine passes on.
 template <class T>
-class managed {
+class pinned {
  public:
-  explicit managed(std::size_t count) : count_(count) {
+  explicit pinned(std::size_t count) : count_(count) {
     void* p = nullptr;
-    REQUIRE(cudaMallocManaged(&p, count * sizeof(T) + 1) == cudaSuccess);
+    REQUIRE(cudaMallocHost(&p, count * sizeof(T) + 1) == cudaSuccess);
     data_.reset(static_cast<T*>(p));
   }
-  explicit managed(const std::vector<T>& from) : managed(from.size()) {
+  explicit pinned(const std::vector<T>& from) : pinned(from.size()) {
     if (count_ != 0) std::memcpy(data(), from.data(), count_ * sizeof(T));
   }
   T* data() const { return data_.get(); }
@@ -29,7 +30,7 @@ class managed {
 
  private:
   struct freed {
-    void operator()(T* p) const { static_cast<void>(cudaFree(p)); }
+    void operator()(T* p) const { static_cast<void>(cudaFreeHost(p)); }
   };
   std::size_t count_;
   std::unique_ptr<T, freed> data_;
@@ -38,10 +39,10 @@ class managed {
 /// Waits for the device, which must have nothing to complain of.
 inline void finish_device() { REQUIRE(cudaDeviceSynchronize() == cudaSuccess); }
 
-/// What a paged_kv has, in managed memory.
+/// What a paged_kv has, in pinned memory.
 template <class KV>
-struct managed_kv {
-  managed_kv(KV& kv, std::uint32_t split_blocks)
+struct pinned_kv {
+  pinned_kv(KV& kv, std::uint32_t split_blocks)
       : args(kv.args(split_blocks)),
         block_bytes(terrace::encoded_bytes(kv.group.plane_bytes(kv.group.k), kv.group.k.type, KV::stored_as) +
                     terrace::encoded_bytes(kv.group.plane_bytes(kv.group.v), kv.group.k.type, KV::stored_as)),
@@ -77,11 +78,11 @@ struct managed_kv {
 
   terrace::cuda::attention_args args;
   std::size_t block_bytes;
-  managed<std::byte> blocks;
-  managed<void*> pointers;
-  managed<std::int32_t> indptr, last_page_len, query_indptr;
-  managed<std::int64_t> first_position, query_position;
-  managed<typename KV::element_type> queries;
-  managed<terrace::softmax_row> scalars;
-  managed<float> outputs;
+  pinned<std::byte> blocks;
+  pinned<void*> pointers;
+  pinned<std::int32_t> indptr, last_page_len, query_indptr;
+  pinned<std::int64_t> first_position, query_position;
+  pinned<typename KV::element_type> queries;
+  pinned<terrace::softmax_row> scalars;
+  pinned<float> outputs;
 };
