@@ -128,8 +128,8 @@ TEST_CASE("the host waits for no device") {
 
 TEST_CASE("copies that are started together travel by the method that is chosen") {
   constexpr std::size_t count = 64, bytes = 4096;
-  const auto run = [&](const transfer_choice& choice, bool driver_knows) {
-    fake_cuda::reset({.batched_copies = driver_knows});
+  const auto run = [&](const transfer_choice& choice, bool driver_knows, bool pageable = true) {
+    fake_cuda::reset({.batched_copies = driver_knows, .batched_pageable = pageable});
     std::byte* const device = device_memory(count * bytes);
     {
       context ctx{{.codec_threads = 0}};
@@ -155,6 +155,8 @@ TEST_CASE("copies that are started together travel by the method that is chosen"
   CHECK(run(transfer_choice::always(transfer_method::batched), true).batched_calls == 1);
   CHECK(run(transfer_choice::always(transfer_method::batched), false).copies == count);
   CHECK(run({}, true).batched_calls == 1);
+  // Refused for this memory, not for all.
+  CHECK(run(transfer_choice::always(transfer_method::batched), true, false).copies == count);
   // No kernel was given, and pageable memory is out of a kernel's reach.
   CHECK(run(transfer_choice::always(transfer_method::kernel), true).batched_copies == count);
 }

@@ -395,9 +395,12 @@ inline cudaError_t host_link::enqueue(std::span<const copy_piece> pieces, copy_d
     return enqueue_kernels(stream);
   if (method != transfer_method::copies && pieces_.size() > 1 && has_batched_) {
     const cudaError_t e = enqueue_batched(stream);
-    if (e != cudaErrorNotSupported && e != cudaErrorCallRequiresNewerDriver) return e;
+    const bool unknown = e == cudaErrorNotSupported || e == cudaErrorCallRequiresNewerDriver;
+    // What is said of batches speaks of no memory that is neither pinned nor the device's: one may be refused for it.
+    const bool unfit = e == cudaErrorInvalidValue && pinned != pieces.size();
+    if (!unknown && !unfit) return e;
     static_cast<void>(cudaGetLastError());
-    has_batched_ = false;
+    if (unknown) has_batched_ = false;
   }
   return enqueue_one_by_one(stream);
 }

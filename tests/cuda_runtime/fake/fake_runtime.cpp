@@ -414,6 +414,8 @@ cudaError_t cudaMemcpyBatchAsync(void* const* to, const void* const* from, const
   if (const cudaError_t e = enter("cudaMemcpyBatchAsync"); e != cudaSuccess) return e;
   if (!m().how.batched_copies) return remember(cudaErrorCallRequiresNewerDriver);
   if (stream == nullptr) return remember(cudaErrorInvalidValue);
+  for (std::size_t i = 0; i < count && !m().how.batched_pageable; ++i)
+    if (pinnedness(on_device(to[i]) ? from[i] : to[i], bytes[i]) != 1) return remember(cudaErrorInvalidValue);
   ++m().counts.batched_calls;
   for (std::size_t i = 0; i < count; ++i) {
     ++m().counts.batched_copies;

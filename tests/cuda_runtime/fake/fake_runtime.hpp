@@ -20,6 +20,7 @@ struct options {
   int devices = 1;
   std::size_t memory = std::size_t{256} << 20;  ///< of each device
   bool batched_copies = true;                   ///< the driver knows cudaMemcpyBatchAsync
+  bool batched_pageable = true;                 ///< and takes memory there that is not pinned
   std::size_t most_pinned = ~std::size_t{0};    ///< RLIMIT_MEMLOCK, as it were
   /// What work takes on the virtual clock of its stream, in microseconds; without any of it no time passes there.
   struct {
