@@ -12,6 +12,7 @@
 #include "terrace/cache/planner_reads.hpp"
 #include "terrace/cache/planner_restore.hpp"
 #include "terrace/cache/planner_upkeep.hpp"
+#include "terrace/cache/planner_writes.hpp"
 #include "terrace/cache/residency_body.hpp"
 #include "terrace/codec/ecsq_body.hpp"
 #include "terrace/codec/fp8_groups.hpp"

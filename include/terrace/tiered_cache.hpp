@@ -1,8 +1,10 @@
 #pragma once
 // START HERE: the composed cache. The path of a block from here: sequence.hpp (reserve, commit) >
-// cache/planner.hpp (write-behind, demotion, promotion) > policy/ (who leaves) > transfer/ (route, engine) >
-// codec/ > medium/; and back: cache/acquire.hpp > cache/lease.hpp > attention/stream.hpp >
-// attention/attend.hpp > attention/partial_state.hpp. NAME_body.hpp has the functions of NAME.hpp.
+// cache/planner_writes.hpp (room, sealing) > cache/planner_moves.hpp (write-behind, demotion) > policy/ (who leaves) >
+// transfer/ (route, engine) > codec/ > medium/; and back: cache/acquire.hpp > cache/planner_reads.hpp (who waits) >
+// cache/planner_loads.hpp (promotion) > cache/lease.hpp > attention/stream.hpp > attention/attend.hpp >
+// attention/partial_state.hpp. cache/planner.hpp has the planner's rules and state; NAME_body.hpp the functions of
+// NAME.hpp.
 #include <cstddef>
 #include <tuple>
 

@@ -476,4 +476,5 @@ class planner {
 #include "terrace/cache/planner_reads.hpp"       // IWYU pragma: export
 #include "terrace/cache/planner_restore.hpp"     // IWYU pragma: export
 #include "terrace/cache/planner_upkeep.hpp"      // IWYU pragma: export
+#include "terrace/cache/planner_writes.hpp"      // IWYU pragma: export
 #endif

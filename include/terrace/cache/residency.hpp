@@ -173,8 +173,8 @@ class residency {
   /// Precondition: no copy, no reference and no queue is left.
   void recycle(std::uint32_t i) noexcept;
 
-  /// The best copy that can be read from somewhere: the highest fidelity, then one not doubtful, then the nearest. tiers() where
-  /// there is none. `from` skips nearer tiers, `except` those whose bits are set.
+  /// The best copy that can be read from somewhere: the highest fidelity, then one not doubtful, then the nearest.
+  /// tiers() where there is none. `from` skips nearer tiers, `except` those whose bits are set.
   std::size_t best_copy(std::uint32_t i, std::size_t from = 0, unsigned except = 0) const noexcept;
   /// Whether a tier farther than `t` has the block as well, in a copy that is not doubtful.
   bool saved_below(std::uint32_t i, std::size_t t) const noexcept;

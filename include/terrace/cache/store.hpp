@@ -55,8 +55,9 @@ class kv_store {
   /// A sender that completes when every block sealed before has been stored in a tier below tier 0, and every block that
   /// had a name before is durable in a tier that keeps: it survives a crash of the process and of the machine. Names that
   /// were forgotten before do not come back then. What is sealed and named later does not hold it up; flushes that begin
-  /// while one is under way are answered together after it. Errors: out_of_capacity where there is no room for that, what a tier has failed with
-  /// where one is set aside or its sync fails (deadline where it hangs), lost where a block with a name is.
+  /// while one is under way are answered together after it. Errors: out_of_capacity where there is no room for that,
+  /// what a tier has failed with where one is set aside or its sync fails (deadline where it hangs), lost where a block
+  /// with a name is.
   flush_sender flush() noexcept { return flush_sender(*planner_); }
   /// The engine's clock: the step that begins now. It never goes back.
   void advance_step(std::uint64_t step) { planner_->advance_step(step); }

@@ -66,10 +66,10 @@ class window {
 /// No member waits for the device, but `reserve` for the copies that make it room. `next` waits for a disk, where a block
 /// is nowhere nearer: prefetch what is.
 ///
-/// One engine stream at a time: its arrays are written in that stream's order. Streams stay until the batch has ended. While that stream is being captured into
-/// a graph, capture what lies between `next` and `release`, not these. It stays in place, its windows end before it, and
-/// it before its cache. Its sequences stay, unchanged from the first window of a layer to the last, as for
-/// terrace::batch. Owner thread only.
+/// One engine stream at a time: its arrays are written in that stream's order. Streams stay until the batch has ended.
+/// While that stream is being captured into a graph, capture what lies between `next` and `release`, not these. It
+/// stays in place, its windows end before it, and it before its cache. Its sequences stay, unchanged from the first
+/// window of a layer to the last, as for terrace::batch. Owner thread only.
 class batch {
  public:
   static constexpr std::size_t page_stride = cuda::page_stride;

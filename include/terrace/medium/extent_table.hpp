@@ -17,7 +17,8 @@ namespace terrace {
 
 /// What makes a medium outlive the process: the superblock and the table of extent headers at the beginning of a file
 /// (docs/on-disk-format.md). The medium says which extents have a header; `commit`, called by a sync of the medium,
-/// writes what has changed. In memory it takes what the headers in use take, wherever in the table they are. Owner thread only, but for `commit`.
+/// writes what has changed. In memory it takes what the headers in use take, wherever in the table they are. Owner
+/// thread only, but for `commit`.
 class extent_table {
  public:
   /// What is on its way to the disk: the pages of the table that have changed, and where they go.
@@ -29,11 +30,11 @@ class extent_table {
   extent_table() = default;
   extent_table(const extent_table&) = delete;
 
-  /// Takes over `file`, locks it, and reads what is in it. A file whose first sector is zeros becomes a new
-  /// store, for which `shape` is the superblock; `bytes` is how long the file has to be. Errors, and then the file is
-  /// as it was: unavailable where another process has it, or for another version; corrupt for what is no store or is
-  /// shorter than it should be; invalid_argument where it holds something else than `shape` says; io_error. O(what was ever written of the table),
-  /// where the file system can tell; else O(table).
+  /// Takes over `file`, locks it, and reads what is in it. A file whose first sector is zeros becomes a new store, for
+  /// which `shape` is the superblock; `bytes` is how long the file has to be. Errors, and then the file is as it was:
+  /// unavailable where another process has it, or for another version; corrupt for what is no store or is shorter than
+  /// it should be; invalid_argument where it holds something else than `shape` says; io_error. O(what was ever written
+  /// of the table), where the file system can tell; else O(table).
   result<void> open(descriptor file, const superblock& shape, std::uint64_t bytes);
 
   /// The headers that were found at opening, those of a later sequence number first, each once.
