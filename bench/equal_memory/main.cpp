@@ -5,8 +5,9 @@
 //   blocking      a cache of blocks, least recently used first, and a read (O_DIRECT) that is waited for at each miss
 //   mapped        a mapped file and the kernel's paging, with the advice that serves it best
 // A step's floor is max(compute alone, bytes from disk / speed of a raw io_uring loop), of the same round. The loop reads
-// layer after layer, as the file lies that the others read; Terrace's blocks lie in the order in which they were written, all
-// layers of a token together. A note says what the disk takes for that order, and what Terrace's transfers take alone.
+// layer after layer, as the file lies that the others read; Terrace's blocks are written all layers of a token together, and it
+// lays those of a layer behind one another as far as there is room. A note says what the disk takes where they lie as they were
+// written, and what Terrace's transfers take alone.
 //
 // The page cache of a host below a virtual disk may answer faster than a disk would; it does so for all of them.
 #include <fcntl.h>
@@ -201,9 +202,8 @@ void run(bench::report& out) {
   }
   const auto ms = [](const std::vector<double>& seconds) { return 1e3 * bench::median(seconds); };
   out.note(
-      text_of("ms: compute alone %.0f; the first one's bytes by a raw loop, layer after layer %.0f, as they "
-              "lie %.0f; "
-              "its transfers alone %.0f",
+      text_of("ms: compute alone %.0f; the first one's bytes by a raw loop, layer after layer %.0f, token "
+              "after token %.0f; its transfers alone %.0f",
               ms(computes), ms(disks), ms(by_tokens), ms(transfers)));
   for (const measured& ours : all) {
     if (!ours.ours) continue;
