@@ -254,6 +254,7 @@ class planner {
 
   claim claim_slot(std::size_t bytes, need n);
   claim claim_room(std::size_t tier, std::size_t bytes, need n);
+  std::optional<extent> read_before(std::uint32_t block, std::size_t tier) const noexcept;
   room vacate(std::size_t tier, need n);
   room vacate_idle(std::size_t tier);
   void read_failed(std::uint32_t block, std::size_t tier, const error& cause);

@@ -194,6 +194,14 @@ TERRACE_BODY planner::room planner::start_store(std::uint32_t block, std::size_t
   return found;
 }
 
+// Where the block lies that is read before this one.
+TERRACE_BODY std::optional<extent> planner::read_before(std::uint32_t block,
+                                                        std::size_t tier) const noexcept {
+  const std::uint32_t before = blocks_[block].parent;
+  if (before >= blocks_.size() || !blocks_.copy(before, tier).present()) return std::nullopt;
+  return blocks_.where(before, tier);
+}
+
 TERRACE_BODY planner::room planner::start_store_to(std::uint32_t block, std::size_t from, std::size_t to,
                                                    bool evict, need n) {
   if (stopping_) return room::impossible;
@@ -209,11 +217,7 @@ TERRACE_BODY planner::room planner::start_store_to(std::uint32_t block, std::siz
     settle(block, from);
     return room::pending;
   }
-  if (const std::uint32_t before = blocks_[block].parent;
-      before < blocks_.size() && blocks_.copy(before, to).present())
-    n.behind = blocks_.where(before, to);
-  else
-    n.behind.reset();
+  n.behind = read_before(block, to);
   const claim found = claim_room(to, tiers_[to]->what.codec.max_encoded_size(group), n);
   if (found.what != room::ready) return found.what;
   if (stores_full()) {  // demotions that made the room took the last job
@@ -277,7 +281,7 @@ TERRACE_BODY bool planner::shrink_target(transfer_job& job, std::size_t bytes) {
   tier_control& tier = *tiers_[job.to];
   tier.release(job.target);
   // Nothing came between, and what was released is large enough: unless the tier has been made smaller meanwhile.
-  const auto smaller = tier.reserve(bytes);
+  const auto smaller = tier.reserve_behind(read_before(job.block, job.to), bytes);
   job.target = smaller.value_or(extent{});
   blocks_.move_copy(job.block, job.to, job.target);
   return smaller.has_value();
