@@ -163,17 +163,17 @@ TEST_CASE("two acquires of one block share its load") {
   CHECK((*first.held)[0].data == (*second.held)[0].data);
 }
 
-TEST_CASE("a block that cannot be read is lost, with its id, its cause and the lease of the others") {
+TEST_CASE("a block whose only copy is wrong is lost, with its id, its cause and the lease of the others") {
   fixture f(4);
   const auto ids = f.fill(12);
-  f.script.fail_reads = 1;
+  f.script.flip_reads = 1;
   auto held = f.ctx.sync_wait(f.cache->acquire(std::span(ids).first(3)));
   REQUIRE_FALSE(held);
   const block_error& e = held.error();
   CHECK(e.code == errc::lost);
   REQUIRE(e.lost.size() == 1);
   CHECK(e.lost[0].id == ids[0]);
-  CHECK(e.lost[0].cause.code == errc::io_error);
+  CHECK(e.lost[0].cause.code == errc::corrupt);
   REQUIRE(e.rest.size() == 3);
   CHECK(e.rest[0].data == nullptr);
   CHECK(pattern::holds(f.cache->layout().groups[0], e.rest[1].data, 0, 1, 1, 16));

@@ -181,7 +181,7 @@ TEST_CASE("a request that has lost a block is dropped and ends, and the others' 
   for (const block_id id : pattern::sealed(*m.all[2], 1)) REQUIRE(ctx.sync_wait(cache->acquire({&id, 1})));
   for (const block_id id : pattern::sealed(*m.all[0], 1)) REQUIRE(ctx.sync_wait(cache->acquire({&id, 1})));
   const block_id bad = m.all[1]->pages().rows[0][5];
-  script.fail_reads = 1;
+  script.flip_reads = 1;
   REQUIRE_FALSE(ctx.sync_wait(cache->acquire({&bad, 1})));
 
   batch b(*cache, {.sequences = 3, .window_bytes = 2 * block, .look_ahead = false});

@@ -275,7 +275,7 @@ TEST_CASE("a window that was stopped or has lost blocks is still the next one") 
   CHECK(cache->stats().pins == pins);
   CHECK(ctx.sync_wait(b.next(0))->arrays().positions[0] == 0);
 
-  script.fail_reads = 1;
+  script.flip_reads = 1;
   {
     auto window = ctx.sync_wait(b.next(0));
     REQUIRE_FALSE(window);

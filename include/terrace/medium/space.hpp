@@ -15,8 +15,8 @@ namespace terrace {
 /// Hands out variable-sized runs of [0, capacity): the space allocator of every medium. It keeps its books
 /// outside of the space, so that it serves a file as well as an arena. Two-level segregated fit (Masmano et
 /// al., "TLSF: a new dynamic memory allocator for real-time systems", 2004): reserve and release are O(1),
-/// neighbours that are free are always one run. Books grow to the largest number of runs ever alive and are
-/// then reused.
+/// neighbours that are free are always one run. Books grow with the largest number of runs ever in use and
+/// are then reused.
 ///
 /// The capacity can change, and nothing moves. So that what is in use and what is handed out never need more
 /// than the capacity together, runs are handed out below a limit only: the highest one for which the limit and
@@ -119,6 +119,7 @@ class space {
   std::uint64_t capacity_ = 0, limit_ = 0;  // in granules
   std::uint64_t beyond_ = 0;                // in use beyond the limit, in granules
   std::size_t used_ = 0;                    // in bytes
+  std::size_t taken_ = 0;                   // runs in use
   std::vector<node> nodes_;
   std::uint32_t last_ = none;      // the run at the end of the space
   std::uint32_t boundary_ = none;  // the first run beyond the limit

@@ -51,6 +51,8 @@ TERRACE_BODY std::uint32_t space::take(std::uint32_t n, std::uint64_t begin, std
   nodes_[n].free = false;
   if (nodes_[n].size > want) set_free(cut(n, want));
   used_ += want << granule_shift_;
+  // Between runs in use there is at most one that is free: books for so many are made here, and not when it comes to that.
+  if (const std::size_t most = 2 * ++taken_ + 4; most > nodes_.capacity()) nodes_.reserve(2 * most);
   return n;
 }
 
@@ -71,6 +73,7 @@ TERRACE_BODY void space::release(extent e) noexcept {
   TERRACE_ASSERT(n < nodes_.size() && !nodes_[n].free && nodes_[n].offset << granule_shift_ == e.offset,
                  "an extent was released that is not reserved");
   used_ -= nodes_[n].size << granule_shift_;
+  --taken_;
   if (nodes_[n].offset >= limit_) beyond_ -= nodes_[n].size;
   set_free(n);
   raise_limit();
