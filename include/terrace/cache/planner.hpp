@@ -393,6 +393,7 @@ class planner {
   std::unique_ptr<transfer_job[]> jobs_;
   transfer_job* free_jobs_ = nullptr;
   lease_record* free_records_ = nullptr;
+  std::size_t longest_record_ = 0;  // entries, of all that were ever asked for
   std::forward_list<lease_record> records_;
   std::vector<extent> slots_;  // scratch of serve()
   std::vector<std::uint32_t> expired_;

@@ -314,12 +314,19 @@ TERRACE_BODY void lease::release() noexcept {
   if (lease_record* record = std::exchange(record_, nullptr)) record->owner->release(record);
 }
 
+// Each is made as long as the longest, for they are handed out in any order: else one that was short so far would grow in
+// the middle of a decode.
 TERRACE_BODY lease_record* planner::take_record(std::size_t entries) {
+  if (entries > longest_record_) {
+    longest_record_ = std::max(entries, 2 * longest_record_);
+    for (lease_record* r = free_records_; r != nullptr; r = r->next) r->entries.reserve(longest_record_);
+  }
   if (free_records_ == nullptr) {
     free_records_ = &records_.emplace_front();
     free_records_->owner = this;
   }
   lease_record* record = std::exchange(free_records_, free_records_->next);
+  record->entries.reserve(longest_record_);
   record->entries.assign(entries, {});
   return record;
 }
