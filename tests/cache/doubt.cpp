@@ -67,6 +67,32 @@ class no_descriptors {
   rlimit before_{};
 };
 
+// Two tiers below tier 0 that fail as they are told, and a sequence that is written through them.
+struct three_tiers {
+  using type = tiered_cache<tier<ram>, tier<scripted>, tier<scripted>, lru>;
+  static constexpr std::size_t block = pattern::block_bytes;
+
+  explicit three_tiers(std::size_t near_blocks)
+      : opened(type::open(ctx, pattern::layout(1), {.capacity = 4 * block},
+                          {.capacity = near_blocks * block, .script = &near},
+                          {.capacity = 64 * block, .script = &far})),
+        tokens(opened.value().make_sequence()) {}
+  three_tiers(three_tiers&&) = delete;
+
+  bool append() { return pattern::append(tokens, 16, 1, 1).has_value(); }
+  bool read(std::size_t i) {
+    const std::vector<block_id> ids = pattern::sealed(tokens, 0);
+    const auto held = ctx.sync_wait(opened->acquire(std::span(ids).subspan(i, 1)));
+    return held && pattern::holds(opened->layout().groups[0], (*held)[0].data, 0, i, 1, 16);
+  }
+
+  virtual_clock clock;
+  context ctx{{.codec_threads = 0, .time = &clock}};
+  medium_script near, far;
+  result<type> opened;
+  sequence tokens;
+};
+
 }  // namespace
 
 TEST_CASE("a read that fails says nothing of the next one: the copy stays, and is asked for again") {
@@ -132,85 +158,58 @@ TEST_CASE(
 }
 
 TEST_CASE("a victim that cannot be read stays, and is tried again after a pause that grows") {
-  using type = tiered_cache<tier<ram>, tier<scripted>, tier<scripted>, lru>;
-  constexpr std::size_t block = pattern::block_bytes;
-  virtual_clock clock;
-  context ctx{{.codec_threads = 0, .time = &clock}};
-  medium_script near, far;
-  auto opened =
-      type::open(ctx, pattern::layout(1), {.capacity = 4 * block}, {.capacity = 8 * block, .script = &near},
-                 {.capacity = 64 * block, .script = &far});
-  REQUIRE(opened);
-  sequence tokens = opened->make_sequence();
-  const auto append = [&] { return pattern::append(tokens, 16, 1, 1).has_value(); };
+  three_tiers t(8);
+  const auto near_tier = [&] { return t.opened->stats().tiers[1]; };
   const auto pass = [&](milliseconds time) {
-    for (const auto until = ctx.now() + time; ctx.now() < until;) ctx.wait(until);
+    for (const auto until = t.ctx.now() + time; t.ctx.now() < until;) t.ctx.wait(until);
   };
-  near.fail_reads = always;
-  for (int i = 0; i < 40; ++i) REQUIRE(append());
+  t.near.fail_reads = always;
+  for (int i = 0; i < 40; ++i) REQUIRE(t.append());
   // The near tier is full of what cannot be moved, and is passed by; nothing is lost for that.
-  CHECK(opened->stats().tiers[1].resident_bytes == 8 * block);
-  CHECK(opened->stats().tiers[1].lost + opened->stats().dropped == 0);
-  CHECK(opened->stats().tiers[2].stores > 20);
+  CHECK(near_tier().resident_bytes == 8 * t.block);
+  CHECK(near_tier().lost + t.opened->stats().dropped == 0);
+  CHECK(t.opened->stats().tiers[2].stores > 20);
   SECTION("each copy is tried once in a pause, and pauses double: not at once, and for ever") {
-    const unsigned at_first = near.reads;
+    const unsigned at_first = t.near.reads;
     CHECK(at_first <= 2 * 8);
     for (int i = 0; i < 20; ++i) {
-      REQUIRE(append());
+      REQUIRE(t.append());
       pass(milliseconds(100));
     }
-    CHECK(near.reads > at_first);
-    CHECK(near.reads <= at_first + 9 * 8);  // 10 ms, 20, 40 ...: nine in two seconds
-    CHECK(opened->stats().tiers[1].resident_bytes == 8 * block);
+    CHECK(t.near.reads > at_first);
+    CHECK(t.near.reads <= at_first + 9 * 8);  // 10 ms, 20, 40 ...: nine in two seconds
+    CHECK(near_tier().resident_bytes == 8 * t.block);
   }
   SECTION("what can be read again is moved") {
-    near.fail_reads = 0;
+    t.near.fail_reads = 0;
     pass(milliseconds(10'000));
-    const unsigned before = near.reads;
-    for (int i = 0; i < 8; ++i) REQUIRE(append());
-    REQUIRE(ctx.sync_wait(opened->flush()));
-    CHECK(near.reads == before + 8);
+    const unsigned before = t.near.reads;
+    for (int i = 0; i < 8; ++i) REQUIRE(t.append());
+    REQUIRE(t.ctx.sync_wait(t.opened->flush()));
+    CHECK(t.near.reads == before + 8);
   }
-  near.fail_reads = 0;
-  const auto ids = pattern::sealed(tokens, 0);
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    const auto held = ctx.sync_wait(opened->acquire(std::span(ids).subspan(i, 1)));
-    REQUIRE(held);
-    CHECK(pattern::holds(opened->layout().groups[0], (*held)[0].data, 0, i, 1, 16));
-  }
+  t.near.fail_reads = 0;
+  for (std::size_t i = 0; i < t.tokens.length() / 16; ++i) REQUIRE(t.read(i));
 }
 
 TEST_CASE("a copy that comes up beside a doubtful one farther down is not let go for it") {
-  using type = tiered_cache<tier<ram>, tier<scripted>, tier<scripted>, lru>;
-  constexpr std::size_t block = pattern::block_bytes;
-  virtual_clock clock;
-  context ctx{{.codec_threads = 0, .time = &clock}};
-  medium_script near, far;
-  auto opened =
-      type::open(ctx, pattern::layout(1), {.capacity = 4 * block}, {.capacity = 16 * block, .script = &near},
-                 {.capacity = 64 * block, .script = &far});
-  REQUIRE(opened);
-  sequence tokens = opened->make_sequence();
-  for (int i = 0; i < 30; ++i) REQUIRE(pattern::append(tokens, 16, 1, 1));
-  REQUIRE(ctx.sync_wait(opened->flush()));
-  const auto ids = pattern::sealed(tokens, 0);
-  planner& control = opened->control();
-  const auto read = [&](std::size_t i) {
-    const auto held = ctx.sync_wait(opened->acquire(std::span(ids).subspan(i, 1)));
-    return held && pattern::holds(opened->layout().groups[0], (*held)[0].data, 0, i, 1, 16);
-  };
-  REQUIRE(control.copy(ids[0].index, 2).readable());
-  REQUIRE_FALSE(control.copy(ids[0].index, 1).present());
-  far.fail_reads = 1;
-  CHECK_FALSE(read(0));
-  CHECK(control.copy(ids[0].index, 2).doubtful);
+  three_tiers t(16);
+  for (int i = 0; i < 30; ++i) REQUIRE(t.append());
+  REQUIRE(t.ctx.sync_wait(t.opened->flush()));
+  const block_id first = pattern::sealed(t.tokens, 0)[0];
+  planner& control = t.opened->control();
+  REQUIRE(control.copy(first.index, 2).readable());
+  REQUIRE_FALSE(control.copy(first.index, 1).present());
+  t.far.fail_reads = 1;
+  CHECK_FALSE(t.read(0));
+  CHECK(control.copy(first.index, 2).doubtful);
   // Computed anew it is in tier 0 alone, and is stored: no copy far down that nobody has read makes that needless.
-  auto anew = opened->restore(ids[0]);
+  auto anew = t.opened->restore(first);
   REQUIRE(anew);
   std::move(*anew).complete();
-  CHECK_FALSE(control.copy(ids[0].index, 2).present());
-  REQUIRE(ctx.sync_wait(opened->flush()));
-  CHECK(control.copy(ids[0].index, 1).present());
+  CHECK_FALSE(control.copy(first.index, 2).present());
+  REQUIRE(t.ctx.sync_wait(t.opened->flush()));
+  CHECK(control.copy(first.index, 1).present());
 }
 
 TEST_CASE("a flushed block with a name outlives a time without descriptors") {
