@@ -73,7 +73,7 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE void with_elements(const token_rows& rows, 
 // A reader of whatever the rows are, which asks anew for each sixteen elements. The set without register
 // blocks uses it: that set is compiled everywhere, and is the slow one anyway.
 struct any_elements {
-  static constexpr std::size_t vectors = 1, bytes = 32;
+  static constexpr std::size_t vectors = 1, bytes = 0;
   token_rows rows;
   TERRACE_TARGET TERRACE_ALWAYS_INLINE void load(const std::byte* row, std::size_t d,
                                                  f32x16* out) const noexcept {
@@ -95,20 +95,14 @@ TERRACE_TARGET inline void read(const token_rows& rows, F f) noexcept {
 
 // ---- scores
 
-// Sums of q . k for as many keys as fill sums_per_block, `stride` apart, as [row][key]. `query` is [dim / 16][row][16].
-// Not inlined: alone it has registers enough for its addresses.
-template <class elements, int rows>
-[[gnu::noinline]] TERRACE_TARGET void score_block(elements as, const float* query, std::size_t dim,
-                                                  const std::byte* key, std::size_t stride,
-                                                  lines_ahead& ahead, float* out) noexcept {
-  constexpr std::size_t columns = sums_per_block / rows;
+// Adds to sum[row][key] the products with so many keys, `stride` apart. `query` is [dim / 16][row][16].
+template <class elements, int rows, std::size_t columns>
+TERRACE_TARGET TERRACE_ALWAYS_INLINE void add_products(elements as, const float* query, std::size_t dim,
+                                                       const std::byte* key, std::size_t stride,
+                                                       row_lines& lines, f32x16* sum) noexcept {
   constexpr std::size_t vectors = elements::vectors;
-  lines_ahead lines = ahead;
-  f32x16 sum[sums_per_block];
-  TERRACE_UNROLL
-  for (int i = 0; i < sums_per_block; ++i) sum[i] = splat(0);
   for (std::size_t d = 0; d < dim; d += 16 * vectors) {
-    lines.fetch(lines_ahead::lines(columns * elements::bytes));
+    lines.fetch_next<columns * elements::bytes>();
     f32x16 q[vectors][rows];
     TERRACE_UNROLL
     for (std::size_t v = 0; v < vectors; ++v) {
@@ -127,31 +121,51 @@ template <class elements, int rows>
       }
     }
   }
-  ahead = lines;
-  store_sums(sum, out);
+}
+
+// Sums of q . k for `blocks` times as many keys as fill sums_per_block, as [block][row][key]. Not inlined: alone it has
+// registers enough for its addresses.
+template <class elements, int rows>
+[[gnu::noinline]] TERRACE_TARGET void score_blocks(elements as, const float* query, std::size_t dim,
+                                                   const std::byte* key, std::size_t stride,
+                                                   std::ptrdiff_t ahead, std::size_t blocks,
+                                                   float* out) noexcept {
+  constexpr std::size_t columns = sums_per_block / rows;
+  row_lines lines(key + ahead, dim / (16 * elements::vectors) * elements::bytes, stride);
+  for (; blocks > 0; --blocks, key += columns * stride, out += sums_per_block) {
+    f32x16 sum[sums_per_block];
+    TERRACE_UNROLL
+    for (int i = 0; i < sums_per_block; ++i) sum[i] = splat(0);
+    if constexpr (rows == 1) {
+      // Memory is what one row waits for: key after key, in its order, as the processor itself looks ahead too.
+      TERRACE_UNROLL
+      for (std::size_t c = 0; c < columns; ++c)
+        add_products<elements, 1, 1>(as, query, dim, key + c * stride, stride, lines, sum + c);
+    } else {
+      add_products<elements, rows, columns>(as, query, dim, key, stride, lines, sum);
+    }
+    store_sums(sum, out);
+  }
 }
 
 // scores[row][token] = q . k for the tokens of `mask`. The other entries are some number.
 template <int rows, class elements>
 TERRACE_TARGET inline void score(elements as, const float* query, const token_rows& keys,
-                                 std::uint32_t tokens, token_mask mask, lines_ahead ahead,
+                                 std::uint32_t tokens, token_mask mask, std::ptrdiff_t ahead,
                                  float* scores) noexcept {
   constexpr std::uint32_t columns = sums_per_block / rows;
-  for (std::uint32_t begin = 0; begin < max_tile_tokens; begin += 16) {
+  for (std::uint32_t begin = 0; begin < tokens; begin += 16) {
     if ((mask >> begin & 0xffff) == 0) {
       for (std::size_t r = 0; r < rows; ++r) store(scores + r * score_stride + begin, splat(0));
       continue;
     }
-    const std::uint32_t end = std::min(begin + 16, tokens);
+    const std::uint32_t end = std::min(begin + 16, tokens), blocks = (end - begin) / columns;
     alignas(64) float sums[16 * rows] = {};  // [block of keys][row][key]
-    std::uint32_t t = begin;
-    for (; t + columns <= end; t += columns)
-      score_block<elements, rows>(as, query, keys.dim, keys[t], keys.stride, ahead,
-                                  sums + (t - begin) * rows);
+    score_blocks<elements, rows>(as, query, keys.dim, keys[begin], keys.stride, ahead, blocks, sums);
     split_rows<rows>(sums, scores + begin, score_stride);
     // What does not fill a block is done key by key: nothing behind the last may be read.
-    for (; t < end; ++t) {
-      score_block<elements, rows>(as, query, keys.dim, keys[t], 0, ahead, sums);
+    for (std::uint32_t t = begin + blocks * columns; t < end; ++t) {
+      score_blocks<elements, rows>(as, query, keys.dim, keys[t], 0, ahead, 1, sums);
       for (std::size_t r = 0; r < rows; ++r) scores[r * score_stride + t] = sums[r * columns];
     }
   }
@@ -163,7 +177,7 @@ TERRACE_TARGET inline void score(elements as, const float* query, const token_ro
 // from element `first` on.
 template <class elements, int rows, int width>
 TERRACE_TARGET inline void add_values(elements as, const float* p, const token_rows& values,
-                                      std::size_t first, token_run run, lines_ahead& ahead,
+                                      std::size_t first, token_run run, std::ptrdiff_t ahead,
                                       float* const* o) noexcept {
   f32x16 sum[rows][width];
   TERRACE_UNROLL
@@ -172,12 +186,13 @@ TERRACE_TARGET inline void add_values(elements as, const float* p, const token_r
     for (std::size_t w = 0; w < width; ++w) sum[r][w] = load(o[r] + first + 16 * w);
   }
   const std::size_t stride = values.stride;
-  const std::byte* row = values[run.begin];
+  const std::size_t d = elements::bytes == 0 ? first : 0;
+  const std::byte* row = values[run.begin] + first / (16 * elements::vectors) * elements::bytes;
   for (std::size_t t = run.begin; t < run.end; ++t, row += stride) {
-    ahead.fetch(lines_ahead::lines(width / elements::vectors * elements::bytes));
+    fetch_run<width / elements::vectors * elements::bytes>(row + ahead);
     f32x16 v[width];
     TERRACE_UNROLL
-    for (std::size_t w = 0; w < width; w += elements::vectors) as.load(row, first + 16 * w, v + w);
+    for (std::size_t w = 0; w < width; w += elements::vectors) as.load(row, d + 16 * w, v + w);
     TERRACE_UNROLL
     for (std::size_t r = 0; r < rows; ++r) {
       const f32x16 weight = splat(p[r * score_stride + t]);
@@ -194,8 +209,9 @@ TERRACE_TARGET inline void add_values(elements as, const float* p, const token_r
 
 template <class elements, int rows>
 TERRACE_TARGET inline void add_values(elements as, const float* p, const token_rows& values, token_run run,
-                                      lines_ahead& ahead, float* const* o) noexcept {
-  constexpr int least = elements::vectors, width = max_rows > least ? max_rows : least;
+                                      std::ptrdiff_t ahead, float* const* o) noexcept {
+  constexpr int least = elements::vectors,
+                width = std::max(least, std::min(2 * max_rows, sums_per_block / rows));
   std::size_t d = 0;
   for (; d + 16 * width <= values.dim; d += 16 * width)
     add_values<elements, rows, width>(as, p, values, d, run, ahead, o);
@@ -207,9 +223,8 @@ TERRACE_TARGET inline void add_values(elements as, const float* p, const token_r
 // Rows may see different tokens: each stretch of tokens is added to the rows that see it, and to no other.
 template <class elements, int rows>
 TERRACE_TARGET inline void add_visible_values(elements as, const float* p, const token_mask (&visible)[rows],
-                                              const token_rows& values, token_mask any, lines_ahead ahead,
+                                              const token_rows& values, token_mask any, std::ptrdiff_t ahead,
                                               float* const (&o)[rows]) noexcept {
-  lines_ahead none;
   for (token_mask rest = any; rest != 0;) {
     const auto begin = static_cast<std::uint32_t>(std::countr_zero(rest));
     token_mask alike = rest, seeing = 0;
@@ -224,7 +239,7 @@ TERRACE_TARGET inline void add_visible_values(elements as, const float* p, const
     } else {
       for (std::size_t r = 0; r < rows; ++r)
         if (((seeing >> r) & 1) != 0)
-          add_values<elements, 1>(as, p + r * score_stride, values, run, none, o + r);
+          add_values<elements, 1>(as, p + r * score_stride, values, run, 0, o + r);
     }
     rest &= ~token_range(run.begin, run.end);
   }
@@ -242,24 +257,19 @@ class float_rows {
     }
   }
 
-  // Folds one tile in. The first rows of an item to do so ask for what is read seven eighths of a tile later.
+  // Folds one tile in. The first rows of an item to do so ask for the tile that comes next.
   [[gnu::noinline]] TERRACE_TARGET void fold(const tile& part, bool first) noexcept {
     token_mask visible[rows];
     const token_mask any = of_.see(part, visible);
     if (any == 0) return;
     const token_rows &keys = part.keys, &values = part.values;
-    lines_ahead keys_ahead, values_ahead;
-    if (first) {
-      const std::size_t tokens = of_.item.tile_tokens, ahead = tokens - tokens / 8;
-      keys_ahead = lines_ahead(keys, part.left, of_.item.next_keys, ahead, tokens);
-      values_ahead = lines_ahead(values, part.left, of_.item.next_values, ahead, tokens);
-    }
+    const tiles_ahead next = first ? after(part, of_.item) : tiles_ahead{};
     const float* const query = rows == 1 ? of_.query[0] : packed_;
     alignas(64) float scores[rows * score_stride];
     read(keys,
-         [&](auto as) TERRACE_TARGET { score<rows>(as, query, keys, part.tokens, any, keys_ahead, scores); });
+         [&](auto as) TERRACE_TARGET { score<rows>(as, query, keys, part.tokens, any, next.keys, scores); });
     float rescale[rows];
-    weigh<rows>(visible, scores, of_.m, of_.l, rescale);
+    weigh<rows>(visible, parts(part), scores, of_.m, of_.l, rescale);
     for (std::size_t r = 0; r < rows; ++r) {
       if (rescale[r] == 1) continue;
       const f32x16 factor = splat(rescale[r]);
@@ -267,7 +277,7 @@ class float_rows {
       for (std::size_t d = 0; d < values.dim; d += 16) store(o + d, mul(load(o + d), factor));
     }
     read(values, [&](auto as) TERRACE_TARGET {
-      add_visible_values(as, scores, visible, values, any, values_ahead, of_.o);
+      add_visible_values(as, scores, visible, values, any, next.values, of_.o);
     });
   }
 

@@ -153,9 +153,8 @@ template <class codes, int rows, int sixteens>
 [[gnu::noinline]] TERRACE_TARGET void score_tokens(const integer_queries<rows>& queries,
                                                    const std::byte* keys, std::size_t stride,
                                                    std::size_t groups, const tile_scales& scales,
-                                                   std::size_t token, lines_ahead& ahead,
+                                                   std::size_t token, std::ptrdiff_t ahead,
                                                    float* out) noexcept {
-  lines_ahead lines = ahead;
   f32x16 sum[sixteens][rows];
   TERRACE_UNROLL
   for (std::size_t s = 0; s < sixteens; ++s) {
@@ -164,7 +163,7 @@ template <class codes, int rows, int sixteens>
   }
   const std::int16_t* q = queries.values;
   for (std::size_t g = 0; g < groups; ++g, q += 32 * rows) {
-    lines.fetch_at_once(lines_ahead::lines(16 * sixteens * codes::bytes));
+    fetch_part<16 * sixteens, codes::bytes>(keys + ahead, stride, groups, g);
     int_lanes column[sixteens][codes::columns];
     int_lanes dots[sixteens][rows];
     TERRACE_UNROLL
@@ -196,7 +195,6 @@ template <class codes, int rows, int sixteens>
       for (std::size_t r = 0; r < rows; ++r) sum[s][r] = fma(to_float(dots[s][r]), scale, sum[s][r]);
     }
   }
-  ahead = lines;
   TERRACE_UNROLL
   for (std::size_t s = 0; s < sixteens; ++s) {
     TERRACE_UNROLL
@@ -209,9 +207,9 @@ template <class codes, int rows, int sixteens>
 template <class codes, int rows>
 TERRACE_TARGET inline void score_tile(const integer_queries<rows>& queries, const token_rows& keys,
                                       std::size_t tokens, token_mask mask, const tile_scales& scales,
-                                      lines_ahead ahead, float* scores) noexcept {
+                                      std::ptrdiff_t ahead, float* scores) noexcept {
   const std::size_t groups = keys.dim / 32, row_bytes = groups * codes::bytes;
-  for (std::size_t t = 0; t < max_tile_tokens; t += 16) {
+  for (std::size_t t = 0; t < tokens; t += 16) {
     if ((mask >> t & 0xffff) == 0) {
       for (std::size_t r = 0; r < rows; ++r) store(scores + r * score_stride + t, splat(0));
     } else if (most_sixteens == 2 && t + 32 <= tokens) {
@@ -223,7 +221,7 @@ TERRACE_TARGET inline void score_tile(const integer_queries<rows>& queries, cons
     } else {  // behind the last token nothing may be read
       std::byte padded[16 * max_groups * codes::bytes] = {};
       for (std::size_t i = t; i < tokens; ++i) std::memcpy(padded + (i - t) * row_bytes, keys[i], row_bytes);
-      score_tokens<codes, rows, 1>(queries, padded, row_bytes, groups, scales, t, ahead, scores);
+      score_tokens<codes, rows, 1>(queries, padded, row_bytes, groups, scales, t, 0, scores);
     }
   }
 }
@@ -267,9 +265,8 @@ template <class codes, int rows, int width>
 [[gnu::noinline]] TERRACE_TARGET void add_groups(const integer_weights<rows>& weights,
                                                  const token_rows& values, std::size_t first, token_run run,
                                                  std::size_t tokens, const token_mask (&visible)[rows],
-                                                 const float (&rescale)[rows], lines_ahead& ahead,
+                                                 const float (&rescale)[rows], std::ptrdiff_t ahead,
                                                  float* const (&o)[rows]) noexcept {
-  lines_ahead lines = ahead;
   int_lanes sum[rows][2 * width];
   TERRACE_UNROLL
   for (std::size_t r = 0; r < rows; ++r) {
@@ -281,7 +278,8 @@ template <class codes, int rows, int width>
   const std::int16_t* const last = weights.of[first][0] + tokens - 1;
   const std::int16_t* const end = weights.of[first][0] + run.end;
   for (; weight < end; weight += 2, row += 2 * values.stride) {
-    lines.fetch_at_once(lines_ahead::lines(2 * width * codes::bytes));
+    fetch_run<width * codes::bytes>(row + ahead);
+    fetch_run<width * codes::bytes>(row + ahead + values.stride);
     // The last of an odd number makes a pair with itself; its second weight is zero.
     const std::byte* const next = weight == last ? row : row + values.stride;
     TERRACE_UNROLL
@@ -296,7 +294,6 @@ template <class codes, int rows, int width>
       }
     }
   }
-  ahead = lines;
   TERRACE_UNROLL
   for (std::size_t r = 0; r < rows; ++r) {
     if (visible[r] == 0) continue;
@@ -326,16 +323,11 @@ class integer_rows {
     token_mask visible[rows];
     const token_mask any = of_.see(part, visible);
     if (any == 0) return;
-    lines_ahead keys_ahead, values_ahead;
-    if (first) {
-      const std::size_t tokens = of_.item.tile_tokens;
-      keys_ahead = lines_ahead(part.keys, part.left, of_.item.next_keys, tokens, tokens);
-      values_ahead = lines_ahead(part.values, part.left, of_.item.next_values, tokens, tokens);
-    }
+    const tiles_ahead next = first ? after(part, of_.item) : tiles_ahead{};
     alignas(64) float scores[rows * score_stride];
-    score_tile<codes, rows>(queries_, part.keys, part.tokens, any, scales.of_keys(part), keys_ahead, scores);
+    score_tile<codes, rows>(queries_, part.keys, part.tokens, any, scales.of_keys(part), next.keys, scores);
     float rescale[rows];
-    weigh<rows>(visible, scores, of_.m, of_.l, rescale);
+    weigh<rows>(visible, parts(part), scores, of_.m, of_.l, rescale);
 
     const std::size_t groups = part.values.dim / 32;
     const integer_weights<rows> weights(scores, visible, scales.of_values(part), groups);
@@ -344,11 +336,11 @@ class integer_rows {
     constexpr int width = max_rows >= 4 ? 2 : 1;
     std::size_t g = 0;
     for (; g + width <= groups; g += width)
-      add_groups<codes, rows, width>(weights, part.values, g, run, part.tokens, visible, rescale,
-                                     values_ahead, of_.o);
+      add_groups<codes, rows, width>(weights, part.values, g, run, part.tokens, visible, rescale, next.values,
+                                     of_.o);
     if constexpr (width > 1)
       if (g < groups)
-        add_groups<codes, rows, 1>(weights, part.values, g, run, part.tokens, visible, rescale, values_ahead,
+        add_groups<codes, rows, 1>(weights, part.values, g, run, part.tokens, visible, rescale, next.values,
                                    of_.o);
   }
 

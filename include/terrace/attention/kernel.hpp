@@ -12,7 +12,6 @@
 #include "terrace/attention/attention_arithmetic.hpp"
 #include "terrace/attention/block_view.hpp"
 #include "terrace/attention/integer_simd.hpp"
-#include "terrace/attention/lines_ahead.hpp"
 #include "terrace/attention/partial_state.hpp"
 #include "terrace/attention/query_tile.hpp"
 #include "terrace/attention/visible_tokens.hpp"

@@ -25,6 +25,67 @@ inline tile tile_at(const attend_item& item, std::uint32_t begin) noexcept {
   return part;
 }
 
+// How far behind a tile's rows, in bytes, those lie that are read a tile later, in this block or the next; 0 where that is
+// not known. A kernel asks for them between its arithmetic, which keeps memory busy all the time.
+struct tiles_ahead {
+  std::ptrdiff_t keys = 0, values = 0;
+};
+
+inline tiles_ahead after(const tile& part, const attend_item& item) noexcept {
+  const auto distance = [&](const token_rows& rows, const token_rows& next) noexcept {
+    if (part.left > item.tile_tokens) return static_cast<std::ptrdiff_t>(item.tile_tokens * rows.stride);
+    if (next.first == nullptr || next.stride != rows.stride) return std::ptrdiff_t{0};
+    return next.first - rows.first;
+  };
+  return {distance(part.keys, item.next_keys), distance(part.values, item.next_values)};
+}
+
+// Into the second cache: it can wait for more lines at a time than the first, in which the next tile would also push out
+// this one.
+TERRACE_ALWAYS_INLINE void fetch(const std::byte* line) noexcept { __builtin_prefetch(line, 0, 2); }
+
+// Asks for `bytes` that lie together.
+template <std::size_t bytes>
+TERRACE_ALWAYS_INLINE void fetch_run(const std::byte* first) noexcept {
+  if constexpr (bytes > 0) {
+    TERRACE_UNROLL
+    for (std::size_t b = 0; b < bytes; b += 64) fetch(first + b);
+  }
+}
+
+// Asks for rows of `row_bytes`, `stride` apart, in the order of memory.
+class row_lines {
+ public:
+  row_lines(const std::byte* first, std::size_t row_bytes, std::size_t stride) noexcept
+      : at_(reinterpret_cast<std::uintptr_t>(first)),
+        end_(stride == row_bytes ? std::numeric_limits<std::uintptr_t>::max() : at_ + row_bytes),
+        stride_(stride),
+        gap_(stride - row_bytes) {}
+  template <std::size_t bytes>
+  TERRACE_ALWAYS_INLINE void fetch_next() noexcept {
+    fetch_run<bytes>(reinterpret_cast<const std::byte*>(at_));
+    at_ += bytes;
+    if (at_ < end_) return;
+    at_ = end_ + gap_;
+    end_ += stride_;
+  }
+
+ private:
+  std::uintptr_t at_;
+  std::uintptr_t end_;  // of the row, where another does not follow at once
+  std::size_t stride_, gap_;
+};
+
+// A loop over `steps` that takes `bytes` of each of so many rows in every step asks for as much of `rows` in step i: in the
+// order of memory where they lie together, and otherwise for whole rows.
+template <std::size_t columns, std::size_t bytes>
+TERRACE_ALWAYS_INLINE void fetch_part(const std::byte* rows, std::size_t stride, std::size_t steps,
+                                      std::size_t i) noexcept {
+  if (stride == steps * bytes) return fetch_run<columns * bytes>(rows + i * columns * bytes);
+  for (std::size_t c = i; c < columns; c += steps)
+    for (std::size_t b = 0; b < steps * bytes; b += 64) fetch(rows + c * stride + b);
+}
+
 // Rows of an item that share each key and value while it is in a register.
 template <int rows>
 struct item_rows {
@@ -77,38 +138,48 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE f32x16 exp_nonpositive(f32x16 x) noexcept {
   return select(less(x, splat(-87.33654f)), splat(0), p);
 }
 
-// Turns the rows' scores into exp(score - m), zero where a row does not see the token; updates m and l, and
-// gives what each row's output must be multiplied with.
+// Sixteens of tokens that a tile has.
+inline constexpr std::size_t max_parts = max_tile_tokens / 16;
+inline std::size_t parts(const tile& part) noexcept { return (part.tokens + 15) / 16; }
+
+// Turns the rows' scores of so many sixteens of tokens into exp(score - m), zero where a row does not see the token; updates
+// m and l, and gives what each row's output must be multiplied with.
 template <int rows>
-TERRACE_TARGET inline void weigh(const token_mask (&visible)[rows], float* scores, float* const (&m)[rows],
-                                 float* const (&l)[rows], float (&rescale)[rows]) noexcept {
-  constexpr int parts = max_tile_tokens / 16;
-  f32x16 s[rows][parts];
-  f32x16 base[rows];
+TERRACE_TARGET inline void weigh(const token_mask (&visible)[rows], std::size_t parts, float* scores,
+                                 float* const (&m)[rows], float* const (&l)[rows],
+                                 float (&rescale)[rows]) noexcept {
+  f32x16 most[rows], total[rows], base[rows];
   float next[rows];
   TERRACE_UNROLL
   for (std::size_t r = 0; r < rows; ++r) {
-    TERRACE_UNROLL
-    for (std::size_t i = 0; i < parts; ++i) {
-      const auto seen = static_cast<mask16>(visible[r] >> (16 * i));
-      const f32x16 bounded =
-          min(splat(std::numeric_limits<float>::max()), load(scores + r * score_stride + 16 * i));
-      s[r][i] = select(seen, bounded, splat(no_logit));
-    }
+    most[r] = splat(no_logit);
+    total[r] = splat(0);
   }
-  TERRACE_UNROLL
-  for (std::size_t r = 0; r < rows; ++r) {
-    const float tile_m = largest(max(max(s[r][0], s[r][1]), max(s[r][2], s[r][3])));
-    next[r] = tile_m > *m[r] ? tile_m : *m[r];
-    base[r] = splat(next[r] == no_logit ? 0.0f : next[r]);  // -inf - -inf would be a NaN
-  }
-  TERRACE_UNROLL
   for (std::size_t i = 0; i < parts; ++i) {
     TERRACE_UNROLL
     for (std::size_t r = 0; r < rows; ++r) {
       const auto seen = static_cast<mask16>(visible[r] >> (16 * i));
-      s[r][i] = select(seen, exp_nonpositive(sub(s[r][i], base[r])), splat(0));
-      store(scores + r * score_stride + 16 * i, s[r][i]);
+      float* const at = scores + r * score_stride + 16 * i;
+      const f32x16 bounded = min(splat(std::numeric_limits<float>::max()), load(at));
+      const f32x16 score = select(seen, bounded, splat(no_logit));
+      most[r] = max(most[r], score);
+      store(at, score);
+    }
+  }
+  TERRACE_UNROLL
+  for (std::size_t r = 0; r < rows; ++r) {
+    const float tile_m = largest(most[r]);
+    next[r] = tile_m > *m[r] ? tile_m : *m[r];
+    base[r] = splat(next[r] == no_logit ? 0.0f : next[r]);  // -inf - -inf would be a NaN
+  }
+  for (std::size_t i = 0; i < parts; ++i) {
+    TERRACE_UNROLL
+    for (std::size_t r = 0; r < rows; ++r) {
+      const auto seen = static_cast<mask16>(visible[r] >> (16 * i));
+      float* const at = scores + r * score_stride + 16 * i;
+      const f32x16 weight = select(seen, exp_nonpositive(sub(load(at), base[r])), splat(0));
+      total[r] = add(total[r], weight);
+      store(at, weight);
     }
   }
   TERRACE_UNROLL
@@ -119,7 +190,7 @@ TERRACE_TARGET inline void weigh(const token_mask (&visible)[rows], float* score
       store(lanes, exp_nonpositive(sub(splat(*m[r]), base[r])));
       rescale[r] = lanes[0];
     }
-    *l[r] = fma(*l[r], rescale[r], sum(add(add(s[r][0], s[r][1]), add(s[r][2], s[r][3]))));
+    *l[r] = fma(*l[r], rescale[r], sum(total[r]));
     *m[r] = next[r];
   }
 }
