@@ -103,7 +103,7 @@ class replayer {
   };
 
   void enter(std::uint32_t i, std::size_t tier) {
-    while (!tiers_[tier]->reserve(1)) make_room(tier);
+    while (!tiers_[tier]->reserve(1, {})) make_room(tier);
     slots_[i].tier = tier;
     tiers_[tier]->admit(i, slots_[i].info, terrace::standing::ordinary);
   }

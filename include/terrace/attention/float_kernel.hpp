@@ -95,14 +95,15 @@ TERRACE_TARGET inline void read(const token_rows& rows, F f) noexcept {
 
 // ---- scores
 
-// Adds to sum[row][key] the products with so many keys, `stride` apart. `query` is [dim / 16][row][16].
-template <class elements, int rows, std::size_t columns>
+// Adds to sum[row][key] the products with so many keys, `stride` apart, and calls `each` before each step. `query` is
+// [dim / 16][row][16].
+template <class elements, int rows, std::size_t columns, class Each>
 TERRACE_TARGET TERRACE_ALWAYS_INLINE void add_products(elements as, const float* query, std::size_t dim,
-                                                       const std::byte* key, std::size_t stride,
-                                                       row_lines& lines, f32x16* sum) noexcept {
+                                                       const std::byte* key, std::size_t stride, f32x16* sum,
+                                                       Each each) noexcept {
   constexpr std::size_t vectors = elements::vectors;
   for (std::size_t d = 0; d < dim; d += 16 * vectors) {
-    lines.fetch_next<columns * elements::bytes>();
+    each();
     f32x16 q[vectors][rows];
     TERRACE_UNROLL
     for (std::size_t v = 0; v < vectors; ++v) {
@@ -127,11 +128,11 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE void add_products(elements as, const float*
 // registers enough for its addresses.
 template <class elements, int rows>
 [[gnu::noinline]] TERRACE_TARGET void score_blocks(elements as, const float* query, std::size_t dim,
-                                                   const std::byte* key, std::size_t stride,
-                                                   std::ptrdiff_t ahead, std::size_t blocks,
-                                                   float* out) noexcept {
+                                                   const std::byte* key, std::size_t stride, rows_ahead ahead,
+                                                   std::size_t blocks, float* out) noexcept {
   constexpr std::size_t columns = sums_per_block / rows;
-  row_lines lines(key + ahead, dim / (16 * elements::vectors) * elements::bytes, stride);
+  const std::size_t row_bytes = dim / (16 * elements::vectors) * elements::bytes;
+  row_lines lines(key, ahead, row_bytes, stride);
   for (; blocks > 0; --blocks, key += columns * stride, out += sums_per_block) {
     f32x16 sum[sums_per_block];
     TERRACE_UNROLL
@@ -139,10 +140,15 @@ template <class elements, int rows>
     if constexpr (rows == 1) {
       // Memory is what one row waits for: key after key, in its order, as the processor itself looks ahead too.
       TERRACE_UNROLL
-      for (std::size_t c = 0; c < columns; ++c)
-        add_products<elements, 1, 1>(as, query, dim, key + c * stride, stride, lines, sum + c);
+      for (std::size_t c = 0; c < columns; ++c) {
+        const std::byte* const at = key + c * stride;
+        fetch_row(at + ahead.distance, row_bytes, ahead.into_second);
+        add_products<elements, 1, 1>(as, query, dim, at, stride, sum + c, []() TERRACE_TARGET {});
+      }
     } else {
-      add_products<elements, rows, columns>(as, query, dim, key, stride, lines, sum);
+      add_products<elements, rows, columns>(as, query, dim, key, stride, sum, [&]() TERRACE_TARGET {
+        lines.template fetch_next<columns * elements::bytes>();
+      });
     }
     store_sums(sum, out);
   }
@@ -151,7 +157,7 @@ template <class elements, int rows>
 // scores[row][token] = q . k for the tokens of `mask`. The other entries are some number.
 template <int rows, class elements>
 TERRACE_TARGET inline void score(elements as, const float* query, const token_rows& keys,
-                                 std::uint32_t tokens, token_mask mask, std::ptrdiff_t ahead,
+                                 std::uint32_t tokens, token_mask mask, rows_ahead ahead,
                                  float* scores) noexcept {
   constexpr std::uint32_t columns = sums_per_block / rows;
   for (std::uint32_t begin = 0; begin < tokens; begin += 16) {
@@ -177,7 +183,7 @@ TERRACE_TARGET inline void score(elements as, const float* query, const token_ro
 // from element `first` on.
 template <class elements, int rows, int width>
 TERRACE_TARGET inline void add_values(elements as, const float* p, const token_rows& values,
-                                      std::size_t first, token_run run, std::ptrdiff_t ahead,
+                                      std::size_t first, token_run run, rows_ahead ahead,
                                       float* const* o) noexcept {
   f32x16 sum[rows][width];
   TERRACE_UNROLL
@@ -189,7 +195,7 @@ TERRACE_TARGET inline void add_values(elements as, const float* p, const token_r
   const std::size_t d = elements::bytes == 0 ? first : 0;
   const std::byte* row = values[run.begin] + first / (16 * elements::vectors) * elements::bytes;
   for (std::size_t t = run.begin; t < run.end; ++t, row += stride) {
-    fetch_run<width / elements::vectors * elements::bytes>(row + ahead);
+    fetch_run<width / elements::vectors * elements::bytes>(row + ahead.distance, ahead.into_second);
     f32x16 v[width];
     TERRACE_UNROLL
     for (std::size_t w = 0; w < width; w += elements::vectors) as.load(row, d + 16 * w, v + w);
@@ -209,7 +215,7 @@ TERRACE_TARGET inline void add_values(elements as, const float* p, const token_r
 
 template <class elements, int rows>
 TERRACE_TARGET inline void add_values(elements as, const float* p, const token_rows& values, token_run run,
-                                      std::ptrdiff_t ahead, float* const* o) noexcept {
+                                      rows_ahead ahead, float* const* o) noexcept {
   constexpr int least = elements::vectors,
                 width = std::max(least, std::min(2 * max_rows, sums_per_block / rows));
   std::size_t d = 0;
@@ -223,7 +229,7 @@ TERRACE_TARGET inline void add_values(elements as, const float* p, const token_r
 // Rows may see different tokens: each stretch of tokens is added to the rows that see it, and to no other.
 template <class elements, int rows>
 TERRACE_TARGET inline void add_visible_values(elements as, const float* p, const token_mask (&visible)[rows],
-                                              const token_rows& values, token_mask any, std::ptrdiff_t ahead,
+                                              const token_rows& values, token_mask any, rows_ahead ahead,
                                               float* const (&o)[rows]) noexcept {
   for (token_mask rest = any; rest != 0;) {
     const auto begin = static_cast<std::uint32_t>(std::countr_zero(rest));
@@ -239,7 +245,7 @@ TERRACE_TARGET inline void add_visible_values(elements as, const float* p, const
     } else {
       for (std::size_t r = 0; r < rows; ++r)
         if (((seeing >> r) & 1) != 0)
-          add_values<elements, 1>(as, p + r * score_stride, values, run, 0, o + r);
+          add_values<elements, 1>(as, p + r * score_stride, values, run, {}, o + r);
     }
     rest &= ~token_range(run.begin, run.end);
   }

@@ -153,8 +153,7 @@ template <class codes, int rows, int sixteens>
 [[gnu::noinline]] TERRACE_TARGET void score_tokens(const integer_queries<rows>& queries,
                                                    const std::byte* keys, std::size_t stride,
                                                    std::size_t groups, const tile_scales& scales,
-                                                   std::size_t token, std::ptrdiff_t ahead,
-                                                   float* out) noexcept {
+                                                   std::size_t token, rows_ahead ahead, float* out) noexcept {
   f32x16 sum[sixteens][rows];
   TERRACE_UNROLL
   for (std::size_t s = 0; s < sixteens; ++s) {
@@ -163,7 +162,7 @@ template <class codes, int rows, int sixteens>
   }
   const std::int16_t* q = queries.values;
   for (std::size_t g = 0; g < groups; ++g, q += 32 * rows) {
-    fetch_part<16 * sixteens, codes::bytes>(keys + ahead, stride, groups, g);
+    fetch_part<16 * sixteens, codes::bytes>(keys, ahead, stride, groups, g);
     int_lanes column[sixteens][codes::columns];
     int_lanes dots[sixteens][rows];
     TERRACE_UNROLL
@@ -207,7 +206,7 @@ template <class codes, int rows, int sixteens>
 template <class codes, int rows>
 TERRACE_TARGET inline void score_tile(const integer_queries<rows>& queries, const token_rows& keys,
                                       std::size_t tokens, token_mask mask, const tile_scales& scales,
-                                      std::ptrdiff_t ahead, float* scores) noexcept {
+                                      rows_ahead ahead, float* scores) noexcept {
   const std::size_t groups = keys.dim / 32, row_bytes = groups * codes::bytes;
   for (std::size_t t = 0; t < tokens; t += 16) {
     if ((mask >> t & 0xffff) == 0) {
@@ -221,7 +220,7 @@ TERRACE_TARGET inline void score_tile(const integer_queries<rows>& queries, cons
     } else {  // behind the last token nothing may be read
       std::byte padded[16 * max_groups * codes::bytes] = {};
       for (std::size_t i = t; i < tokens; ++i) std::memcpy(padded + (i - t) * row_bytes, keys[i], row_bytes);
-      score_tokens<codes, rows, 1>(queries, padded, row_bytes, groups, scales, t, 0, scores);
+      score_tokens<codes, rows, 1>(queries, padded, row_bytes, groups, scales, t, {}, scores);
     }
   }
 }
@@ -265,7 +264,7 @@ template <class codes, int rows, int width>
 [[gnu::noinline]] TERRACE_TARGET void add_groups(const integer_weights<rows>& weights,
                                                  const token_rows& values, std::size_t first, token_run run,
                                                  std::size_t tokens, const token_mask (&visible)[rows],
-                                                 const float (&rescale)[rows], std::ptrdiff_t ahead,
+                                                 const float (&rescale)[rows], rows_ahead ahead,
                                                  float* const (&o)[rows]) noexcept {
   int_lanes sum[rows][2 * width];
   TERRACE_UNROLL
@@ -278,8 +277,8 @@ template <class codes, int rows, int width>
   const std::int16_t* const last = weights.of[first][0] + tokens - 1;
   const std::int16_t* const end = weights.of[first][0] + run.end;
   for (; weight < end; weight += 2, row += 2 * values.stride) {
-    fetch_run<width * codes::bytes>(row + ahead);
-    fetch_run<width * codes::bytes>(row + ahead + values.stride);
+    fetch_run<width * codes::bytes>(row + ahead.distance, ahead.into_second);
+    fetch_run<width * codes::bytes>(row + ahead.distance + values.stride, ahead.into_second);
     // The last of an odd number makes a pair with itself; its second weight is zero.
     const std::byte* const next = weight == last ? row : row + values.stride;
     TERRACE_UNROLL

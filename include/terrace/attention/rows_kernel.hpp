@@ -25,45 +25,62 @@ inline tile tile_at(const attend_item& item, std::uint32_t begin) noexcept {
   return part;
 }
 
-// How far behind a tile's rows, in bytes, those lie that are read a tile later, in this block or the next; 0 where that is
-// not known. A kernel asks for them between its arithmetic, which keeps memory busy all the time.
+// Where those rows lie that are read a tile later than some at hand, in this block or the next. A kernel asks for them
+// between its arithmetic, which keeps memory busy all the time.
+struct rows_ahead {
+  std::ptrdiff_t distance = 0;  // bytes; 0 where it is not known
+  bool into_second = true;      // cache: see misses_wait_in_second_cache()
+};
 struct tiles_ahead {
-  std::ptrdiff_t keys = 0, values = 0;
+  rows_ahead keys, values;
 };
 
 inline tiles_ahead after(const tile& part, const attend_item& item) noexcept {
-  const auto distance = [&](const token_rows& rows, const token_rows& next) noexcept {
-    if (part.left > item.tile_tokens) return static_cast<std::ptrdiff_t>(item.tile_tokens * rows.stride);
-    if (next.first == nullptr || next.stride != rows.stride) return std::ptrdiff_t{0};
-    return next.first - rows.first;
+  const auto rows_after = [&](const token_rows& rows, const token_rows& next) noexcept {
+    std::ptrdiff_t distance = 0;
+    if (part.left > item.tile_tokens)
+      distance = static_cast<std::ptrdiff_t>(item.tile_tokens * rows.stride);
+    else if (next.first != nullptr && next.stride == rows.stride)
+      distance = next.first - rows.first;
+    return rows_ahead{distance, misses_wait_in_second_cache()};
   };
-  return {distance(part.keys, item.next_keys), distance(part.values, item.next_values)};
+  return {rows_after(part.keys, item.next_keys), rows_after(part.values, item.next_values)};
 }
-
-// Into the second cache: it can wait for more lines at a time than the first, in which the next tile would also push out
-// this one.
-TERRACE_ALWAYS_INLINE void fetch(const std::byte* line) noexcept { __builtin_prefetch(line, 0, 2); }
 
 // Asks for `bytes` that lie together.
 template <std::size_t bytes>
-TERRACE_ALWAYS_INLINE void fetch_run(const std::byte* first) noexcept {
+TERRACE_ALWAYS_INLINE void fetch_run(const std::byte* first, bool into_second) noexcept {
   if constexpr (bytes > 0) {
-    TERRACE_UNROLL
-    for (std::size_t b = 0; b < bytes; b += 64) fetch(first + b);
+    if (into_second) [[likely]] {
+      TERRACE_UNROLL
+      for (std::size_t b = 0; b < bytes; b += 64) __builtin_prefetch(first + b, 0, 2);
+    } else {
+      TERRACE_UNROLL
+      for (std::size_t b = 0; b < bytes; b += 64) __builtin_prefetch(first + b, 0, 3);
+    }
   }
 }
 
-// Asks for rows of `row_bytes`, `stride` apart, in the order of memory.
+// Asks for a row.
+TERRACE_ALWAYS_INLINE void fetch_row(const std::byte* first, std::size_t bytes, bool into_second) noexcept {
+  if (into_second) [[likely]]
+    for (std::size_t b = 0; b < bytes; b += 64) __builtin_prefetch(first + b, 0, 2);
+  else
+    for (std::size_t b = 0; b < bytes; b += 64) __builtin_prefetch(first + b, 0, 3);
+}
+
+// Asks for what lies `ahead` of rows of `row_bytes`, `stride` apart, in the order of memory.
 class row_lines {
  public:
-  row_lines(const std::byte* first, std::size_t row_bytes, std::size_t stride) noexcept
-      : at_(reinterpret_cast<std::uintptr_t>(first)),
+  row_lines(const std::byte* first, rows_ahead ahead, std::size_t row_bytes, std::size_t stride) noexcept
+      : at_(reinterpret_cast<std::uintptr_t>(first + ahead.distance)),
         end_(stride == row_bytes ? std::numeric_limits<std::uintptr_t>::max() : at_ + row_bytes),
         stride_(stride),
-        gap_(stride - row_bytes) {}
+        gap_(stride - row_bytes),
+        into_second_(ahead.into_second) {}
   template <std::size_t bytes>
   TERRACE_ALWAYS_INLINE void fetch_next() noexcept {
-    fetch_run<bytes>(reinterpret_cast<const std::byte*>(at_));
+    fetch_run<bytes>(reinterpret_cast<const std::byte*>(at_), into_second_);
     at_ += bytes;
     if (at_ < end_) return;
     at_ = end_ + gap_;
@@ -74,16 +91,19 @@ class row_lines {
   std::uintptr_t at_;
   std::uintptr_t end_;  // of the row, where another does not follow at once
   std::size_t stride_, gap_;
+  bool into_second_;
 };
 
-// A loop over `steps` that takes `bytes` of each of so many rows in every step asks for as much of `rows` in step i: in the
-// order of memory where they lie together, and otherwise for whole rows.
+// A loop over `steps` that takes `bytes` of each of so many rows in every step asks for as much in step i of what lies
+// `ahead` of them: in the order of memory where rows lie together, and otherwise for whole rows.
 template <std::size_t columns, std::size_t bytes>
-TERRACE_ALWAYS_INLINE void fetch_part(const std::byte* rows, std::size_t stride, std::size_t steps,
-                                      std::size_t i) noexcept {
-  if (stride == steps * bytes) return fetch_run<columns * bytes>(rows + i * columns * bytes);
+TERRACE_ALWAYS_INLINE void fetch_part(const std::byte* rows, rows_ahead ahead, std::size_t stride,
+                                      std::size_t steps, std::size_t i) noexcept {
+  const std::byte* const first = rows + ahead.distance;
+  if (stride == steps * bytes)
+    return fetch_run<columns * bytes>(first + i * columns * bytes, ahead.into_second);
   for (std::size_t c = i; c < columns; c += steps)
-    for (std::size_t b = 0; b < steps * bytes; b += 64) fetch(rows + c * stride + b);
+    fetch_row(first + c * stride, steps * bytes, ahead.into_second);
 }
 
 // Rows of an item that share each key and value while it is in a register.

@@ -139,8 +139,7 @@ TERRACE_BODY planner::claim planner::claim_room(std::size_t tier, std::size_t by
   tier_control& t = *tiers_[tier];
   for (;;) {
     if (!n.fresh || t.used() + bytes + headroom(tier, bytes) <= t.capacity())
-      if (const auto found = tier == 0 ? t.reserve(bytes) : t.reserve_behind(n.behind, bytes))
-        return {room::ready, *found};
+      if (const auto found = t.reserve(bytes, n.behind)) return {room::ready, *found};
     pressed_ = pressed_ || tier == 0;
     if (leaving_[tier] >= bytes * std::clamp<std::size_t>(n.ahead, 1, options_.stores_in_flight))
       return {room::pending, {}};
@@ -281,7 +280,7 @@ TERRACE_BODY bool planner::shrink_target(transfer_job& job, std::size_t bytes) {
   tier_control& tier = *tiers_[job.to];
   tier.release(job.target);
   // Nothing came between, and what was released is large enough: unless the tier has been made smaller meanwhile.
-  const auto smaller = tier.reserve_behind(read_before(job.block, job.to), bytes);
+  const auto smaller = tier.reserve(bytes, read_before(job.block, job.to));
   job.target = smaller.value_or(extent{});
   blocks_.move_copy(job.block, job.to, job.target);
   return smaller.has_value();

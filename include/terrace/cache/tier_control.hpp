@@ -40,9 +40,8 @@ class tier_control {
   tier_control(const tier_control&) = delete;
   virtual ~tier_control() = default;
 
-  virtual std::optional<extent> reserve(std::size_t bytes) = 0;
-  /// Likewise, behind the block that is read before it, where the medium heeds that.
-  virtual std::optional<extent> reserve_behind(std::optional<extent> before, std::size_t bytes) = 0;
+  /// Room, if there is any; behind the block that is read `before` it, where the medium heeds that.
+  virtual std::optional<extent> reserve(std::size_t bytes, std::optional<extent> before) = 0;
   virtual void release(extent e) noexcept = 0;
   /// nullptr where the tier is not addressable.
   virtual std::byte* address(extent e) noexcept = 0;

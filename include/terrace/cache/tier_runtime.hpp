@@ -90,14 +90,12 @@ class tier_runtime final : public ranked_tier<Policy> {
   tier_runtime(std::unique_ptr<Medium> m, const tier_control::traits& t, const typename Policy::options& o)
       : ranked_tier<Policy>(t, o), medium_(std::move(m)) {}
 
-  std::optional<extent> reserve(std::size_t bytes) override {
-    return medium_ == nullptr ? std::nullopt : medium_->reserve(bytes);
-  }
-  std::optional<extent> reserve_behind(std::optional<extent> before, std::size_t bytes) override {
+  std::optional<extent> reserve(std::size_t bytes, [[maybe_unused]] std::optional<extent> before) override {
+    if (medium_ == nullptr) return std::nullopt;
     if constexpr (ordered_medium<Medium>)
-      return medium_ == nullptr ? std::nullopt : medium_->reserve_behind(before, bytes);
+      return medium_->reserve_behind(before, bytes);
     else
-      return static_cast<void>(before), reserve(bytes);
+      return medium_->reserve(bytes);
   }
   void release(extent e) noexcept override { medium_->release(e); }
   std::byte* address([[maybe_unused]] extent e) noexcept override {
