@@ -68,6 +68,8 @@ class batch {
   /// sequence of no tokens, which reserves and keeps 0. Errors, and nothing has changed: invalid_argument for a sequence
   /// that there is not or not any more, while a window is out, and where a layer cannot go on (`next`).
   result<void> drop(std::size_t i);
+  /// Whether there is a sequence i that has not been dropped.
+  bool has(std::size_t i) const noexcept { return i < size() && sequences_[i] != nullptr; }
   /// With those that have been dropped.
   std::size_t size() const noexcept { return sequences_.size(); }
   const kv_layout& layout() const noexcept { return owner_->layout(); }
@@ -85,9 +87,9 @@ class batch {
                    "a sequence of a batch was asked for tokens that it does not have");
     return *reservations_[i];
   }
-  /// Precondition: i < size(), and it has not been dropped.
+  /// Precondition: has(i).
   const sequence& at(std::size_t i) const noexcept {
-    TERRACE_ASSERT(sequences_[i] != nullptr, "a sequence of a batch was asked for after it had been dropped");
+    TERRACE_ASSERT(has(i), "a sequence of a batch was asked for after it had been dropped");
     return *sequences_[i];
   }
   /// Who takes part in a step, for whoever walks the pages on another way than `next`.
@@ -192,8 +194,7 @@ inline result<void> batch::assign(std::span<sequence* const> sequences) {
 
 inline result<void> batch::drop(std::size_t i) {
   if (busy()) return fail(errc::invalid_argument, "a batch drops a sequence while no window is out");
-  if (i >= size() || sequences_[i] == nullptr)
-    return fail(errc::invalid_argument, "a batch was to drop a sequence that it does not have");
+  if (!has(i)) return fail(errc::invalid_argument, "a batch was to drop a sequence that it does not have");
   if (under_way_) {
     if (!walk_.finished() && walk_.stale()) return propagate(changed);
     walk_.drop(static_cast<std::uint32_t>(i));

@@ -2,7 +2,9 @@
 // runtime, against a cache on the host.
 #include "terrace/cuda/decode.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -146,6 +148,69 @@ TEST_CASE("attention over what a device cannot hold is that over all of it on th
 TEST_CASE("the same bits, whatever order the streams run in and whoever decodes") {
   const auto once = on_a_device(3, 48, 500, 2, 1, true);
   for (std::uint64_t seed = 4; seed < 8; ++seed) CHECK(on_a_device(seed, 48, 500, 2, 1, true) == once);
+}
+
+TEST_CASE("whoever is dropped between two layers changes no bit of the others, and is zeros itself") {
+  const auto second_layer = [](std::optional<std::size_t> dropped) {
+    fake_cuda::reset({.seed = 9});
+    std::vector<fp16> result(3 * q_heads * dim);
+    {
+      engine e;
+      terrace::context ctx{{.codec_threads = 0}};
+      auto cache = on_device::open(ctx, pattern::layout(layers), {.capacity = 48 * block, .stream = e.stream},
+                                   {.capacity = 200 * block});
+      REQUIRE(cache);
+      auto batch = cuda::batch::make(*cache, {.sequences = 3,
+                                              .pages = 64,
+                                              .window_bytes = 4 * block,
+                                              .align = 4,
+                                              .kernels = cuda::device_kernels()});
+      REQUIRE(batch);
+      auto decode = cuda::decode_attention<fp16, dim>::make(**batch, {.q_heads = q_heads, .split_blocks = 4});
+      REQUIRE(decode);
+      std::vector<sequence> sequences;
+      std::vector<sequence*> all;
+      for (std::uint32_t i = 0; i < 3; ++i) {
+        sequences.push_back(cache->make_sequence());
+        for (std::uint32_t at = 0; at < 160 + 32 * i; at += 16)
+          REQUIRE(e.append(sequences.back(), 16, layers, 1 + i));
+      }
+      for (sequence& s : sequences) all.push_back(&s);
+      REQUIRE((*batch)->assign(all));
+      auto slots = (*batch)->reserve(std::vector<std::uint32_t>{1, 1, 1}, e.stream);
+      REQUIRE(slots);
+      fake_cuda::launch(e.stream, [=, g = cache->layout().groups[0], base = (*batch)->pages()] {
+        for (std::uint32_t l = 0; l < layers; ++l)
+          for (std::uint32_t t = 0; t < 3; ++t) {
+            const auto slot = static_cast<std::size_t>(slots->mapping(l)[t]);
+            auto* page = const_cast<std::byte*>(base) + slot / g.tokens * cuda::batch::page_stride;
+            for (const std::size_t plane : {g.k_offset(), g.v_offset()})
+              std::memset(page + plane + slot % g.tokens * g.token_stride(g.k), 0, dim * sizeof(fp16));
+          }
+      });
+      const auto q = queries_of(3, 5);
+      void *device_q = nullptr, *device_out = nullptr;
+      REQUIRE(cudaMalloc(&device_q, q.size() * sizeof(fp16)) == cudaSuccess);
+      REQUIRE(cudaMalloc(&device_out, q.size() * sizeof(fp16)) == cudaSuccess);
+      REQUIRE(cudaMemcpyAsync(device_q, q.data(), q.size() * sizeof(fp16), cudaMemcpyDefault, e.stream) ==
+              cudaSuccess);
+      for (std::uint32_t l = 0; l < layers; ++l) {
+        if (l == 1 && dropped) REQUIRE((*batch)->drop(*dropped, e.stream));
+        REQUIRE(decode->run(l, static_cast<const fp16*>(device_q), static_cast<fp16*>(device_out), e.stream));
+      }
+      REQUIRE(cudaMemcpyAsync(result.data(), device_out, q.size() * sizeof(fp16), cudaMemcpyDefault,
+                              e.stream) == cudaSuccess);
+      (*batch)->commit(std::vector<std::uint32_t>{0, 0, 0});
+      REQUIRE(cudaFree(device_q) == cudaSuccess);
+      REQUIRE(cudaFree(device_out) == cudaSuccess);
+    }
+    CHECK(emulator::take_faults().empty());
+    return result;
+  };
+  auto want = second_layer({});
+  const std::size_t dropped = GENERATE(0u, 1u, 2u), each = q_heads * dim;
+  std::fill_n(want.begin() + static_cast<std::ptrdiff_t>(dropped * each), each, fp16{});
+  CHECK(second_layer(dropped) == want);
 }
 
 TEST_CASE("what decode attention refuses") {

@@ -95,6 +95,12 @@ class batch {
 
   /// As terrace::batch::assign.
   result<void> assign(std::span<sequence* const> sequences);
+  /// As terrace::batch::drop, for captured graphs too: no array moves. The others keep the tokens and slots that they
+  /// have reserved; the tokens of sequence i keep their places, and on `stream` their slots become -1, for kernels to
+  /// leave out. The windows to come are cut and copied anew. Where the layer that is under way had no others than those
+  /// of sequence i to come, the one before was not last(). After a failure of `next` the layer is begun anew, as ever.
+  /// Errors, and nothing has changed: those, and the runtime's.
+  result<void> drop(std::size_t i, cudaStream_t stream);
   std::size_t size() const noexcept { return sequences_.size(); }
   /// Room for tokens[i] more tokens of sequence i, or out_of_capacity; it blocks as
   /// sequence::reserve does. The mapping is written on `stream`.
@@ -236,6 +242,32 @@ inline result<void> batch::assign(std::span<sequence* const> sequences) {
   return assigned;
 }
 
+inline result<void> batch::drop(std::size_t i, cudaStream_t stream) {
+  if (out_) return terrace::fail(errc::invalid_argument, "a batch drops a sequence while no window is out");
+  if (!sequences_.has(i))
+    return terrace::fail(errc::invalid_argument, "a batch was to drop a sequence that it does not have");
+  // The windows that are prepared have its pages. `next` goes on where the first of them began, if that is of the layer
+  // which the engine is at; otherwise all of that layer's have been given.
+  const std::optional<std::uint32_t> layer = layer_;
+  page_walk::place at{.finished = true};
+  if (layer && prepared_ != 0 && buffers_[front_]->layer == *layer) at = buffers_[front_]->before;
+  if (layer && prepared_ == 0 && walk_layer_ == *layer) at = walk_.where();
+  if (!at.finished && walk_.stale()) return propagate(terrace::batch::changed);
+  follow(stream);
+  if (sequences_.new_tokens(i) != 0) {
+    const device_scope scope(link_->device());
+    if (auto told = slots_.drop(i, stream); !told) return told;
+  }
+  forget_windows();
+  if (layer) {
+    begin_walk(*layer);
+    walk_.go_back(at);
+    walk_.drop(static_cast<std::uint32_t>(i));
+    layer_ = layer;
+  }
+  return sequences_.drop(i);
+}
+
 inline result<reserved_slots> batch::reserve(std::span<const std::uint32_t> tokens, cudaStream_t stream) {
   std::size_t all = 0;
   for (const std::uint32_t n : tokens) all += n;
@@ -260,8 +292,8 @@ inline result<reserved_slots> batch::reserve(std::span<const std::uint32_t> toke
 inline void batch::begin_walk(std::uint32_t layer) {
   walk_layer_ = layer;
   sequences_.members(members_);
-  if (members_.empty()) return walk_.begin(*owner_, {}, 0);
-  walk_.begin(*owner_, members_, sequences_.at(0).pages().row_of(layer).first);
+  const auto any = std::ranges::find_if(members_, [](const walk_member& m) { return m.pages != nullptr; });
+  walk_.begin(*owner_, members_, any == members_.end() ? 0 : any->pages->row_of(layer).first);
 }
 
 inline void batch::forget_windows() noexcept {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "terrace/batch.hpp"
 #include "terrace/cuda/page_tables.hpp"
@@ -17,7 +18,8 @@ inline constexpr std::size_t page_stride = 4096;
 
 /// Where an engine's kernel writes the K and V of reserved tokens: for each of them, in the order of the batch, the
 /// number of its slot, in device memory at an address that does not change. Token t of page p is slot
-/// p * tokens of a page + t, and page p lies at batch::pages() + p * page_stride.
+/// p * tokens of a page + t, and page p lies at batch::pages() + p * page_stride. A token of a sequence that has been
+/// dropped keeps its place in these arrays, and its slot is -1 from then on: it is not written.
 class reserved_slots {
  public:
   /// [tokens] of `layer`.
@@ -45,6 +47,7 @@ class slot_arrays {
       : first_position_(align_up((sequences + 1) * sizeof(std::int32_t), 16)),
         mapping_(first_position_ + sequences * sizeof(std::int64_t)),
         bytes_(mapping_ + tokens * layers * sizeof(std::int64_t)),
+        layers_(layers),
         host_(bytes_) {}
   result<void> open() {
     auto made = device_tables::make(bytes_);
@@ -68,7 +71,21 @@ class slot_arrays {
     slots.indptr_ = device_.as<const std::int32_t>();
     slots.first_position_ = device_.as<const std::int64_t>(first_position_);
     slots.mapping_ = device_.as<const std::int64_t>(mapping_);
+    const auto* const indptr = reinterpret_cast<const std::int32_t*>((*tables)->data());
+    begins_.assign(indptr, indptr + tokens.size() + 1);
     return slots;
+  }
+  /// Tells `stream` that the tokens of sequence i, of those that were written last, have no slots any more.
+  result<void> drop(std::size_t i, cudaStream_t stream) {
+    const auto bytes = [](std::int32_t slots) {
+      return static_cast<std::size_t>(slots) * sizeof(std::int64_t);
+    };
+    // All bits of -1 are set. A row of the rectangle is a layer.
+    const cudaError_t e =
+        cudaMemset2DAsync(device_.data() + mapping_ + bytes(begins_[i]), bytes(begins_.back()), 0xff,
+                          bytes(begins_[i + 1] - begins_[i]), layers_, stream);
+    if (e != cudaSuccess) return cuda::fail(e, "the slots of a dropped sequence cannot be taken back");
+    return {};
   }
 
  private:
@@ -80,7 +97,7 @@ class slot_arrays {
     indptr[0] = 0;
     for (std::size_t i = 0; i < tokens.size(); ++i) {
       indptr[i + 1] = indptr[i] + static_cast<std::int32_t>(tokens[i]);
-      first_position[i] = static_cast<std::int64_t>(reserved.at(i).length());
+      first_position[i] = reserved.has(i) ? static_cast<std::int64_t>(reserved.at(i).length()) : 0;
     }
     for (std::uint32_t layer = 0; layer < owner.layout().layers(); ++layer)
       for (std::size_t i = 0; i < tokens.size(); ++i) {
@@ -99,6 +116,8 @@ class slot_arrays {
   }
 
   std::size_t first_position_, mapping_, bytes_;  // where the arrays begin, and their end
+  std::size_t layers_;
+  std::vector<std::int32_t> begins_;  // of each sequence's tokens, and their end, as they were told last
   table_pool host_;
   device_tables device_;
 };

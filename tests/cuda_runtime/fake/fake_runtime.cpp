@@ -408,6 +408,17 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   ++m().counts.copies;
   return copy(to, from, bytes, stream, m().how.costs.copy_call);
 }
+cudaError_t cudaMemset2DAsync(void* to, size_t pitch, int value, size_t width, size_t height,
+                              cudaStream_t stream) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaMemset2DAsync"); e != cudaSuccess) return e;
+  if (!on_device(to) || width > pitch) return remember(cudaErrorInvalidValue);
+  put(stream, {.run = [=] {
+        for (std::size_t row = 0; row < height; ++row)
+          std::memset(static_cast<std::byte*>(to) + row * pitch, value, width);
+      }});
+  return cudaSuccess;
+}
 cudaError_t cudaMemcpyBatchAsync(void* const* to, const void* const* from, const size_t* bytes, size_t count,
                                  cudaMemcpyAttributes*, size_t*, size_t, cudaStream_t stream) {
   const std::scoped_lock lock(guard);
