@@ -10,7 +10,7 @@
 
 #include "terrace/cache/batch_window.hpp"
 #include "terrace/cache/page_walk.hpp"
-#include "terrace/cache/store.hpp"
+#include "terrace/kv_store.hpp"
 #include "terrace/sequence.hpp"
 
 namespace terrace {

@@ -6,9 +6,9 @@
 #include <span>
 #include <vector>
 
-#include "terrace/cache/store.hpp"
 #include "terrace/core/block.hpp"
 #include "terrace/core/result.hpp"
+#include "terrace/kv_store.hpp"
 #include "terrace/sequence.hpp"
 
 /// Prefixes that outlive the process: names for the blocks of a sequence, so that a cache that is opened over the same

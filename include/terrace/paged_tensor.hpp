@@ -11,11 +11,11 @@
 #include <vector>
 
 #include "terrace/cache/acquire.hpp"
-#include "terrace/cache/store.hpp"
 #include "terrace/core/config.hpp"
 #include "terrace/core/element.hpp"
 #include "terrace/core/layout.hpp"
 #include "terrace/execution/sync_wait.hpp"
+#include "terrace/kv_store.hpp"
 
 namespace terrace {
 inline namespace TERRACE_EX {

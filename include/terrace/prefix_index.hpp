@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "terrace/cache/planner.hpp"
-#include "terrace/cache/store.hpp"
+#include "terrace/kv_store.hpp"
 #include "terrace/prefix_tree.hpp"
 #include "terrace/sequence.hpp"
 

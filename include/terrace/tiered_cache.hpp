@@ -9,7 +9,7 @@
 #include <tuple>
 
 #include "terrace/cache/composition.hpp"
-#include "terrace/cache/front.hpp"
+#include "terrace/cache_front.hpp"
 
 namespace terrace {
 inline namespace TERRACE_EX {
@@ -27,7 +27,7 @@ inline namespace TERRACE_EX {
 /// lent, streams, and the operations of acquires and flushes. Those of acquires and flushes that have not completed by
 /// then are completed at its end, with errc::stopped; what they were connected to must still be there, and may begin
 /// nothing new. All members are for the thread that owns the context; `open` is in
-/// cache/front.hpp, the verbs are in cache/store.hpp.
+/// cache_front.hpp, the verbs are in kv_store.hpp.
 template <class... Parts>
 class tiered_cache : public cache_front<tiered_cache<Parts...>, typename composition<Parts...>::tiers,
                                         typename composition<Parts...>::policy> {

@@ -18,6 +18,7 @@
 #include "terrace/medium/directory.hpp"
 #include "terrace/medium/nvme.hpp"
 #include "terrace/policy/lru.hpp"
+#include "terrace/testing/faulty.hpp"
 #include "terrace/tiered_cache.hpp"
 
 using namespace terrace;
@@ -147,6 +148,48 @@ TEST_CASE("a copy that is not what its header says is no reason to drop another 
   CHECK(c.write(5000, 100) == 100);  // makes nvme let go what it can
   static_cast<void>(c.flush());
   for (const std::size_t i : in_nvme) REQUIRE(c.read(1000, i) == answer::right);
+}
+
+TEST_CASE("a copy that cannot be read at opening stays, for the next read of it may succeed") {
+  using type = tiered_cache<tier<ram>, tier<faulty>, tier<faulty>, lru>;
+  faulty_device near{64 * slot}, far{256 * slot};
+  context ctx{{.codec_threads = 0}};
+  const auto open = [&] {
+    return type::open(ctx, pattern::layout(1), {.capacity = 40 * slot},
+                      {.capacity = near.capacity(), .device = &near, .keep = true},
+                      {.capacity = far.capacity(), .device = &far, .keep = true});
+  };
+  {
+    auto cache = open();
+    REQUIRE(cache);
+    sequence s = cache->make_sequence();
+    for (std::uint64_t i = 0; i < 100; ++i) {
+      REQUIRE(pattern::append(s, 16, 1, 1));
+      REQUIRE(cache->name(pattern::sealed(s, 0)[i], key_of(i)));
+    }
+    REQUIRE(ctx.sync_wait(cache->flush()));
+  }
+  far.rates.io_error = 1;
+  auto cache = open();
+  REQUIRE(cache);
+  far.rates.io_error = 0;
+  std::size_t in_both = 0;
+  for (std::uint64_t i = 0; i < 100; ++i) {
+    const auto id = cache->find(key_of(i));
+    REQUIRE(id);
+    const auto& near_copy = cache->control().copy(id->index, 1);
+    const auto& far_copy = cache->control().copy(id->index, 2);
+    if (!near_copy.present() || !far_copy.present()) continue;
+    ++in_both;
+    REQUIRE(far_copy.doubtful);
+    REQUIRE(cache->report_damaged(*id, 1));
+    const auto held = ctx.sync_wait(cache->acquire({&*id, 1}));
+    REQUIRE(held);
+    REQUIRE(pattern::holds(cache->layout().groups[0], (*held)[0].data, 0, i, 1, 16));
+    REQUIRE_FALSE(far_copy.doubtful);
+  }
+  REQUIRE(in_both > 10);
+  CHECK(cache->stats().tiers[2].failed_reads == in_both);
 }
 
 TEST_CASE("a name that was forgotten, or given to another block, is what it was at the flush") {

@@ -2,9 +2,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "terrace/attention/block_view.hpp"
 #include "terrace/attention/partial_state.hpp"
 #include "terrace/attention/query_tile.hpp"
+#include "terrace/cache/block_view.hpp"
 #include "terrace/core/config.hpp"
 #include "terrace/core/cpu.hpp"
 

@@ -1,7 +1,7 @@
 #pragma once
 #include <cstdint>
 
-#include "terrace/attention/block_encoding.hpp"
+#include "terrace/codec/block_encoding.hpp"
 
 namespace terrace {
 

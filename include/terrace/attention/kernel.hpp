@@ -10,11 +10,11 @@
 
 #include "terrace/attention/attend_item.hpp"
 #include "terrace/attention/attention_arithmetic.hpp"
-#include "terrace/attention/block_view.hpp"
 #include "terrace/attention/integer_simd.hpp"
 #include "terrace/attention/partial_state.hpp"
 #include "terrace/attention/query_tile.hpp"
 #include "terrace/attention/visible_tokens.hpp"
+#include "terrace/cache/block_view.hpp"
 #include "terrace/codec/q4_0_simd.hpp"
 #include "terrace/core/config.hpp"
 #include "terrace/core/element.hpp"

@@ -10,7 +10,7 @@
 
 #include "terrace/attention/attend.hpp"
 #include "terrace/attention/stream_workspace.hpp"
-#include "terrace/cache/store.hpp"
+#include "terrace/kv_store.hpp"
 #include "terrace/observe/trace_log.hpp"
 #include "terrace/sequence.hpp"
 

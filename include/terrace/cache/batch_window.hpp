@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "terrace/attention/block_view.hpp"
+#include "terrace/cache/block_view.hpp"
 #include "terrace/cache/lease.hpp"
 #include "terrace/cache/page_walk.hpp"
 #include "terrace/cache/planner.hpp"

@@ -5,8 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "terrace/cache/page_table.hpp"
 #include "terrace/cache/planner.hpp"
-#include "terrace/sequence.hpp"
 
 namespace terrace {
 inline namespace TERRACE_EX {

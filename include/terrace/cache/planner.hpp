@@ -1,6 +1,5 @@
 #pragma once
 #include <array>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -11,7 +10,9 @@
 #include <unordered_map>
 #include <vector>
 
+#include "terrace/cache/keeping.hpp"
 #include "terrace/cache/lease.hpp"
+#include "terrace/cache/planner_options.hpp"
 #include "terrace/cache/requests.hpp"
 #include "terrace/cache/residency.hpp"
 #include "terrace/cache/stats.hpp"
@@ -23,13 +24,6 @@
 #include "terrace/transfer/job.hpp"
 
 namespace terrace {
-
-/// Whether a tier also holds what tier 0 holds.
-enum class inclusion : std::uint8_t {
-  automatic,  ///< exclusive where it has less than twice tier 0's bytes: then its capacity counts
-  inclusive,  ///< what goes up stays here too, and what is new is written behind: leaving tier 0 costs nothing
-  exclusive,  ///< capacities add up: a block is here or in tier 0, and is written each time it comes down
-};
 
 /// Decides where blocks go: write-behind, demotion, promotion, who waits for whom. One instance serves one
 /// cache, on its owner thread. It moves no byte (transfer_port does) and ranks no block (the tiers' policies
@@ -53,26 +47,11 @@ enum class inclusion : std::uint8_t {
 ///   a read of it succeeds: it is asked for again, but does not count as saving the block.
 /// - A tier that fails is set aside and tried again later (cache/tier_health.hpp). What would go down to it goes to the
 ///   next tier that works, or stays where it is.
-class planner {
+class planner final : public transfer_listener {
  public:
-  struct options {
-    unsigned loads_in_flight = 32;  ///< reads; as many blocks again may be checked or decoded meanwhile
-    unsigned stores_in_flight = 16;
-    unsigned prefetches_in_flight = 16;
-    /// Of a transfer or sync, from when it is begun; counted while the owner polls (execution/watched_clock.hpp).
-    std::chrono::milliseconds deadline{10'000};
-    health_options health{};  ///< when a tier that fails is set aside
-    /// Whether tier i also holds what tier 0 holds. [0] means nothing.
-    std::array<inclusion, max_tiers> inclusions{};
-
-    /// Transfers that there can be: as many again as are in flight may have passed their deadlines, so that one tier
-    /// that hangs does not stop the others.
-    unsigned jobs() const noexcept { return 2 * (loads_in_flight + stores_in_flight); }
-  };
-
   /// `tiers`, nearest first, must stay until the planner ends, and what they point at too.
   planner(context& ctx, kv_layout layout, std::span<tier_control* const> tiers, transfer_port& transfers,
-          options o);
+          planner_options o);
   planner(const planner&) = delete;
   ~planner();
 
@@ -85,7 +64,7 @@ class planner {
 
   /// A new open block with a slot in tier 0, referred to once. Blocks while a transfer that is on its way may still
   /// free a slot, one that it begins for that included, and drives the context: other completions run within this
-  /// call. No transfer is waited for beyond options::deadline. out_of_capacity as soon as none can free a slot, and,
+  /// call. No transfer is waited for beyond planner_options::deadline. out_of_capacity as soon as none can free a slot, and,
   /// before anything leaves tier 0, for more than its capacity.
   result<std::uint32_t> open_block(std::uint16_t group, std::uint16_t row, std::uint32_t parent,
                                    std::uint32_t depth, std::uint32_t turn = 0);
@@ -206,16 +185,12 @@ class planner {
   result<std::byte*> begin_restore(block_id id);
   void end_restore(std::uint32_t block, bool whole);
 
-  // --- What transfers call.
+  // --- What transfers call (transfer/job.hpp).
 
-  void finished(transfer_job& job, result<void> outcome);
-  /// The job's source has been read: what is left of a load is work for the pool, and the next one may be read meanwhile.
-  void source_read(transfer_job& job);
-  /// The job has passed its deadline and has not ended: `finished` is still to come.
-  void overdue(transfer_job& job);
-  /// The codec needed only `bytes`: gives back the rest of the job's target, before that is written. False: the tier
-  /// has been made smaller, and the job has no target any more.
-  bool shrink_target(transfer_job& job, std::size_t bytes);
+  void source_read(transfer_job& job) override;
+  bool shrink_target(transfer_job& job, std::size_t bytes) override;
+  void overdue(transfer_job& job) override;
+  void finished(transfer_job& job, result<void> outcome) override;
 
   /// Stops starting transfers, answers acquires and flushes that wait with errc::stopped, and waits for transfers on their
   /// way. Called before media close.
@@ -351,39 +326,13 @@ class planner {
   kv_layout layout_;
   std::span<tier_control* const> tiers_;
   transfer_port& transfers_;
-  options options_;
+  planner_options options_;
   residency blocks_;
 
-  struct queue {
-    acquire_request* head = nullptr;
-    acquire_request* tail = nullptr;
-    void push(acquire_request& r) noexcept {
-      r.next = nullptr;
-      (head == nullptr ? head : tail->next) = &r;
-      tail = &r;
-    }
-    acquire_request* pop() noexcept {
-      acquire_request* r = head;
-      if (r != nullptr) head = r->next;
-      return r;
-    }
-    void erase(acquire_request& r) noexcept;
-  };
-  queue line_;                        // acquires that wait for slots, first come first served
-  queue ready_;                       // acquires whose `done` is due
+  acquire_queue line_;                // acquires that wait for slots, first come first served
+  acquire_queue ready_;               // acquires whose `done` is due
   flush_request* flushes_ = nullptr;  // that the next round will answer
 
-  // The flushes that are answered together, and what they wait for. Of two rounds, blocks that become unsaved enter the
-  // one, while the other, of those before, can only run empty: later blocks hold no flush up.
-  struct flush_round {
-    flush_request* first = nullptr;  // none: no flush is under way
-    bool turned = false;             // what is sealed from now on is of the other round
-    bool synced = false;             // its sync has begun
-    bool marked = false;             // it has looked which stores of named blocks are on their way
-    bool stuck = false;              // likewise which stores may still make room
-    unsigned stores = 0;             // that are awaited
-    std::uint64_t names = 0;         // how many blocks are to have been taken out of to_keep_
-  };
   flush_round flush_;
   std::array<std::uint32_t, 2> unsaved_{};  // blocks that are sealed and in tier 0 alone, by round
   bool round_ = false;                      // which they enter
@@ -431,29 +380,12 @@ class planner {
   std::size_t hot_peak_ = 0;
 
   // A block that has a name is durable once a tier that keeps has a copy, and has been synced with its header.
-  struct key_hash {  // a key is a hash already
-    std::size_t operator()(const block_key& k) const noexcept { return k.low ^ (k.high >> 7); }
-  };
-  struct keeper_sync : tier_control::sync_request {
-    planner* owner = nullptr;
-    std::size_t tier = 0;
-    bool under_way = false;  // the medium has not told yet
-    bool waited_for = false;
-    bool probe = false;
-    watched_clock::duration due{};
-  };
-  struct labelled {
-    block_id id;
-    block_key name;
-    std::size_t tier;
-    extent where;
-  };
-  std::unordered_map<block_key, std::uint32_t, key_hash> names_;
+  std::unordered_map<block_key, std::uint32_t, block_key_hash> names_;
   std::uint64_t namings_ = 0;              // names that were ever given, by earlier caches as well
   std::array<bool, max_tiers> keepers_{};  // tiers whose medium keeps
   std::deque<block_id> to_keep_;           // perhaps no keeper has a copy; looked at by the next flush
   std::vector<block_id> to_sync_;          // a keeper has a copy that is not durable
-  std::vector<labelled> syncing_;          // what the syncs under way will make durable
+  std::vector<labelled_copy> syncing_;     // what the syncs under way will make durable
   std::array<keeper_sync, max_tiers> syncs_{};
   unsigned syncs_under_way_ = 0;  // and waited for
   watched_clock syncs_watched_{options_.deadline};

@@ -215,7 +215,7 @@ TERRACE_BODY void planner::answer_sync(std::size_t tier, const result<void>& out
     keep_failure_ = outcome.error();
     names_taken_ = names_taken_ || names_syncing_;
   }
-  for (const labelled& l : syncing_) {
+  for (const labelled_copy& l : syncing_) {
     if (l.tier != tier) continue;
     // Meanwhile it may have got another name, which this sync has not seen.
     if (blocks_.find_place(l.id, tier) == nullptr || blocks_.where(l.id.index, tier) != l.where ||
@@ -229,7 +229,7 @@ TERRACE_BODY void planner::answer_sync(std::size_t tier, const result<void>& out
     }
   }
   if (--syncs_under_way_ != 0) return;
-  for (const labelled& l : std::exchange(syncing_, {})) {
+  for (const labelled_copy& l : std::exchange(syncing_, {})) {
     if (blocks_.find(l.id) == nullptr) continue;
     for (std::size_t t = 0; t < tiers(); ++t)
       if (blocks_.copy(l.id.index, t).present()) settle(l.id.index, t);
@@ -290,15 +290,22 @@ TERRACE_BODY void planner::disown(std::uint32_t block, std::size_t tier) noexcep
 }
 
 // A crash may have left the header of an extent whose room was in use again already: the block had another copy by
-// then. So of several copies each is read before it counts as one.
+// then. So of several copies each is read before it counts as one; what could not be read may be the right one.
 TERRACE_BODY void planner::check_copies(std::uint32_t block) {
   std::size_t present = 0;
   for (std::size_t t = 0; t < tiers(); ++t) present += blocks_.copy(block, t).present() ? 1 : 0;
   for (std::size_t t = 0; t < tiers() && present > 1; ++t) {
-    const block_copy& copy = blocks_.copy(block, t);
-    if (!copy.present() || tiers_[t]->intact(context_, blocks_.where(block, t), copy.checksum)) continue;
-    disown(block, t);
-    --present;
+    block_copy& copy = blocks_.copy(block, t);
+    if (!copy.present()) continue;
+    const result<void> read = tiers_[t]->verify(context_, blocks_.where(block, t), copy.checksum);
+    if (read) continue;
+    if (read.error().code == errc::corrupt) {
+      disown(block, t);
+      --present;
+    } else {
+      ++tiers_[t]->stats.failed_reads;
+      copy.doubtful = true;
+    }
   }
 }
 

@@ -10,7 +10,7 @@
 namespace terrace {
 
 TERRACE_BODY planner::planner(context& ctx, kv_layout layout, std::span<tier_control* const> tiers,
-                              transfer_port& transfers, options o)
+                              transfer_port& transfers, planner_options o)
     : context_(ctx),
       layout_(std::move(layout)),
       tiers_(tiers),
@@ -70,16 +70,6 @@ TERRACE_BODY void planner::complete_ready() {
     if (stopping_) r->refusal = closing;
     r->now = acquire_request::phase::ended;
     r->done(r);
-  }
-}
-
-TERRACE_BODY void planner::queue::erase(acquire_request& r) noexcept {
-  acquire_request* before = nullptr;
-  for (acquire_request* at = head; at != nullptr; before = at, at = at->next) {
-    if (at != &r) continue;
-    (before == nullptr ? head : before->next) = r.next;
-    if (tail == &r) tail = before;
-    return;
   }
 }
 

@@ -30,11 +30,50 @@ class acquire_request {
   acquire_request* next = nullptr;
 };
 
+/// Acquires in line, first come first served. Owns none of them.
+struct acquire_queue {
+  acquire_request* head = nullptr;
+  acquire_request* tail = nullptr;
+
+  void push(acquire_request& r) noexcept {
+    r.next = nullptr;
+    (head == nullptr ? head : tail->next) = &r;
+    tail = &r;
+  }
+  acquire_request* pop() noexcept {
+    acquire_request* r = head;
+    if (r != nullptr) head = r->next;
+    return r;
+  }
+  /// Takes it out wherever it is. O(acquires in line).
+  void erase(acquire_request& r) noexcept {
+    acquire_request* before = nullptr;
+    for (acquire_request* at = head; at != nullptr; before = at, at = at->next) {
+      if (at != &r) continue;
+      (before == nullptr ? head : before->next) = r.next;
+      if (tail == &r) tail = before;
+      return;
+    }
+  }
+};
+
 /// Waits for write-behind to catch up; see `planner::flush`.
 struct flush_request {
   void (*done)(flush_request*) noexcept;
   std::optional<error> failure;
   flush_request* next = nullptr;
+};
+
+/// The flushes that are answered together, and what they wait for. Of two rounds, blocks that become unsaved enter the
+/// one, while the other, of those before, can only run empty: later blocks hold no flush up.
+struct flush_round {
+  flush_request* first = nullptr;  ///< none: no flush is under way
+  bool turned = false;             ///< what is sealed from now on is of the other round
+  bool synced = false;             ///< its sync has begun
+  bool marked = false;             ///< it has looked which stores of named blocks are on their way
+  bool stuck = false;              ///< likewise which stores may still make room
+  unsigned stores = 0;             ///< that are awaited
+  std::uint64_t names = 0;         ///< how many blocks are to have been looked at, of all with names
 };
 
 }  // namespace terrace

@@ -75,8 +75,9 @@ class tier_control {
   virtual void scan(visitor& v) = 0;
   virtual bool label(extent at, const extent_header& header) = 0;
   virtual void unlabel(extent at) noexcept = 0;
-  /// Reads it, and says whether its bytes have this checksum. Waits; for opening only.
-  virtual bool intact(context& ctx, extent at, std::uint32_t checksum) = 0;
+  /// Reads it and compares its checksum. Waits; for opening only. Errors: corrupt where its bytes are other ones, else
+  /// why they could not be read.
+  virtual result<void> verify(context& ctx, extent at, std::uint32_t checksum) = 0;
   /// One at a time. `r` must stay until it was told.
   virtual void sync(sync_request& r) noexcept = 0;
 

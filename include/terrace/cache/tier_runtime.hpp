@@ -128,18 +128,21 @@ class tier_runtime final : public ranked_tier<Policy> {
   void unlabel([[maybe_unused]] extent at) noexcept override {
     if constexpr (persistent_medium<Medium>) medium_->unlabel(at);
   }
-  bool intact([[maybe_unused]] context& ctx, [[maybe_unused]] extent at,
-              [[maybe_unused]] std::uint32_t checksum) override {
+  result<void> verify([[maybe_unused]] context& ctx, [[maybe_unused]] extent at,
+                      [[maybe_unused]] std::uint32_t checksum) override {
     if constexpr (persistent_medium<Medium>) {
       constexpr std::align_val_t alignment{Medium::alignment};
       const auto free = [](std::byte* p) { ::operator delete[](p, alignment); };
       const std::size_t bytes = align_up(at.bytes, Medium::alignment);
       const std::unique_ptr<std::byte[], decltype(free)> buffer(
           new (alignment, std::nothrow) std::byte[bytes], free);
-      return buffer != nullptr && ctx.sync_wait(medium_->read(at, {buffer.get(), bytes})) &&
-             crc32c({buffer.get(), at.bytes}) == checksum;
+      if (buffer == nullptr) return fail(errc::out_of_memory, "no memory to read a kept block");
+      if (const auto read = ctx.sync_wait(medium_->read(at, {buffer.get(), bytes})); !read)
+        return propagate(read.error());
+      if (crc32c({buffer.get(), at.bytes}) != checksum)
+        return fail(errc::corrupt, "a kept block has other bytes than its header says");
     }
-    return true;
+    return {};
   }
   void sync([[maybe_unused]] tier_control::sync_request& r) noexcept override {
     if constexpr (persistent_medium<Medium>) sync_.start(*medium_, r);

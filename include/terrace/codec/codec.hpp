@@ -24,7 +24,7 @@ namespace terrace {
 /// - `loss`: rank of fidelity of what decode gives (core/block.hpp). 0 is exact; larger is worse.
 /// - `fixed_rate`: encode always writes max_encoded_size bytes.
 /// - `attendable`: attention reads the encoded bytes in place, as the values that decode would give. On the
-///   host these are the formats of `block_encoding` (attention/block_view.hpp), and no others.
+///   host these are the formats of `block_encoding` (cache/block_view.hpp), and no others.
 ///
 /// Operations:
 /// - `supports(group)`: success, or invalid_argument with a sentence that says which groups can be encoded.

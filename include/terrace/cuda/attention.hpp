@@ -2,8 +2,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "terrace/attention/block_encoding.hpp"
 #include "terrace/attention/softmax_row.hpp"
+#include "terrace/codec/block_encoding.hpp"
 #include "terrace/core/element.hpp"
 #include "terrace/core/error.hpp"
 #include "terrace/core/layout.hpp"

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "terrace/attention/block_encoding.hpp"
+#include "terrace/codec/block_encoding.hpp"
 #include "terrace/core/config.hpp"
 #include "terrace/cuda/attention.hpp"
 #include "terrace/cuda/attention_work.hpp"

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "terrace/attention/block_encoding.hpp"
+#include "terrace/codec/block_encoding.hpp"
 #include "terrace/core/config.hpp"
 #include "terrace/core/element.hpp"
 

@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "terrace/attention/block_encoding.hpp"
+#include "terrace/codec/block_encoding.hpp"
 #include "terrace/core/config.hpp"
 #include "terrace/cuda/block_context.hpp"
 #include "terrace/cuda/codec_arithmetic.hpp"

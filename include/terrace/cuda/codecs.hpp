@@ -2,7 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "terrace/attention/block_encoding.hpp"
+#include "terrace/codec/block_encoding.hpp"
 #include "terrace/core/element.hpp"
 #include "terrace/core/error.hpp"
 #include "terrace/core/layout.hpp"

@@ -10,9 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include "terrace/cache/front.hpp"
-#include "terrace/cache/store.hpp"
+#include "terrace/cache_front.hpp"
 #include "terrace/core/layout.hpp"
+#include "terrace/kv_store.hpp"
 #include "terrace/testing/faulty.hpp"
 #include "terrace/tiered_cache.hpp"
 

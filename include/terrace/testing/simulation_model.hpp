@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "terrace/cache/lease.hpp"
-#include "terrace/cache/store.hpp"
 #include "terrace/core/mix64.hpp"
+#include "terrace/kv_store.hpp"
 #include "terrace/sequence.hpp"
 #include "terrace/testing/simulated_content.hpp"
 

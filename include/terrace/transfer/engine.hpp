@@ -9,7 +9,6 @@
 #include <tuple>
 #include <utility>
 
-#include "terrace/cache/planner.hpp"
 #include "terrace/core/crc32c.hpp"
 #include "terrace/execution/context.hpp"
 #include "terrace/execution/event_source.hpp"
@@ -77,8 +76,8 @@ class transfer_engine final : public transfer_port, private event_source {
   }
   ~transfer_engine() override { context_.detach(*this); }
 
-  /// The planner that is told of the end of each job.
-  void report_to(planner& p) noexcept { planner_ = &p; }
+  /// Before the first job starts.
+  void report_to(transfer_listener& l) noexcept { listener_ = &l; }
 
   void start(transfer_job& job) noexcept override {
     carrier& c = *std::exchange(free_, free_->next);
@@ -186,7 +185,7 @@ class transfer_engine final : public transfer_port, private event_source {
       else
         engine->context_.pool().submit(work);
       // Last: who is told may poll, and then the work may be done, and this operation gone.
-      if (how->read) engine->planner_->source_read(*job);
+      if (how->read) engine->listener_->source_read(*job);
     }
     void transcode_now() noexcept {
       static constexpr std::array names{"check", "copy", "encode", "decode", "recode"};
@@ -218,7 +217,7 @@ class transfer_engine final : public transfer_port, private event_source {
     // The encoded bytes lie where the work left them; they go to the target, unless it is there that they
     // lie.
     void place(std::size_t bytes) noexcept {
-      if (job->to != 0 && bytes < job->target.bytes && !engine->planner_->shrink_target(*job, bytes)) {
+      if (job->to != 0 && bytes < job->target.bytes && !engine->listener_->shrink_target(*job, bytes)) {
         job->write_failed = true;
         return finish(fail(errc::out_of_capacity, "a tier was made smaller than what was on its way to it"));
       }
@@ -240,7 +239,7 @@ class transfer_engine final : public transfer_port, private event_source {
       const bool in_line = !job->begun && engine->leave_line(*this);
       giving_up = true;
       stop->request_stop();
-      engine->planner_->overdue(*job);
+      engine->listener_->overdue(*job);
       giving_up = false;
       if (in_line) return release(fail(errc::deadline, "a transfer found no staging before its deadline"));
       if (ended) finish(*std::exchange(ended, std::nullopt));
@@ -318,7 +317,7 @@ class transfer_engine final : public transfer_port, private event_source {
       next = std::exchange(e.free_, this);
       --e.under_way_;
       e.begin_waiting();
-      e.planner_->finished(done, outcome);
+      e.listener_->finished(done, outcome);
     }
 
     void (*end_io)(void*) noexcept = nullptr;
@@ -396,7 +395,7 @@ class transfer_engine final : public transfer_port, private event_source {
   media media_;
   staging& staging_;
   watched_clock watched_;
-  planner* planner_ = nullptr;
+  transfer_listener* listener_ = nullptr;
   queue_by_time on_time_;
   std::unique_ptr<carrier[]> carriers_;
   carrier* free_ = nullptr;

@@ -4,6 +4,7 @@
 
 #include "terrace/core/error.hpp"
 #include "terrace/core/layout.hpp"
+#include "terrace/core/result.hpp"
 #include "terrace/medium/extent.hpp"
 
 namespace terrace {
@@ -29,13 +30,29 @@ struct transfer_job {
   transfer_job* next = nullptr;  ///< belongs to whoever queues it
 };
 
+/// Whose jobs they are, and who is told how each goes on: the planner. Called on the owner.
+class transfer_listener {
+ public:
+  /// The job's source has been read: what is left of a load is work for the pool, and the next one may be read meanwhile.
+  virtual void source_read(transfer_job& job) = 0;
+  /// The codec needed only `bytes`: gives back the rest of the job's target, before that is written. False: the tier
+  /// has been made smaller, and the job has no target any more.
+  virtual bool shrink_target(transfer_job& job, std::size_t bytes) = 0;
+  /// The job has passed its deadline and has not ended: `finished` is still to come.
+  virtual void overdue(transfer_job& job) = 0;
+  /// The job has ended, and nothing of it is in use any more.
+  virtual void finished(transfer_job& job, result<void> outcome) = 0;
+
+ protected:
+  ~transfer_listener() = default;
+};
+
 /// Starts transfers. Implemented by `transfer_engine`, which knows the tiers' types; used by the planner,
 /// which does not.
 class transfer_port {
  public:
   virtual ~transfer_port() = default;
-  /// Begins `job`, or queues it while staging is in use. Where its source was read and work is left, it calls
-  /// planner::source_read(job); it ends with planner::finished(job, result). Both on the owner, never from within this
+  /// Begins `job`, or queues it while staging is in use. Its listener is told of what follows, never from within this
   /// call.
   virtual void start(transfer_job& job) noexcept = 0;
   virtual std::size_t staging_in_use() const noexcept = 0;

@@ -7,10 +7,11 @@
 
 #include "terrace/attention/stream_workspace.hpp"
 #include "terrace/cache/planner.hpp"
-#include "terrace/cache/store.hpp"
+#include "terrace/cache/planner_options.hpp"
 #include "terrace/cache/tier_runtime.hpp"
 #include "terrace/core/layout.hpp"
 #include "terrace/execution/context.hpp"
+#include "terrace/kv_store.hpp"
 #include "terrace/medium/disk_format.hpp"
 #include "terrace/transfer/engine.hpp"
 
@@ -19,7 +20,7 @@ inline namespace TERRACE_EX {
 
 /// What a cache is tuned with, beyond its tiers. The defaults serve.
 struct cache_options {
-  planner::options transfers{};
+  planner_options transfers{};
   model_key model{};  ///< whose KV it is: a tier that keeps refuses a store of another model or shard
   std::size_t staging_buffers = 16;  ///< where a codec works between media; cut from tier 0's capacity
 };

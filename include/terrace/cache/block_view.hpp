@@ -2,7 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "terrace/attention/block_encoding.hpp"
+#include "terrace/codec/block_encoding.hpp"
 #include "terrace/codec/fp8.hpp"
 #include "terrace/codec/identity.hpp"
 #include "terrace/codec/q4_0.hpp"

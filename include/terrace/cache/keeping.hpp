@@ -1,0 +1,38 @@
+#pragma once
+#include <cstddef>
+
+#include "terrace/cache/tier_control.hpp"
+#include "terrace/core/block.hpp"
+#include "terrace/execution/watched_clock.hpp"
+#include "terrace/medium/extent.hpp"
+
+namespace terrace {
+
+class planner;
+
+// What the planner remembers of blocks that are to outlive the process (cache/planner_durability.hpp).
+
+/// A key is a hash already.
+struct block_key_hash {
+  std::size_t operator()(const block_key& k) const noexcept { return k.low ^ (k.high >> 7); }
+};
+
+/// The sync of one tier that keeps: under way, waited for, or idle.
+struct keeper_sync : tier_control::sync_request {
+  planner* owner = nullptr;
+  std::size_t tier = 0;
+  bool under_way = false;  ///< the medium has not told yet
+  bool waited_for = false;
+  bool probe = false;
+  watched_clock::duration due{};
+};
+
+/// A copy whose header bears the block's name, and which the next sync makes durable.
+struct labelled_copy {
+  block_id id;
+  block_key name;
+  std::size_t tier;
+  extent where;
+};
+
+}  // namespace terrace
