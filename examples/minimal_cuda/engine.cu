@@ -11,7 +11,8 @@
 namespace engine {
 namespace {
 
-// One block of threads for each token: page slot / page_tokens, row slot % page_tokens of each head of K, then of V.
+// One block of threads for each token: page slot / page_tokens, row slot % page_tokens of each head of K, then of V. A token
+// whose sequence was dropped has the slot -1, and nothing of it is kept.
 __global__ void project_kernel(new_tokens tokens, std::byte* pages, std::size_t page_stride,
                                __half* queries) {
   const std::uint64_t position = tokens.first_position + blockIdx.x;
@@ -19,7 +20,7 @@ __global__ void project_kernel(new_tokens tokens, std::byte* pages, std::size_t 
   auto* const k = reinterpret_cast<__half*>(pages + slot / page_tokens * page_stride);
   __half* const v = k + kv_heads * page_tokens * dim;
   const std::uint64_t row = slot % page_tokens;
-  for (std::uint32_t i = threadIdx.x; i < kv_heads * dim; i += blockDim.x) {
+  for (std::uint32_t i = threadIdx.x; slot >= 0 && i < kv_heads * dim; i += blockDim.x) {
     const std::uint32_t head = i / dim, d = i % dim;
     const std::uint64_t at = (head * page_tokens + row) * dim + d;
     k[at] = __float2half(key_of(position, tokens.layer, head, d));

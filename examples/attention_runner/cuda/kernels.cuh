@@ -18,6 +18,7 @@ struct write_tokens_kernel {
     const terrace::cuda::kv_page& page = rows.page;
     const std::size_t token = block.index().x;
     const std::int64_t slot = rows.mapping[token];
+    if (slot < 0) return;  // its sequence was dropped
     std::byte* const to = rows.pages + static_cast<std::size_t>(slot / page.tokens) * rows.page_stride;
     const auto row = static_cast<std::size_t>(slot % page.tokens);
     const std::size_t bytes = std::size_t{page.k_dim} * sizeof(terrace::fp16);

@@ -13,27 +13,13 @@
 #include "terrace/core/bytes.hpp"
 #include "terrace/cuda/device.hpp"
 #include "terrace/cuda/event_pool.hpp"
-#include "terrace/cuda/page_tables.hpp"
+#include "terrace/cuda/piece_copies.hpp"
 #include "terrace/cuda/pinning.hpp"
 #include "terrace/cuda/transfer_choice.hpp"
 #include "terrace/execution/context.hpp"
 #include "terrace/execution/event_source.hpp"
 
 namespace terrace::cuda {
-
-/// Bytes that go from one place to another; one of them is host memory.
-struct copy_piece {
-  std::byte* to = nullptr;
-  const std::byte* from = nullptr;
-  std::size_t bytes = 0;
-};
-
-enum class copy_direction : std::uint8_t { up, down };  ///< host to device, device to host
-
-/// Copies from[i] to to[i], `bytes` each, by a kernel on `stream`. The arrays and all pieces are in pinned memory or
-/// on the device, and stay until it has run.
-using copy_kernel = cudaError_t (*)(const std::byte* const* from, std::byte* const* to, std::uint32_t count,
-                                    std::size_t bytes, cudaStream_t stream);
 
 /// Something that a device does, and whose end the owner of the context is told: a node in the lists of host_link.
 class device_work {
@@ -85,9 +71,9 @@ class host_link final : public event_source {
   /// Copies that come after still begin after what the stream had been given until now.
   void unfollow(cudaStream_t engine) noexcept;
   /// How pieces travel from now on, and the kernel that may carry them (cuda/gather.cuh has one).
-  void use(const transfer_choice& choice) noexcept { choice_ = choice; }
-  void use(copy_kernel kernel) noexcept { kernel_ = kernel; }
-  const transfer_choice& choice() const noexcept { return choice_; }
+  void use(const transfer_choice& choice) noexcept { copies_.use(choice); }
+  void use(copy_kernel kernel) noexcept { copies_.use(kernel); }
+  const transfer_choice& choice() const noexcept { return copies_.choice(); }
 
   /// Pins host memory while the answer lives (cuda/pinning.hpp).
   class pinned_memory;
@@ -104,7 +90,9 @@ class host_link final : public event_source {
 
   /// Enqueues copies on `stream` now, by the method that suits them, for work whose order the caller keeps by
   /// events of its own: nobody is told of their end, and no stream is followed.
-  cudaError_t enqueue(std::span<const copy_piece> pieces, copy_direction way, cudaStream_t stream) noexcept;
+  cudaError_t enqueue(std::span<const copy_piece> pieces, copy_direction way, cudaStream_t stream) noexcept {
+    return copies_.enqueue(pieces, way, stream);
+  }
 
   /// Events without timing, taken and given back.
   event_pool& events() noexcept { return events_; }
@@ -148,11 +136,6 @@ class host_link final : public event_source {
   cudaError_t wait_for_engine(cudaStream_t stream) noexcept;
   std::size_t land(std::vector<flight>& flights, bool in_order) noexcept;
   std::size_t complete(work_list works, cudaError_t how) noexcept;
-  const pinning* pinning_of(const void* host) const noexcept;
-  std::size_t add_split(const copy_piece& piece, copy_direction way);
-  cudaError_t enqueue_one_by_one(cudaStream_t stream) noexcept;
-  cudaError_t enqueue_batched(cudaStream_t stream) noexcept;
-  cudaError_t enqueue_kernels(cudaStream_t stream) noexcept;
 
   context& context_;
   int device_;
@@ -168,18 +151,9 @@ class host_link final : public event_source {
     return std::find_if(followed_.begin(), followed_.end(),
                         [&](const auto& f) { return f.stream == engine; });
   }
-  std::vector<const pinning*> pinned_;
-  transfer_choice choice_;
-  copy_kernel kernel_ = nullptr;
-  static constexpr std::size_t most_gathered = 4096;  // pieces of one launch
-  table_pool addresses_{2 * most_gathered * sizeof(void*)};
-  bool has_batched_ = true;  // until the driver says otherwise
+  piece_copies copies_;
+  std::vector<copy_piece> gathered_;  // scratch of submit
   std::size_t pending_ = 0;
-  // Scratch of enqueue.
-  std::vector<copy_piece> pieces_, gathered_;
-  std::vector<void*> to_;
-  std::vector<const void*> from_;
-  std::vector<std::size_t> bytes_;
 };
 
 /// Host memory that is pinned, and known to its link, while this lives. It ends before the context does.
@@ -187,11 +161,11 @@ class host_link::pinned_memory {
  public:
   pinned_memory(host_link& link, mutable_bytes memory, bool at_once)
       : link_(link), pins_(link.device_, memory, at_once) {
-    link_.pinned_.push_back(&pins_);
+    link_.copies_.know(pins_);
   }
   pinned_memory(const pinned_memory&) = delete;
   pinned_memory& operator=(const pinned_memory&) = delete;
-  ~pinned_memory() { std::erase(link_.pinned_, &pins_); }
+  ~pinned_memory() { link_.copies_.forget(pins_); }
   const pinning& pins() const noexcept { return pins_; }
   /// Waits until everything that can be pinned is.
   void finish() { pins_.finish(); }
@@ -293,7 +267,7 @@ inline std::size_t host_link::submit(lane& l, copy_direction way) noexcept {
   for (const device_work* w = works.head; w != nullptr; w = w->next_) gathered_.push_back(w->piece_);
   flight f{nullptr, works};
   cudaError_t e = wait_for_engine(l.stream);
-  if (e == cudaSuccess) e = enqueue(gathered_, way, l.stream);
+  if (e == cudaSuccess) e = copies_.enqueue(gathered_, way, l.stream);
   // Whatever was enqueued before an error may still write: nobody is told before it has ended.
   if (e == cudaSuccess) {
     const auto event = events_.take();
@@ -356,103 +330,6 @@ inline std::size_t host_link::complete(work_list works, cudaError_t how) noexcep
     w.complete(how);
   }
   return count;
-}
-
-inline const pinning* host_link::pinning_of(const void* host) const noexcept {
-  for (const pinning* p : pinned_)
-    if (p->contains(host)) return p;
-  return nullptr;
-}
-
-// Cuts a piece where its host side comes to the end of a pinned chunk. Returns 1 where all of it is pinned.
-inline std::size_t host_link::add_split(const copy_piece& piece, copy_direction way) {
-  const void* const host = way == copy_direction::up ? static_cast<const void*>(piece.from) : piece.to;
-  const pinning* const pins = pinning_of(host);
-  const bool pinned = pins != nullptr && pins->covers(host, piece.bytes);
-  copy_piece rest = piece;
-  while (pins != nullptr && rest.bytes != 0) {
-    const void* const at = way == copy_direction::up ? static_cast<const void*>(rest.from) : rest.to;
-    const std::size_t now = std::min(rest.bytes, pins->left_in_chunk(at));
-    pieces_.push_back({rest.to, rest.from, now});
-    rest = {rest.to + now, rest.from + now, rest.bytes - now};
-  }
-  if (rest.bytes != 0) pieces_.push_back(rest);
-  return pinned ? 1 : 0;
-}
-
-inline cudaError_t host_link::enqueue(std::span<const copy_piece> pieces, copy_direction way,
-                                      cudaStream_t stream) noexcept {
-  if (pieces.empty()) return cudaSuccess;
-  pieces_.clear();
-  std::size_t pinned = 0, bytes = 0;
-  for (const copy_piece& p : pieces) {
-    pinned += add_split(p, way);
-    bytes += p.bytes;
-  }
-  if (pieces_.empty()) return cudaSuccess;
-  const transfer_method method = choice_.pick(bytes / pieces_.size(), pieces_.size());
-  if (method == transfer_method::kernel && kernel_ != nullptr && pinned == pieces.size())
-    return enqueue_kernels(stream);
-  if (method != transfer_method::copies && pieces_.size() > 1 && has_batched_) {
-    const cudaError_t e = enqueue_batched(stream);
-    const bool unknown = e == cudaErrorNotSupported || e == cudaErrorCallRequiresNewerDriver;
-    // What is said of batches speaks of no memory that is neither pinned nor the device's: one may be refused for it.
-    const bool unfit = e == cudaErrorInvalidValue && pinned != pieces.size();
-    if (!unknown && !unfit) return e;
-    static_cast<void>(cudaGetLastError());
-    if (unknown) has_batched_ = false;
-  }
-  return enqueue_one_by_one(stream);
-}
-
-inline cudaError_t host_link::enqueue_one_by_one(cudaStream_t stream) noexcept {
-  for (const copy_piece& p : pieces_)
-    if (const cudaError_t e = cudaMemcpyAsync(p.to, p.from, p.bytes, cudaMemcpyDefault, stream);
-        e != cudaSuccess)
-      return e;
-  return cudaSuccess;
-}
-
-// A launch for each run of pieces of one size.
-inline cudaError_t host_link::enqueue_kernels(cudaStream_t stream) noexcept {
-  for (std::size_t first = 0, end = 0; first < pieces_.size(); first = end) {
-    while (end < pieces_.size() && end - first < most_gathered && pieces_[end].bytes == pieces_[first].bytes)
-      ++end;
-    auto tables = addresses_.take();
-    if (!tables) return cudaErrorMemoryAllocation;
-    auto** const from = reinterpret_cast<const std::byte**>((*tables)->data());
-    auto** const to = reinterpret_cast<std::byte**>((*tables)->data() + most_gathered * sizeof(void*));
-    for (std::size_t i = first; i < end; ++i) {
-      from[i - first] = pieces_[i].from;
-      to[i - first] = pieces_[i].to;
-    }
-    const cudaError_t e =
-        kernel_(from, to, static_cast<std::uint32_t>(end - first), pieces_[first].bytes, stream);
-    const cudaError_t noted = (*tables)->used_by(stream);
-    if (e != cudaSuccess) return e;
-    if (noted != cudaSuccess) return noted;
-  }
-  return cudaSuccess;
-}
-
-inline cudaError_t host_link::enqueue_batched([[maybe_unused]] cudaStream_t stream) noexcept {
-#if CUDART_VERSION >= 13000
-  to_.clear();
-  from_.clear();
-  bytes_.clear();
-  for (const copy_piece& p : pieces_) {
-    to_.push_back(p.to);
-    from_.push_back(p.from);
-    bytes_.push_back(p.bytes);
-  }
-  cudaMemcpyAttributes how{};
-  how.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
-  std::size_t first = 0;
-  return cudaMemcpyBatchAsync(to_.data(), from_.data(), bytes_.data(), bytes_.size(), &how, &first, 1,
-                              stream);
-#else
-  return cudaErrorNotSupported;
-#endif
 }
 
 }  // namespace terrace::cuda
