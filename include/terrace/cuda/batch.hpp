@@ -47,6 +47,8 @@ class window {
   std::uint32_t most_pages() const noexcept;
   /// No other window follows in this layer; the pages that are being written are in this one.
   bool last() const noexcept { return buffer_->last; }
+  /// The block of each entry of indices(), ascending; not valid for one that is being written. O(pages).
+  void blocks(std::vector<block_id>& out) const;
   /// The pages may be reused after what is enqueued on `stream` up to here, and no sooner. No host wait.
   void release(cudaStream_t stream) && noexcept;
 
@@ -132,6 +134,15 @@ class batch {
   /// The base of page indices: it never changes.
   const std::byte* pages() const noexcept { return owner_->hot_data(); }
   const kv_layout& layout() const noexcept { return owner_->layout(); }
+  context& owner() noexcept { return owner_->owner(); }
+  host_link& link() noexcept { return *link_; }
+
+  /// Whether some policy wants to be told what share of the softmax mass blocks draw; cuda/mass_feed.hpp tells it.
+  bool weighs() const noexcept { return owner_->weighs(); }
+  /// Tells the policies; nothing where the block is gone.
+  void weigh(block_id block, float share) {
+    if (block.valid() && owner_->find_record(block) != nullptr) owner_->weigh(block.index, share);
+  }
 
  private:
   friend class window;

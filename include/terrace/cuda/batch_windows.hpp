@@ -139,6 +139,11 @@ inline const std::int64_t* window::first_position() const noexcept {
 inline std::uint32_t window::most_pages() const noexcept { return batch_->arrays_.most_pages(); }
 inline const void* window::pages() const noexcept { return batch_->pages(); }
 
+inline void window::blocks(std::vector<block_id>& out) const {
+  batch_->arrays_.blocks(*buffer_, batch_->size(), out);
+  if (batch_->stand_in_) std::ranges::fill(out, block_id{});  // what was read is not what they hold
+}
+
 inline void window::release(cudaStream_t stream) && noexcept {
   batch& b = *std::exchange(batch_, nullptr);
   b.out_ = false;

@@ -1,8 +1,6 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -10,6 +8,7 @@
 
 #include "terrace/cuda/attention.hpp"
 #include "terrace/cuda/batch.hpp"
+#include "terrace/cuda/mass_feed.hpp"
 #include "terrace/cuda/merge.hpp"
 
 namespace terrace::cuda {
@@ -25,9 +24,10 @@ inline namespace TERRACE_EX {
 ///       if (auto done = decode->run(layer, queries, out, stream); !done) ...   // batch.lost() has the blocks
 ///     }
 ///
-/// T is the element type of queries, keys and values, `dim` the dimension of keys and values. Windows begin at multiples
+/// It ends before the batch does. T is the element type of queries, keys and values, `dim` the dimension of keys and values. Windows begin at multiples
 /// of a split's blocks (batch::options::align = split_blocks), so that the result has the same bits whatever lies where.
-/// The kernels are instantiated in some .cu of the program (cuda/attention.hpp, cuda/merge.hpp).
+/// The kernels are instantiated in some .cu of the program (cuda/attention.hpp, cuda/merge.hpp). Where a policy wants it and
+/// the batch's kernels have `mass`, it is told what share of the softmax mass each block drew (cuda/mass_feed.hpp).
 template <element_type T, std::uint32_t dim>
 class decode_attention {
  public:
@@ -65,13 +65,15 @@ class decode_attention {
     const std::uint32_t layer_in_block = (layer - g.first_layer) % g.layers_per_block;
     const reserved_slots& reserved = batch_->reserved();
     const std::uint32_t rows = reserved.tokens() * options_.q_heads;
+    const bool weighs = feed_->wanted();
+    feed_->begin();
     bool fresh = true;
     while (auto w = batch_->next(layer, stream)) {
       const std::uint32_t splits = splits_for(w->most_pages(), options_.split_blocks);
       if (auto room = grow(rows, splits); !room) return room;
       const split_states states{split_rows_.template as<softmax_row>(), split_o_.template as<float>(),
                                 splits};
-      const attention_args args{
+      attention_args args{
           .page = page_of(g, layer_in_block),
           .table = {.blocks = {.base = const_cast<std::byte*>(static_cast<const std::byte*>(w->pages())),
                                .indices = w->indices(),
@@ -89,38 +91,36 @@ class decode_attention {
           .scale = options_.scale,
           .keep = g.keep,
           .split_blocks = options_.split_blocks};
+      finished_rows<T> whole{.o = w->last() ? out : nullptr};
+      if (weighs) {
+        if (auto kept = feed_->add(*w, args, stream); !kept) return kept;
+        auto lse = feed_->lse(rows);
+        if (!lse) return propagate(lse.error());
+        if (w->last()) whole.lse = *lse;
+      }
       if (auto enqueued = attend<T, dim>(args, stream); !enqueued) return enqueued;
       const row_states state{state_rows_.template as<softmax_row>(), state_o_.template as<float>()};
-      if (auto merged = merge<T>(states, rows, dim, state, {.o = w->last() ? out : nullptr}, stream, fresh);
-          !merged)
-        return merged;
+      if (auto merged = merge<T>(states, rows, dim, state, whole, stream, fresh); !merged) return merged;
       fresh = false;
     }
     if (batch_->failure()) return propagate(*batch_->failure());
-    return {};
+    return weighs ? feed_->report(stream) : result<void>();
   }
 
  private:
-  decode_attention(batch& b, const options& o) noexcept : batch_(&b), options_(o) {}
+  decode_attention(batch& b, const options& o)
+      : batch_(&b), options_(o), feed_(std::make_unique<mass_feed>(b)) {}
   result<void> grow(std::size_t rows, std::size_t splits) {
-    const auto at_least = [](device_tables& memory, std::size_t& has, std::size_t bytes) -> result<void> {
-      if (bytes <= has) return {};
-      auto taken = device_tables::make(bytes + bytes / 2);
-      if (!taken) return propagate(taken.error());
-      memory = std::move(*taken);
-      has = bytes + bytes / 2;
-      return {};
-    };
-    if (auto r = at_least(split_rows_, room_[0], rows * splits * sizeof(softmax_row)); !r) return r;
-    if (auto r = at_least(split_o_, room_[1], rows * splits * dim * sizeof(float)); !r) return r;
-    if (auto r = at_least(state_rows_, room_[2], rows * sizeof(softmax_row)); !r) return r;
-    return at_least(state_o_, room_[3], rows * dim * sizeof(float));
+    if (auto r = split_rows_.reserve(rows * splits * sizeof(softmax_row)); !r) return r;
+    if (auto r = split_o_.reserve(rows * splits * dim * sizeof(float)); !r) return r;
+    if (auto r = state_rows_.reserve(rows * sizeof(softmax_row)); !r) return r;
+    return state_o_.reserve(rows * dim * sizeof(float));
   }
 
   batch* batch_;
   options options_;
-  device_tables split_rows_, split_o_, state_rows_, state_o_;
-  std::array<std::size_t, 4> room_{};  // bytes of each
+  grown_tables split_rows_, split_o_, state_rows_, state_o_;
+  std::unique_ptr<mass_feed> feed_;
 };
 
 }  // namespace TERRACE_EX

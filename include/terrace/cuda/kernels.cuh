@@ -11,6 +11,7 @@
 #include "terrace/cuda/codecs.cuh"
 #include "terrace/cuda/gather.cuh"
 #include "terrace/cuda/kernels.hpp"
+#include "terrace/cuda/mass.cuh"
 
 namespace terrace::cuda {
 
@@ -62,7 +63,14 @@ inline cudaError_t decode_by_kernel(const layer_group& group, std::uint32_t form
   }
 }
 
+inline cudaError_t mass_by_kernel(const attention_args& args, const float* lse, std::uint32_t entries,
+                                  float* shares, cudaStream_t stream) noexcept {
+  return status_of(block_mass<128>(args, lse, entries, shares, stream));
+}
+
 /// Blocks of fp16, bf16 and fp32 in any codec that attention can read.
-inline kernel_set device_kernels() noexcept { return {.copy = &copy_by_kernel, .decode = &decode_by_kernel}; }
+inline kernel_set device_kernels() noexcept {
+  return {.copy = &copy_by_kernel, .decode = &decode_by_kernel, .mass = &mass_by_kernel};
+}
 
 }  // namespace terrace::cuda

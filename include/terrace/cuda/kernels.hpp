@@ -6,6 +6,7 @@
 #include <span>
 
 #include "terrace/core/layout.hpp"
+#include "terrace/cuda/attention.hpp"
 #include "terrace/cuda/host_link.hpp"
 
 namespace terrace::cuda {
@@ -19,6 +20,9 @@ struct kernel_set {
   /// Decodes encoded[i] to raw[i], blocks of `group`. The arrays are in pinned memory, and stay until it has run.
   cudaError_t (*decode)(const layer_group& group, std::uint32_t format_id, const std::byte* const* encoded,
                         std::byte* const* raw, std::uint32_t count, cudaStream_t stream) = nullptr;
+  /// See block_mass of cuda/mass.hpp. Without it policies are not told what mass blocks draw.
+  cudaError_t (*mass)(const attention_args& args, const float* lse, std::uint32_t entries, float* shares,
+                      cudaStream_t stream) = nullptr;
 };
 
 }  // namespace terrace::cuda

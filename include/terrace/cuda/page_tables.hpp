@@ -108,4 +108,26 @@ class device_tables {
   void* memory_ = nullptr;
 };
 
+/// Device memory for tables that grows as more is asked for. What it held before is gone then.
+class grown_tables {
+ public:
+  /// Errors: out_of_memory; then it is as it was. Nothing where it has the room; else the device is waited for.
+  result<void> reserve(std::size_t bytes) {
+    if (bytes <= has_) return {};
+    auto taken = device_tables::make(bytes + bytes / 2);
+    if (!taken) return propagate(taken.error());
+    memory_ = std::move(*taken);
+    has_ = bytes + bytes / 2;
+    return {};
+  }
+  template <class T>
+  T* as(std::size_t offset = 0) const noexcept {
+    return memory_.as<T>(offset);
+  }
+
+ private:
+  device_tables memory_;
+  std::size_t has_ = 0;
+};
+
 }  // namespace terrace::cuda

@@ -38,6 +38,18 @@ class window_arrays {
   /// The most pages of a sequence in the window that was told last.
   std::uint32_t most_pages() const noexcept { return most_pages_; }
 
+  /// The block of each entry of indices(), where it is sealed.
+  void blocks(const window_buffer& w, std::size_t sequences, std::vector<block_id>& out) {
+    next_.assign(sequences + 1, 0);
+    for (const walked_page& p : w.pages) ++next_[p.sequence + 1];
+    for (std::size_t i = 0; i < sequences; ++i) next_[i + 1] += next_[i];
+    out.assign(w.pages.size(), block_id{});
+    for (const walked_page& p : w.pages) {
+      block_id& entry = out[static_cast<std::size_t>(next_[p.sequence]++)];
+      if (!p.open) entry = w.blocks[p.block];
+    }
+  }
+
   /// Enqueues on `stream` the arrays of `w`, the wait for its copies, and the kernel that decodes what came encoded.
   /// Preconditions: it is ready, and there is room for its pages.
   cudaError_t tell(planner& owner, window_buffer& w, std::size_t sequences, const kernel_set& kernels,
