@@ -164,6 +164,22 @@ TEST_CASE("every machine gives the same bits") {
   });
 }
 
+TEST_CASE("devices with less shared memory have a shorter ring, or the plain kernel, and the same results") {
+  // Of three stages and of two, the bits are the same; head dimensions beyond 176 have two anyway, and too wide ones.
+  paged_kv<fp16> kv(group_of(1, 128, 32), 12, {{.tokens = 333}, {.tokens = 20}}, gaussian_at);
+  REQUIRE(error_of<128>(kv, 5) < half_error);
+  const std::vector<float> deep = kv.outputs;
+  emulator::current().shared_bytes = cuda::least_shared_bytes;
+  CHECK(error_of<128>(kv, 5) < half_error);
+  CHECK(std::memcmp(deep.data(), kv.outputs.data(), deep.size() * sizeof(float)) == 0);
+  for (const std::uint32_t q_heads : {1u, 8u, 9u, 32u})
+    CHECK(random_error<fp16, 128>(1, q_heads, {{.tokens = 100}}) < half_error);
+  CHECK(random_error<bf16, 128>(2, 8, ragged) < bfloat_error);
+  CHECK(random_error<fp16, 256>(1, 4, ragged) < float_error);
+  CHECK(random_error<fp16, 256, block_encoding::q4_0>(1, 4, ragged) < half_error);
+  emulator::current() = {};
+}
+
 TEST_CASE("a split depends on its positions, not on the window, the batch or the other queries") {
   constexpr std::uint32_t split_blocks = 2, split = 64;  // tokens
   paged_kv<fp16> whole(group_of(1, 64, 32), 4, {{.tokens = 300}}, gaussian_at);

@@ -40,6 +40,7 @@ struct machine {
   enum class order { ascending, descending, shuffled };
   order threads = order::ascending;
   bool late_copies = false;  ///< asynchronous copies move bytes when they are waited for, not when issued
+  std::size_t shared_bytes = 227u << 10;  ///< that a block may have
 };
 inline machine& current() {
   static machine one;
@@ -442,13 +443,16 @@ void on_each_machine(Work work) {
 
 namespace terrace::cuda {
 
+inline std::size_t most_shared_bytes() noexcept { return emulator::current().shared_bytes; }
+
 /// The launch of the emulator: the kernel is copied, as on a device, and runs when its stream comes to it.
 template <class Kernel>
 result<void> launch(const Kernel& kernel, const launch_shape& shape, stream_handle stream) noexcept {
   static_assert(Kernel::threads % warp_threads == 0);
   static_assert(std::is_trivially_copyable_v<Kernel> && sizeof(Kernel) <= 4096);
   if (shape.empty()) return {};
-  if (shape.shared_bytes > 227u << 10) return fail(errc::unavailable, "more shared memory than a device has");
+  if (shape.shared_bytes > most_shared_bytes())
+    return fail(errc::unavailable, "more shared memory than a device has");
   emulator::submit()(stream, [kernel, shape] {
     emulator::block_run block(shape, Kernel::threads);
     for (std::uint32_t z = 0; z < shape.z; ++z)

@@ -29,6 +29,22 @@ result<void> launch_attention(const attention_args& args, std::uint32_t columns,
                 stream);
 }
 
+// Tensor cores, with rings of so many stages.
+template <class T, std::uint32_t dim, block_encoding encoding, std::uint32_t stages>
+struct tensor_kernels {
+  using narrow = attention_tensor_kernel<T, dim, encoding, 1, stages>;
+  // A wide one for large dimensions would not fit into the registers.
+  using wide = attention_tensor_kernel<T, dim, encoding, dim <= 128 ? 2 : 1, stages>;
+  static constexpr std::size_t shared_bytes =
+      narrow::shared_bytes < wide::shared_bytes ? wide::shared_bytes : narrow::shared_bytes;
+
+  static result<void> launch(const attention_args& args, std::uint32_t columns,
+                             stream_handle stream) noexcept {
+    if (columns <= narrow::columns) return launch_attention<narrow>(args, columns, stream);
+    return launch_attention<wide>(args, columns, stream);
+  }
+};
+
 // Whether asynchronous copies of 16 bytes can read the rows of the pages.
 constexpr bool fits_tensor_kernel(const kv_page& page, std::size_t stored_row,
                                   block_encoding encoding) noexcept {
@@ -70,12 +86,20 @@ result<void> attend(const attention_args& given, stream_handle stream) noexcept 
   if (args.scale == 0) args.scale = 1.0f / std::sqrt(static_cast<float>(dim));
   const std::uint32_t columns = args.queries.most * (args.queries.q_heads / args.page.kv_heads);
   if constexpr (sizeof(T) == 2 && dim % 16 == 0 && dim <= 256) {
-    using narrow = attention_tensor_kernel<T, dim, encoding, 1>;
-    // A wide one for large dimensions would not fit into the registers.
-    using wide = attention_tensor_kernel<T, dim, encoding, dim <= 128 ? 2 : 1>;
-    if (args.page.v_dim == dim && detail::fits_tensor_kernel(args.page, narrow::stored_row, encoding)) {
-      if (columns <= narrow::columns) return detail::launch_attention<narrow>(args, columns, stream);
-      return detail::launch_attention<wide>(args, columns, stream);
+    constexpr std::uint32_t stages =
+        dim > 128 ? (encoding == block_encoding::raw ? 2 : 3) : (dim > 64 ? 3 : 4);
+    using deep = detail::tensor_kernels<T, dim, encoding, stages>;
+    using shallow = detail::tensor_kernels<T, dim, encoding, 2>;
+    if (args.page.v_dim == dim && detail::fits_tensor_kernel(args.page, deep::narrow::stored_row, encoding)) {
+      if constexpr (deep::shared_bytes <= least_shared_bytes) {
+        return deep::launch(args, columns, stream);
+      } else {
+        // 8.6 and 8.9 have less for a block than 8.0 and 9.0. What does not fit there at all is left to the plain kernel.
+        const std::size_t room = most_shared_bytes();
+        if (deep::shared_bytes <= room) return deep::launch(args, columns, stream);
+        if constexpr (shallow::shared_bytes <= least_shared_bytes)
+          return shallow::launch(args, columns, stream);
+      }
     }
   }
   if (args.page.v_dim > attention_plain_kernel<T, encoding>::most_dim)

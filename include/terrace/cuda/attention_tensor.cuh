@@ -22,11 +22,14 @@ namespace terrace::cuda {
 ///
 ///     S (16 tokens x 8 queries) = K (16 x dim) * Q^T,   O^T (dim x 8) += V^T (dim x 16) * P
 ///
+/// A ring of `ring_stages` tiles: with more of them more is under way, and fewer blocks of threads fit into an SM.
+///
 /// Rows in shared memory are 16 bytes longer than they need be. An odd number of 16-byte pieces puts the eight rows of
 /// a matrix into different banks, as a swizzle would, for any dim.
-template <class T, std::uint32_t dim, block_encoding encoding, std::uint32_t column_tiles>
+template <class T, std::uint32_t dim, block_encoding encoding, std::uint32_t column_tiles,
+          std::uint32_t ring_stages>
 struct attention_tensor_kernel {
-  static_assert(dim % 16 == 0 && sizeof(T) == 2);
+  static_assert(dim % 16 == 0 && sizeof(T) == 2 && ring_stages >= 2);
   static constexpr bool raw = encoding == block_encoding::raw;
   static constexpr std::uint32_t warps = 4;
   static constexpr std::uint32_t threads = warps * warp_threads;
@@ -37,7 +40,7 @@ struct attention_tensor_kernel {
   static constexpr std::uint32_t stored_row = encoded_bytes(dim * 2, element_of<T>, encoding);
   // In the ring are keys, then values, as they are stored.
   static constexpr std::uint32_t plane_bytes = raw ? tile_bytes : tile * stored_row;
-  static constexpr std::uint32_t stages = dim > 128 ? (raw ? 2 : 3) : dim > 64 ? 3 : 4;
+  static constexpr std::uint32_t stages = ring_stages;
   static constexpr std::uint32_t ring_bytes = stages * 2 * plane_bytes;
   static constexpr std::uint32_t warp_bytes = ring_bytes + (raw ? 0 : tile_bytes);
   static constexpr std::size_t merge_bytes = std::size_t{warps} * columns * (dim * 4 + 8);

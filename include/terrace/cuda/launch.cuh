@@ -20,6 +20,16 @@ __global__ void __launch_bounds__(Kernel::threads) run_kernel(const __grid_const
   kernel(block);
 }
 
+inline std::size_t most_shared_bytes() noexcept {
+  int device = 0, bytes = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess)
+    status = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status == cudaSuccess) return static_cast<std::size_t>(bytes);
+  static_cast<void>(cudaGetLastError());
+  return 0;
+}
+
 template <class Kernel>
 result<void> launch(const Kernel& kernel, const launch_shape& shape, stream_handle stream) noexcept {
   static_assert(std::is_trivially_copyable_v<Kernel> && sizeof(Kernel) <= 4096,

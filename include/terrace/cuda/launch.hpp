@@ -20,6 +20,11 @@ struct launch_shape {
   constexpr bool empty() const noexcept { return x == 0 || y == 0 || z == 0; }
 };
 
+/// What a block of threads may have of shared memory on every device from compute capability 8.0 on, if it asks.
+inline constexpr std::size_t least_shared_bytes = 99u << 10;
+/// Likewise on the current device; 0 where there is none. Defined where `launch` is.
+std::size_t most_shared_bytes() noexcept;
+
 /// Runs a kernel on `stream`: the one way to do so. A kernel is a trivially copyable type that carries its
 /// arguments, at most 4 KiB, with
 ///
