@@ -57,7 +57,7 @@ class kv_store {
   /// were forgotten before do not come back then. What is sealed and named later does not hold it up; flushes that begin
   /// while one is under way are answered together after it. Errors: out_of_capacity where there is no room for that,
   /// what a tier has failed with where one is set aside or its sync fails (deadline where it hangs), lost where a block
-  /// with a name is.
+  /// with a name is. Asked to stop, it completes with set_stopped, and what it had begun goes on.
   flush_sender flush() noexcept { return flush_sender(*planner_); }
   /// The engine's clock: the step that begins now. It never goes back.
   void advance_step(std::uint64_t step) { planner_->advance_step(step); }

@@ -25,6 +25,7 @@ struct flush_receiver {
   std::optional<result<void>>* told;
   void set_value() noexcept { told->emplace(); }
   void set_error(error e) noexcept { told->emplace(propagate(e)); }
+  void set_stopped() noexcept { told->emplace(fail(errc::stopped, "stopped")); }
   ex::env<> get_env() const noexcept { return {}; }
 };
 

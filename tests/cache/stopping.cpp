@@ -50,6 +50,7 @@ struct ending {
       e->held.emplace(std::move(l));
     }
     void set_error(block_error) noexcept { e->failed = true; }
+    void set_error(error) noexcept { e->failed = true; }
     void set_stopped() noexcept { e->stopped = true; }
     auto get_env() const noexcept { return ex::prop{ex::get_stop_token, e->token}; }
   };
@@ -194,6 +195,44 @@ TEMPLATE_TEST_CASE("a request may end at every point of a flush", "", identity, 
     return ended;
   });
   CHECK(points > 4);
+}
+
+TEMPLATE_TEST_CASE("a flush may be stopped at every point, and holds up no other one", "", identity,
+                   codec_archetype) {
+  const bool stopped_first = GENERATE(false, true);
+  CAPTURE(stopped_first);
+  const auto points = at_every_point([&](counting_stop_source& stop) {
+    workbench<TestType> w(stop);
+    for (int i = 0; i < 4; ++i) REQUIRE(pattern::append(*w.tokens, 16, 1, 1));
+    ex::inplace_stop_source nobody;
+    ending end(stop.source.get_token()), other(nobody.get_token()), later(nobody.get_token());
+    auto operation = w.cache->flush().connect(ending::receiver{&end});
+    auto beside = w.cache->flush().connect(ending::receiver{&other});
+    auto behind = w.cache->flush().connect(ending::receiver{&later});  // of the next round
+    if (stopped_first) operation.start();
+    beside.start();
+    if (!stopped_first) operation.start();
+    behind.start();
+    w.run_until([&] { return end.over() && other.over() && later.over(); });
+    CHECK(other.value);
+    CHECK(later.value);
+    CHECK(end.value != end.stopped);
+    for (const block_id id : w.ids()) CHECK(w.cache->control().copy(id.index, 0).unsaved == false);
+    w.check();
+    return end.stopped;
+  });
+  CHECK(points > 4);
+}
+
+TEST_CASE("a flush whose stop was requested before does nothing") {
+  counting_stop_source stop(never);
+  workbench<identity> w(stop);
+  ex::inplace_stop_source source;
+  source.request_stop();
+  ending end(source.get_token());
+  auto operation = w.cache->flush().connect(ending::receiver{&end});
+  operation.start();
+  CHECK(end.stopped);
 }
 
 TEMPLATE_TEST_CASE("a stream may be stopped at every point, and leaves its result alone", "", identity,

@@ -109,6 +109,7 @@ class run {
     outcome* said;
     void set_value() noexcept { *said = outcome::done; }
     void set_error(error) noexcept { *said = outcome::failed; }
+    void set_stopped() noexcept { *said = outcome::failed; }
     ex::env<> get_env() const noexcept { return {}; }
   };
 

@@ -1,11 +1,10 @@
 #pragma once
-#include <atomic>
-#include <optional>
 #include <span>
 #include <utility>
 
 #include "terrace/cache/planner.hpp"
 #include "terrace/execution/ex.hpp"
+#include "terrace/execution/stop_on_owner.hpp"
 
 namespace terrace {
 inline namespace TERRACE_EX {
@@ -38,43 +37,23 @@ class acquire_sender {
     operation(operation&&) = delete;
 
     void start() noexcept {
-      const auto token = ex::get_stop_token(ex::get_env(receiver_));
-      if (token.stop_requested()) return ex::set_stopped(std::move(receiver_));
-      stop_.emplace(token, on_stop{this});
+      if (!stop_.arm(planner_->owner(), ex::get_stop_token(ex::get_env(receiver_))))
+        return ex::set_stopped(std::move(receiver_));
       planner_->request(*this);
     }
 
    private:
-    using token_type = ex::stop_token_of_t<ex::env_of_t<R>>;
-    struct on_stop {
-      operation* self;
-      void operator()() noexcept { self->stop_requested(); }
-    };
-    struct stop_task : task {
-      explicit stop_task(operation* o) noexcept : task(&run), self(o) {}
-      static void run(task* t) noexcept { static_cast<stop_task*>(t)->self->give_up(); }
-      operation* self;
-    };
+    using stop_type = stop_on_owner<operation, ex::stop_token_of_t<ex::env_of_t<R>>>;
+    friend stop_type;
 
-    // May run on any thread, and before start() has come to the end: so the owner does it later.
-    void stop_requested() noexcept {
-      posted_.store(true, std::memory_order_release);
-      planner_->owner().post(stop_task_);
-    }
-    void give_up() noexcept {
-      const bool over = now == phase::ended;
-      if (!over) planner_->cancel(*this);
-      stop_.reset();
-      if (over)
-        deliver();
-      else
-        ex::set_stopped(std::move(receiver_));
+    void asked_to_stop() noexcept {
+      if (now == phase::ended) return deliver();
+      planner_->cancel(*this);
+      ex::set_stopped(std::move(receiver_));
     }
     static void finish(acquire_request* r) noexcept {
       auto& self = *static_cast<operation*>(r);
-      self.stop_
-          .reset();  // from here no stop request arrives; one that did has posted its task, which delivers
-      if (!self.posted_.load(std::memory_order_acquire)) self.deliver();
+      if (self.stop_.disarm()) self.deliver();
     }
     void deliver() noexcept {
       if (refusal) return ex::set_error(std::move(receiver_), block_error(*refusal));
@@ -88,9 +67,7 @@ class acquire_sender {
 
     planner* planner_;
     R receiver_;
-    stop_task stop_task_{this};
-    std::atomic<bool> posted_{false};
-    std::optional<ex::stop_callback_for_t<token_type, on_stop>> stop_;
+    stop_type stop_{*this};
   };
 
   template <class R>
@@ -106,13 +83,13 @@ class acquire_sender {
 
 /// The sender that `tiered_cache::flush` returns: set_value() when every block sealed before is in a tier
 /// below tier 0, and every one that has a name is durable where a tier keeps; set_error(error) when the tiers have no
-/// room or fail.
+/// room or fail; set_stopped() when asked to stop: nobody waits for it then, and what is under way goes on.
 class flush_sender {
  public:
   using sender_concept = ex::sender_t;
   template <class Self, class... E>
   static consteval auto get_completion_signatures() {
-    return ex::completion_signatures<ex::set_value_t(), ex::set_error_t(error)>{};
+    return ex::completion_signatures<ex::set_value_t(), ex::set_error_t(error), ex::set_stopped_t()>{};
   }
   explicit flush_sender(planner& p) noexcept : planner_(&p) {}
 
@@ -120,20 +97,38 @@ class flush_sender {
   class operation : flush_request {
    public:
     using operation_state_concept = ex::operation_state_t;
-    operation(planner& p, R r) : flush_request{&finish, {}, nullptr}, planner_(&p), receiver_(std::move(r)) {}
+    operation(planner& p, R r) : flush_request(&finish), planner_(&p), receiver_(std::move(r)) {}
     operation(operation&&) = delete;
-    void start() noexcept { planner_->flush(*this); }
+
+    void start() noexcept {
+      if (!stop_.arm(planner_->owner(), ex::get_stop_token(ex::get_env(receiver_))))
+        return ex::set_stopped(std::move(receiver_));
+      planner_->flush(*this);
+    }
 
    private:
+    using stop_type = stop_on_owner<operation, ex::stop_token_of_t<ex::env_of_t<R>>>;
+    friend stop_type;
+
+    void asked_to_stop() noexcept {
+      if (answered) return deliver();
+      planner_->cancel(*this);
+      ex::set_stopped(std::move(receiver_));
+    }
     static void finish(flush_request* r) noexcept {
       auto& self = *static_cast<operation*>(r);
-      if (self.failure)
-        ex::set_error(std::move(self.receiver_), *self.failure);
-      else
-        ex::set_value(std::move(self.receiver_));
+      if (self.stop_.disarm()) self.deliver();
     }
+    void deliver() noexcept {
+      if (failure)
+        ex::set_error(std::move(receiver_), *failure);
+      else
+        ex::set_value(std::move(receiver_));
+    }
+
     planner* planner_;
     R receiver_;
+    stop_type stop_{*this};
   };
   template <class R>
   operation<R> connect(R receiver) const {

@@ -143,6 +143,8 @@ class planner final : public transfer_listener {
   /// See kv_store::resize.
   result<void> resize(std::size_t tier, std::size_t bytes);
   void flush(flush_request& r);
+  /// Takes back a flush whose `done` has not been called. What is being stored for it goes on.
+  void cancel(flush_request& r);
   cache_stats stats() const;
   /// See kv_store::health.
   tier_health health(std::size_t tier) const { return tiers_[tier]->breaker.health(); }

@@ -14,6 +14,14 @@ TERRACE_BODY void planner::flush(flush_request& r) {
   pump();
 }
 
+TERRACE_BODY void planner::cancel(flush_request& r) {
+  for (flush_request** at : {&flushes_, &flush_.first}) {
+    while (*at != nullptr && *at != &r) at = &(*at)->next;
+    if (*at == &r) *at = r.next;
+  }
+  pump();  // another round may begin
+}
+
 // Whether a block is one that flushes wait for. It stays in the round in which it became unsaved.
 TERRACE_BODY void planner::count_unsaved(std::uint32_t block, bool yes) noexcept {
   block_copy& hot = blocks_.copy(block, 0);
@@ -83,6 +91,7 @@ TERRACE_BODY void planner::answer_flushes(flush_request* first, const std::optio
   while (first != nullptr) {
     flush_request* const next = first->next;
     first->failure = failure;
+    first->answered = true;
     first->done(first);
     first = next;
   }

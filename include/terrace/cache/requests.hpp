@@ -57,10 +57,16 @@ struct acquire_queue {
   }
 };
 
-/// Waits for write-behind to catch up; see `planner::flush`.
-struct flush_request {
-  void (*done)(flush_request*) noexcept;
-  std::optional<error> failure;
+/// Waits for write-behind to catch up. It stays in place from `planner::flush` until `done` was called or
+/// `planner::cancel` returned.
+class flush_request {
+ public:
+  using function = void (*)(flush_request*) noexcept;
+  explicit flush_request(function call) noexcept : done(call) {}
+
+  function done;                 ///< called once, on the owner, when the flush is over
+  bool answered = false;         ///< it has been called
+  std::optional<error> failure;  ///< why the flush could not save all
   flush_request* next = nullptr;
 };
 

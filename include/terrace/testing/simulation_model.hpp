@@ -76,6 +76,7 @@ class simulated_flush {
     simulated_flush* f;
     void set_value() noexcept { f->outcome.emplace(); }
     void set_error(error e) noexcept { f->outcome.emplace(propagate(e)); }
+    void set_stopped() noexcept { f->outcome.emplace(fail(errc::stopped, "a flush was stopped")); }
     ex::env<> get_env() const noexcept { return {}; }
   };
   flush_sender::operation<receiver> operation_;
