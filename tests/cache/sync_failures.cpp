@@ -1,4 +1,5 @@
-// Syncs that fail or hang: flush says so in time, and what has a name is kept elsewhere.
+// Syncs that fail or hang: flush says so in time, and what has a name is kept elsewhere. And what a sync that was under
+// way has not made durable, though it seems so.
 #include <optional>
 #include <span>
 #include <utility>
@@ -6,6 +7,8 @@
 
 #include "keeper.hpp"
 #include "small_cache.hpp"
+#include "terrace/execution/elide.hpp"
+#include "terrace/testing/faulty.hpp"
 #include "terrace/testing/virtual_clock.hpp"
 
 using namespace terrace;
@@ -170,4 +173,122 @@ TEST_CASE("a keeper that says that no sync will succeed any more is not asked ag
   CHECK(f.flush());  // the other tier keeps
   CHECK(f.durable(2));
   CHECK(f.syncs[0].syncs == 2);
+}
+
+namespace {
+
+// One block with a name, in tier 0 and on a device, and a sync of that under way.
+struct renewal {
+  using type = tiered_cache<tier<ram>, tier<faulty>, lru>;
+  static constexpr block_key name{.low = 1, .high = 7};
+
+  renewal() {
+    REQUIRE(pattern::append(*tokens, 16, 1, 1));
+    id = pattern::sealed(*tokens, 0).back();
+    REQUIRE(cache().name(id, name));
+    settle();
+    where = cache().control().where(id.index, 1);
+    device.shortest = device.longest = std::chrono::seconds(1);
+    begun.emplace(elide{[&] { return ex::connect(cache().flush(), receiver{&answer}); }});
+    ex::start(begun->operation);
+    REQUIRE(device.in_flight() == 1);
+    device.shortest = device.longest = {};
+  }
+  type& cache() { return **opened; }
+  void settle() {
+    while (!ctx.idle()) ctx.wait(ctx.now() + milliseconds(1));
+  }
+  // The sync ends, and a flush says that all is well; then the power fails.
+  bool is_there_after_a_crash() {
+    settle();
+    CHECK(answer == 1);
+    REQUIRE(ctx.sync_wait(cache().flush()));
+    device.cut_power();
+    tokens.reset();
+    begun.reset();
+    opened.reset();
+    opened.emplace(open());
+    return cache().find(name).has_value();
+  }
+
+  struct receiver {
+    using receiver_concept = ex::receiver_t;
+    int* answer;
+    void set_value() noexcept { *answer = 1; }
+    void set_error(error) noexcept { *answer = 2; }
+    ex::env<> get_env() const noexcept { return {}; }
+  };
+  struct flushing {
+    template <class Make>
+    explicit flushing(Make make) : operation(make) {}
+    flush_sender::operation<receiver> operation;
+  };
+  result<type> open() {
+    return type::open(ctx, pattern::layout(1), {.capacity = 8 * pattern::block_bytes},
+                      {.capacity = 64 * pattern::block_bytes, .device = &device, .keep = true});
+  }
+
+  virtual_clock clock;
+  context ctx{{.codec_threads = 0, .time = &clock}};
+  faulty_device device{64 * pattern::block_bytes};
+  std::optional<result<type>> opened{open()};
+  std::optional<sequence> tokens{cache().make_sequence()};
+  block_id id;
+  extent where;
+  int answer = 0;
+  std::optional<flushing> begun;
+};
+
+}  // namespace
+
+// Both tiers hang, so that the flush has only the end of a name to sync; meanwhile one of them heals.
+TEST_CASE("what finds room at last while a flush that was stuck syncs is not durable with it") {
+  using type = tiered_cache<tier<ram>, tier<ram>, tier<faulty>, tier<faulty>, lru>;
+  constexpr std::size_t bytes = 64 * pattern::block_bytes;
+  virtual_clock clock;
+  context ctx{{.codec_threads = 0, .time = &clock}};
+  faulty_device never{bytes}, late{bytes};
+  never.heeds_stop = false;
+  late.shortest = late.longest = milliseconds(50);
+  const auto open = [&] {
+    return type::open(ctx, pattern::layout(1), {.capacity = 8 * pattern::block_bytes}, {.capacity = bytes},
+                      {.capacity = bytes, .device = &never, .keep = true},
+                      {.capacity = bytes, .device = &late, .keep = true});
+  };
+  {
+    auto cache = open();
+    REQUIRE(cache);
+    sequence s = cache->make_sequence();
+    REQUIRE(pattern::append(s, 16, 1, 1));
+    REQUIRE(cache->name(pattern::sealed(s, 0)[0], {.low = 1, .high = 7}));
+    REQUIRE(ctx.sync_wait(cache->flush()));
+    cache->forget({.low = 1, .high = 7});
+    never.script(device_call::write, 0, fault::stall);
+    late.script(device_call::write, 0, fault::stall);
+    REQUIRE(pattern::append(s, 16, 1, 1));
+    REQUIRE(cache->name(pattern::sealed(s, 0)[1], {.low = 2, .high = 7}));
+    REQUIRE(ctx.sync_wait(cache->flush()));
+    never.cut_power();
+    late.cut_power();
+  }
+  auto cache = open();
+  REQUIRE(cache);
+  CHECK(cache->find({.low = 2, .high = 7}));
+}
+
+TEST_CASE("a copy that takes the place of one that was being synced is not durable with it") {
+  renewal f;
+  REQUIRE(f.cache().report_damaged(f.id, 1));
+  while (f.cache().control().copy(f.id.index, 1).now() != block_copy::state::resident) f.ctx.poll();
+  REQUIRE(f.cache().control().where(f.id.index, 1) == f.where);
+  REQUIRE(f.device.in_flight() == 1);
+  CHECK(f.is_there_after_a_crash());
+}
+
+TEST_CASE("a name that is given again while its header was being synced is not durable with it") {
+  renewal f;
+  f.cache().forget(renewal::name);
+  REQUIRE(f.cache().name(f.id, renewal::name));
+  REQUIRE(f.device.in_flight() == 1);
+  CHECK(f.is_there_after_a_crash());
 }

@@ -4,7 +4,6 @@
 #include "terrace/cache/tier_control.hpp"
 #include "terrace/core/block.hpp"
 #include "terrace/execution/watched_clock.hpp"
-#include "terrace/medium/extent.hpp"
 
 namespace terrace {
 
@@ -27,12 +26,10 @@ struct keeper_sync : tier_control::sync_request {
   watched_clock::duration due{};
 };
 
-/// A copy whose header bears the block's name, and which the next sync makes durable.
+/// A copy that the sync under way makes durable, if it is still `block_copy::labelled` then.
 struct labelled_copy {
   block_id id;
-  block_key name;
   std::size_t tier;
-  extent where;
 };
 
 }  // namespace terrace

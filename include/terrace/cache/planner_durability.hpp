@@ -49,7 +49,7 @@ TERRACE_BODY void planner::forget(block_key key) {
   blocks_[block].name = {};
   for (std::size_t t = 0; t < tiers(); ++t) {
     block_copy& copy = blocks_.copy(block, t);
-    copy.durable = false;
+    copy.durable = copy.labelled = false;
     names_taken_ = names_taken_ || keepers_[t];
     if (!copy.present()) continue;
     if (keepers_[t]) tiers_[t]->unlabel(blocks_.where(block, t));  // the block itself may be needed still
@@ -133,7 +133,7 @@ TERRACE_BODY void planner::start_sync() {
     bool hopeful = false;
     std::optional<error> obstacle;
     for (std::size_t t = 0; t < tiers(); ++t) {
-      const block_copy& copy = blocks_.copy(id.index, t);
+      block_copy& copy = blocks_.copy(id.index, t);
       if (!keepers_[t] || !copy.readable()) continue;
       if (!copy.durable && !ready[t]) {
         obstacle = health(t).last;
@@ -152,8 +152,9 @@ TERRACE_BODY void planner::start_sync() {
                                  .row = r->row,
                                  .loss = copy.quality.loss,
                                  .naming = r->naming};
-      if (tiers_[t]->label(where, header))
-        syncing_.push_back({id, r->name, t, where});
+      copy.labelled = tiers_[t]->label(where, header);
+      if (copy.labelled)
+        syncing_.push_back({id, t});
       else
         keep_failure_ = error{errc::out_of_capacity, "a store has no room for another extent header"};
     }
@@ -217,10 +218,9 @@ TERRACE_BODY void planner::answer_sync(std::size_t tier, const result<void>& out
   }
   for (const labelled_copy& l : syncing_) {
     if (l.tier != tier) continue;
-    // Meanwhile it may have got another name, which this sync has not seen.
-    if (blocks_.find_place(l.id, tier) == nullptr || blocks_.where(l.id.index, tier) != l.where ||
-        blocks_[l.id.index].name != l.name)
-      continue;
+    // Meanwhile it may have got another name, or have made way for another copy, be it in the same place: this sync has
+    // seen neither.
+    if (blocks_.find_place(l.id, tier) == nullptr || !blocks_.copy(l.id.index, tier).labelled) continue;
     if (outcome) {
       blocks_.copy(l.id.index, tier).durable = true;
     } else {

@@ -102,9 +102,11 @@ TERRACE_BODY void planner::settle_flushes() {
   if (syncs_under_way_ != 0) return;
   if (sync_wanted_) start_sync();
   if (flush_.first == nullptr || syncs_under_way_ != 0) return;
-  if (!flush_covered() && !flush_is_stuck()) return;
+  const bool covered = flush_covered();
+  if (!covered && !flush_is_stuck()) return;
   if (!keep_failure_ && !flush_.synced && (!to_sync_.empty() || names_taken_)) {
-    flush_.synced = true;
+    // Where it is stuck, what finds room while this sync is under way is not synced with it.
+    flush_.synced = covered;
     start_sync();
     if (syncs_under_way_ != 0) return;
   }

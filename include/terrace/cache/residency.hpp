@@ -38,9 +38,10 @@ class block_copy {
   std::uint32_t pins = 0;  ///< leases, reservations and transfers that read or write it: it stays where it is
   std::uint32_t checksum = 0;  ///< CRC32C of its encoded bytes, where the tier's medium has no addresses
   fidelity quality;
-  bool in_policy : 1 = false;   ///< the tier's policy has charge of it
-  bool durable : 1 = false;     ///< it has survived a sync of its tier, under its block's key
-  bool known : 1 = false;       ///< the tier's policy has had charge of it before
+  bool in_policy : 1 = false;  ///< the tier's policy has charge of it
+  bool durable : 1 = false;    ///< it has survived a sync of its tier, under its block's key
+  bool labelled : 1 = false;   ///< its header bears the block's name: a sync that begins now makes it durable
+  bool known : 1 = false;      ///< the tier's policy has had charge of it before
   bool prefetched : 1 = false;  ///< was brought before anybody asked, and has not been asked for yet
   bool doubtful : 1 = false;  ///< the last read of it has failed, and nobody knows whether the next one will
   bool held : 1 =
