@@ -292,3 +292,65 @@ TEST_CASE("a name that is given again while its header was being synced is not d
   REQUIRE(f.device.in_flight() == 1);
   CHECK(f.is_there_after_a_crash());
 }
+
+// Two named blocks are moved from the first tier that keeps to the second. Its sync fails for the one, and the other
+// arrives before it is well again.
+TEST_CASE(
+    "what arrives in a tier that cannot sync is made durable when it can, and makes room where it came "
+    "from") {
+  using type = tiered_cache<tier<ram>, tier<faulty>, tier<faulty>, lru>;
+  virtual_clock clock;
+  context ctx{{.codec_threads = 0, .time = &clock}};
+  faulty_device near{2 * pattern::block_bytes}, far{64 * pattern::block_bytes};
+  cache_options o;
+  o.transfers.health.first_pause = o.transfers.health.longest_pause = milliseconds(500);
+  o.transfers.inclusions[1] = inclusion::inclusive;
+  auto cache = type::open(ctx, pattern::layout(1), {.capacity = 8 * pattern::block_bytes},
+                          {.capacity = near.capacity(), .device = &near, .keep = true},
+                          {.capacity = far.capacity(), .device = &far, .keep = true}, {}, o);
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  for (const std::uint64_t name : {1, 2}) {
+    REQUIRE(pattern::append(s, 16, 1, 1));
+    REQUIRE(cache->name(pattern::sealed(s, 0).back(), {.low = name, .high = 7}));
+  }
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  const auto moved = [&](std::size_t block) {
+    return cache->control().copy(pattern::sealed(s, 0)[block].index, 2);
+  };
+  far.script(device_call::sync, 0, fault::io_error);
+  far.shortest = far.longest = milliseconds(10);
+  for (int i = 0; i < 2; ++i) REQUIRE(pattern::append(s, 16, 1, 1));
+  for (int i = 0; i < 20 && !moved(1).readable(); ++i) ctx.wait(ctx.now() + milliseconds(10));
+  REQUIRE(moved(1).readable());
+  REQUIRE(far.seen(device_call::sync).failed == 1);
+  REQUIRE_FALSE(moved(0).durable);
+  clock.advance(std::chrono::seconds(2));
+  for (int i = 0; i < 100; ++i) ctx.wait(ctx.now() + milliseconds(10));
+  CHECK(far.seen(device_call::sync).failed == 1);
+  CHECK(moved(0).durable);
+  CHECK(moved(1).durable);
+}
+
+TEST_CASE("a store that has no room for a header says so to each flush, until there is room") {
+  using type = tiered_cache<tier<ram>, tier<faulty>, lru>;
+  context ctx{{.codec_threads = 0}};
+  faulty_device device{64 * pattern::block_bytes};
+  auto cache =
+      type::open(ctx, pattern::layout(1), {.capacity = 8 * pattern::block_bytes},
+                 {.capacity = device.capacity(), .device = &device, .keep = true, .most_headers = 1});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  for (const std::uint64_t name : {1, 2}) {
+    REQUIRE(pattern::append(s, 16, 1, 1));
+    REQUIRE(cache->name(pattern::sealed(s, 0).back(), {.low = name, .high = 7}));
+  }
+  for (int i = 0; i < 3; ++i) {
+    const auto flushed = ctx.sync_wait(cache->flush());
+    REQUIRE_FALSE(flushed);
+    CHECK(flushed.error().code == errc::out_of_capacity);
+  }
+  cache->forget({.low = 1, .high = 7});
+  CHECK(ctx.sync_wait(cache->flush()));
+  CHECK(cache->control().copy(pattern::sealed(s, 0)[1].index, 1).durable);
+}

@@ -299,6 +299,7 @@ class planner final : public transfer_listener {
   void start_keeping();
   void start_sync();
   bool may_sync(std::size_t tier) const noexcept;
+  bool sync_may_help() const noexcept;
   void begin_sync(std::size_t tier);
   void give_up_syncs(context::clock::time_point real);
   void sync_ended(std::size_t tier, const result<void>& outcome);

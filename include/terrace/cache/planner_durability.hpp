@@ -117,6 +117,13 @@ TERRACE_BODY bool planner::may_sync(std::size_t tier) const noexcept {
   return keepers_[tier] && !syncs_[tier].under_way && tiers_[tier]->breaker.admits_sync(context_.now());
 }
 
+// Whether a sync is on its way that may make room, or begins as soon as the planner has looked at everything else.
+TERRACE_BODY bool planner::sync_may_help() const noexcept {
+  bool may_begin = false;
+  for (std::size_t t = 0; t < tiers() && sync_wanted_; ++t) may_begin = may_begin || may_sync(t);
+  return may_begin || syncs_under_way_ != 0;
+}
+
 TERRACE_BODY void planner::start_sync() {
   sync_wanted_ = false;
   names_syncing_ = std::exchange(names_taken_, false);
@@ -135,12 +142,14 @@ TERRACE_BODY void planner::start_sync() {
     for (std::size_t t = 0; t < tiers(); ++t) {
       block_copy& copy = blocks_.copy(id.index, t);
       if (!keepers_[t] || !copy.readable()) continue;
-      if (!copy.durable && !ready[t]) {
+      if (copy.durable) {
+        hopeful = true;
+        continue;
+      }
+      if (!ready[t]) {
         obstacle = health(t).last;
         continue;
       }
-      hopeful = true;
-      if (copy.durable) continue;
       const extent where = blocks_.where(id.index, t);
       const extent_header header{.key = r->name,
                                  .encoded = where.bytes,
@@ -153,14 +162,16 @@ TERRACE_BODY void planner::start_sync() {
                                  .loss = copy.quality.loss,
                                  .naming = r->naming};
       copy.labelled = tiers_[t]->label(where, header);
-      if (copy.labelled)
+      if (copy.labelled) {
+        hopeful = true;
         syncing_.push_back({id, t});
-      else
-        keep_failure_ = error{errc::out_of_capacity, "a store has no room for another extent header"};
+      } else {
+        obstacle = error{errc::out_of_capacity, "a store has no room for another extent header"};
+      }
     }
-    if (hopeful || !obstacle) continue;
-    keep_failure_ = obstacle;
-    to_sync_.push_back(id);
+    if (!obstacle) continue;
+    to_sync_.push_back(id);  // where another copy is durable too: that one may have to go
+    if (!hopeful) keep_failure_ = obstacle;
   }
   for (std::size_t t = 0; t < tiers(); ++t) syncs_under_way_ += ready[t] ? 1u : 0u;
   syncs_watched_.begin(context_.now());

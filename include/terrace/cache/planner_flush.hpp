@@ -37,7 +37,7 @@ TERRACE_BODY void planner::keep_later(std::uint32_t block) {
   to_keep_.push_back(blocks_.id_of(block));
   if (flush_.first == nullptr) return;
   flush_.names = kept_ + to_keep_.size();
-  flush_.synced = flush_.marked = false;
+  flush_.synced = flush_.synced_stuck = flush_.marked = false;
 }
 
 TERRACE_BODY void planner::store_ended(transfer_job& job) noexcept {
@@ -104,9 +104,10 @@ TERRACE_BODY void planner::settle_flushes() {
   if (flush_.first == nullptr || syncs_under_way_ != 0) return;
   const bool covered = flush_covered();
   if (!covered && !flush_is_stuck()) return;
-  if (!keep_failure_ && !flush_.synced && (!to_sync_.empty() || names_taken_)) {
-    // Where it is stuck, what finds room while this sync is under way is not synced with it.
-    flush_.synced = covered;
+  // Once where it is stuck; what finds room while that sync is under way is not synced with it.
+  bool& synced = covered ? flush_.synced : flush_.synced_stuck;
+  if (!keep_failure_ && !synced && (!to_sync_.empty() || names_taken_)) {
+    synced = true;
     start_sync();
     if (syncs_under_way_ != 0) return;
   }

@@ -76,6 +76,7 @@ struct flush_round {
   flush_request* first = nullptr;  ///< none: no flush is under way
   bool turned = false;             ///< what is sealed from now on is of the other round
   bool synced = false;             ///< its sync has begun
+  bool synced_stuck = false;       ///< likewise one of what there was while not all could be stored
   bool marked = false;             ///< it has looked which stores of named blocks are on their way
   bool stuck = false;              ///< likewise which stores may still make room
   unsigned stores = 0;             ///< that are awaited
