@@ -19,11 +19,7 @@ void run(const simulated::named_ladder& ladder, std::uint64_t first, std::uint64
     const auto program = random_program(seed, each, mix);
     const simulation_result result = simulate(ladder.make, seed, program);
     if (!result.well()) FAIL(ladder.name << ", " << explain_failure(ladder.make, seed, program));
-    all.operations += result.counts.operations;
-    all.checked += result.counts.checked;
-    all.lost += result.counts.lost;
-    all.faults += result.counts.faults;
-    all.found += result.counts.found;
+    all += result.counts;
   }
   // It did look at something.
   CHECK(all.operations == seeds * each);
@@ -31,6 +27,8 @@ void run(const simulated::named_ladder& ladder, std::uint64_t first, std::uint64
   CHECK(all.faults > 0);
   CHECK(all.lost > 0);
   CHECK(all.found > 0);
+  CHECK(all.restored > 0);
+  CHECK(all.damaged > 0);
 }
 
 }  // namespace
@@ -40,9 +38,13 @@ TEST_CASE("no law is broken, whatever is done to a cache and whatever fails") {
 }
 
 TEST_CASE("programs that have broken a law do so no more") {
-  // A block that a flush had written to the second of two tiers that keep was moved there once more.
+  // A block that a flush had written to the second of two tiers that keep was moved there once more. The simulator knew
+  // fewer verbs then, and the mix decides what a seed means.
+  simulated_mix then = usual_mix;
+  std::fill(then.begin() + static_cast<std::ptrdiff_t>(simulated_verb::restore), then.end(),
+            std::uint16_t{0});
   for (const auto& ladder : simulated::ladders) {
-    const auto result = simulate(ladder.make, 403'980, random_program(403'980, 5000));
+    const auto result = simulate(ladder.make, 403'980, random_program(403'980, 5000, then));
     INFO(ladder.name << ": " << result.violation);
     CHECK(result.well());
   }

@@ -52,23 +52,17 @@ int main(int count, char** arguments) {
                   terrace::explain_failure(ladder.make, seed, program).c_str());
       return 1;
     }
-    all.operations += result.counts.operations;
-    all.acquires += result.counts.acquires;
-    all.checked += result.counts.checked;
-    all.lost += result.counts.lost;
-    all.refused += result.counts.refused;
-    all.faults += result.counts.faults;
-    all.durable += result.counts.durable;
-    all.found += result.counts.found;
+    all += result.counts;
   }
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+  const auto n = [](std::uint64_t x) { return static_cast<unsigned long long>(x); };
+  std::printf("%llu operations over %llu seeds in %.1f s: %.0f a second\n", n(all.operations), n(seeds),
+              took.count(), static_cast<double>(all.operations) / took.count());
+  std::printf("%llu acquires, %llu blocks compared, 0 wrong; %llu lost, %llu refused, %llu faults\n",
+              n(all.acquires), n(all.checked), n(all.lost), n(all.refused), n(all.faults));
   std::printf(
-      "%llu operations over %llu seeds in %.1f s: %.0f a second\n"
-      "%llu acquires, %llu blocks compared, 0 wrong; %llu lost, %llu refused, %llu faults\n"
-      "%llu names made durable, %llu found again, 0 missing; 0 leaks, 0 hangs\n",
-      static_cast<unsigned long long>(all.operations), static_cast<unsigned long long>(seeds), took.count(),
-      static_cast<double>(all.operations) / took.count(), static_cast<unsigned long long>(all.acquires),
-      static_cast<unsigned long long>(all.checked), static_cast<unsigned long long>(all.lost),
-      static_cast<unsigned long long>(all.refused), static_cast<unsigned long long>(all.faults),
-      static_cast<unsigned long long>(all.durable), static_cast<unsigned long long>(all.found));
+      "%llu names made durable, %llu found again, 0 missing; %llu blocks computed anew, %llu copies reported "
+      "damaged\n",
+      n(all.durable), n(all.found), n(all.restored), n(all.damaged));
+  std::printf("0 leaks, 0 hangs\n");
 }

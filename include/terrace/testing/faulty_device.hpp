@@ -87,6 +87,11 @@ class faulty_device {
   /// Is told when a call has begun, and when it is about to end: where who waits for it may change its mind.
   std::function<void(device_call call)> on_progress;
 
+  /// From now on these bytes are other ones, until they are written again or the power fails.
+  void spoil(std::uint64_t at, std::size_t bytes) noexcept {
+    for (std::size_t i = 0; i < bytes; ++i) bytes_[static_cast<std::size_t>(at) + i] ^= std::byte{0x55};
+  }
+
   // --- Power.
 
   /// The power fails. What was durable stays; of each write since the last sync the old bytes are there, or the new

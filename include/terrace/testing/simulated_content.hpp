@@ -50,6 +50,19 @@ class simulated_contents {
       }
   }
 
+  /// Fills a whole block. Precondition: `block` is as large as a block of that row.
+  void write(mutable_bytes block, const simulated_content& c) const {
+    image whole(block.size());
+    expect(group_of(c.row), c, whole);
+    std::memcpy(block.data(), whole.data(), whole.size());
+  }
+  /// Whether these bytes are a block as it was written.
+  bool holds(const_bytes block, const simulated_content& c) const {
+    image whole(block.size());
+    expect(group_of(c.row), c, whole);
+    return same(block.data(), whole);
+  }
+
   /// Whether a leased block holds `c`: exactly where its fidelity says so, else each token as some way through the
   /// tiers' codecs leaves it. A block that was cut and written on has tokens of either kind.
   bool matches(const leased_block& block, const simulated_content& c) {

@@ -45,7 +45,11 @@ enum class simulated_verb : std::uint8_t {
   settle,   ///< until nothing is on its way; then every account must be right
   restart,  ///< the cache is closed and opened again
   crash,    ///< the same by a power cut
+  restore,  ///< room for a block that was lost, or that must be refused, to be computed anew
+  repair,   ///< such a block is written, or given up
+  damage,   ///< the engine finds a copy damaged
 };
+inline constexpr std::size_t simulated_verbs = static_cast<std::size_t>(simulated_verb::damage) + 1;
 
 /// One operation. Its numbers mean something only in the state that it meets, modulo what there is: so any part of a
 /// program is a program, and a failing one can be made shorter.
@@ -57,7 +61,7 @@ struct simulated_operation {
 using simulated_program = std::vector<simulated_operation>;
 
 /// How often the verbs come, in the order of simulated_verb; relative to one another.
-using simulated_mix = std::array<std::uint16_t, static_cast<std::size_t>(simulated_verb::crash) + 1>;
+using simulated_mix = std::array<std::uint16_t, simulated_verbs>;
 
 inline constexpr simulated_mix usual_mix{// begin append reserve commit fork truncate forget drop
                                          20, 150, 20, 30, 15, 15, 15, 12,
@@ -66,13 +70,15 @@ inline constexpr simulated_mix usual_mix{// begin append reserve commit fork tru
                                          // flush name unname acquire_named borrow give_back resize
                                          12, 35, 15, 30, 8, 10, 8,
                                          // fault latency poll wait sleep settle restart crash
-                                         35, 6, 90, 60, 12, 10, 2, 2};
+                                         35, 6, 90, 60, 12, 10, 2, 2,
+                                         // restore repair damage
+                                         25, 25, 12};
 
 inline constexpr std::array<std::string_view, usual_mix.size()> simulated_verb_names{
-    "begin",   "append", "reserve",       "commit",   "fork",      "truncate", "forget", "drop",
-    "acquire", "stop",   "release",       "prefetch", "hint",      "weigh",    "step",   "flush",
-    "name",    "unname", "acquire_named", "borrow",   "give_back", "resize",   "fault",  "latency",
-    "poll",    "wait",   "sleep",         "settle",   "restart",   "crash"};
+    "begin",         "append",  "reserve",   "commit",  "fork",   "truncate", "forget", "drop", "acquire",
+    "stop",          "release", "prefetch",  "hint",    "weigh",  "step",     "flush",  "name", "unname",
+    "acquire_named", "borrow",  "give_back", "resize",  "fault",  "latency",  "poll",   "wait", "sleep",
+    "settle",        "restart", "crash",     "restore", "repair", "damage"};
 
 /// `operations` of them at random.
 inline simulated_program random_program(std::uint64_t seed, std::size_t operations,

@@ -33,10 +33,7 @@ inline simulation_result simulate(const make_ladder& make, std::uint64_t seed,
         auto* const sim = new simulator(*ladder);
         const std::string violation = sim->run(program);
         std::ostringstream text;
-        const simulation_counts& c = sim->counts;
-        for (const std::uint64_t n :
-             {c.operations, c.acquires, c.checked, c.lost, c.refused, c.faults, c.durable, c.found})
-          text << n << ' ';
+        for (const auto member : simulation_counts::all) text << sim->counts.*member << ' ';
         text << violation;
         return text.str();
       },
@@ -47,10 +44,7 @@ inline simulation_result simulate(const make_ladder& make, std::uint64_t seed,
     return result;
   }
   std::istringstream text(outcome.said);
-  simulation_counts& c = result.counts;
-  for (std::uint64_t* n :
-       {&c.operations, &c.acquires, &c.checked, &c.lost, &c.refused, &c.faults, &c.durable, &c.found})
-    text >> *n;
+  for (const auto member : simulation_counts::all) text >> result.counts.*member;
   text.get();
   std::getline(text, result.violation, '\0');
   return result;

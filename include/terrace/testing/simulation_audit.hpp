@@ -38,6 +38,12 @@ class simulation_audit {
       if (b.data != nullptr) ++blocks_[b.id].pins[b.tier];
     }
   }
+  /// Its slot is filling, and its user holds it.
+  void add(const simulated_restoration& r) {
+    account& own = blocks_[r.room.id()];
+    ++own.pins[0];
+    own.computed = true;
+  }
   void add_borrowed(std::size_t bytes) { resident_[0] += align_up(bytes, ladder_.rungs[0].granule); }
 
   /// The first account that does not agree, as a sentence; empty where all do.
@@ -52,7 +58,7 @@ class simulation_audit {
       if (r.now == block_record::phase::open) ++own.pins[0];
       for (std::size_t t = 0; t < planner_.tiers(); ++t) {
         pins += own.pins[t];
-        if (auto wrong = compare_copy(id.index, own.pins[t], t); !wrong.empty()) return wrong;
+        if (auto wrong = compare_copy(id.index, own, t); !wrong.empty()) return wrong;
       }
     }
     if (stats.pins != pins)
@@ -76,16 +82,19 @@ class simulation_audit {
   struct account {
     std::uint32_t refs = 0;
     std::array<std::uint32_t, max_tiers> pins{};
+    bool computed = false;  // anew, in tier 0
   };
   void refer(block_id id) {
     if (id.valid()) ++blocks_[id].refs;
   }
-  std::string compare_copy(std::uint32_t block, std::uint32_t pins, std::size_t tier) {
+  std::string compare_copy(std::uint32_t block, const account& own, std::size_t tier) {
     using state = block_copy::state;
     const block_copy& copy = planner_.copy(block, tier);
-    if (copy.now() == state::filling || copy.now() == state::leaving)
-      return "a copy is on its way, and nothing else is";
-    if (copy.pins != pins) return "a copy counts other pins than there are";
+    const bool computed = own.computed && tier == 0;
+    if (computed != (copy.now() == state::filling) || copy.now() == state::leaving)
+      return computed ? "the room of a block that is computed anew is gone"
+                      : "a copy is on its way, and nothing else is";
+    if (copy.pins != own.pins[tier]) return "a copy counts other pins than there are";
     if (!copy.present()) return {};
     if (copy.in_policy && copy.pins != 0) return "a policy has charge of a copy that is pinned";
     const extent where = planner_.where(block, tier);

@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "terrace/cache/lease.hpp"
+#include "terrace/cache/restoration.hpp"
 #include "terrace/core/mix64.hpp"
 #include "terrace/kv_store.hpp"
 #include "terrace/sequence.hpp"
@@ -35,8 +37,13 @@ class simulated_acquire {
   lease* blocks() noexcept { return held ? &*held : failure ? &failure->rest : nullptr; }
 
   const std::vector<wanted_block> wanted;
+  bool wants(block_id id) const noexcept {
+    return std::any_of(wanted.begin(), wanted.end(), [&](const wanted_block& w) { return w.id == id; });
+  }
+
   std::optional<lease> held;
   std::optional<block_error> failure;
+  std::vector<block_id> excused;  ///< of the blocks: may be lost whatever has become of them since
   bool stopped = false;
   bool examined = false;
 
@@ -57,6 +64,12 @@ class simulated_acquire {
   ex::inplace_stop_source stop_;
   std::vector<block_id> ids_;
   acquire_sender::operation<receiver> operation_;
+};
+
+/// A block that is computed anew: in tier 0, and to be completed or given up.
+struct simulated_restoration {
+  restoration room;
+  simulated_content content;
 };
 
 /// A flush of a simulated engine, the names that it has to make durable, and those that must not come back after it.
@@ -111,6 +124,10 @@ class simulation_model {
   void strike(block_id id) {
     if (struck_.size() <= id.index) struck_.resize(id.index + 1, unstruck);
     struck_[id.index] = id.generation;
+  }
+  /// It has been computed anew, and nothing is left of what was struck.
+  void mend(block_id id) {
+    if (struck(id)) struck_[id.index] = unstruck;
   }
   bool struck(block_id id) const noexcept {
     return id.index < struck_.size() && struck_[id.index] == id.generation;

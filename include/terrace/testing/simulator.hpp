@@ -1,8 +1,10 @@
 #pragma once
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <list>
 #include <memory>
 #include <optional>
@@ -29,8 +31,21 @@ struct simulation_counts {
   std::uint64_t lost = 0;     ///< blocks that were reported lost, each time with a fault that explains it
   std::uint64_t refused = 0;  ///< reservations and acquires for which there was no room
   std::uint64_t faults = 0;
-  std::uint64_t durable = 0;  ///< names that a flush covered
-  std::uint64_t found = 0;    ///< names that were found when the cache was opened again
+  std::uint64_t durable = 0;   ///< names that a flush covered
+  std::uint64_t found = 0;     ///< names that were found when the cache was opened again
+  std::uint64_t restored = 0;  ///< blocks that were computed anew
+  std::uint64_t damaged = 0;   ///< copies that were reported damaged, and given up
+
+  /// All of them, for sums and for what is sent from one process to another.
+  static constexpr std::array all{&simulation_counts::operations, &simulation_counts::acquires,
+                                  &simulation_counts::checked,    &simulation_counts::lost,
+                                  &simulation_counts::refused,    &simulation_counts::faults,
+                                  &simulation_counts::durable,    &simulation_counts::found,
+                                  &simulation_counts::restored,   &simulation_counts::damaged};
+  simulation_counts& operator+=(const simulation_counts& other) noexcept {
+    for (const auto member : all) this->*member += other.*member;
+    return *this;
+  }
 };
 
 /// Drives a real cache through a program on a virtual clock, against a model that knows every byte of every block.
@@ -38,7 +53,8 @@ struct simulation_counts {
 ///
 /// Its laws, checked after every operation:
 /// - a block that is handed out has the right bytes, when it is acquired and until it is released
-/// - a block is lost only where a fault has struck a copy of it, or late where something stalls
+/// - a block is lost only where a fault has struck a copy of it, or late where something stalls; not after it was computed
+///   anew
 /// - no tier grows beyond its capacity; stores that fail are counted, and show in the tier's health
 /// - what a flush has covered is found again after a power cut, and what was forgotten before it is not
 /// and whenever nothing is on its way:
@@ -80,7 +96,8 @@ class simulator {
 
  private:
   using verb = simulated_verb;
-  static constexpr std::size_t most_sequences = 5, most_tokens = 64, most_acquires = 10, most_names = 12;
+  static constexpr std::size_t most_sequences = 5, most_tokens = 64, most_acquires = 10, most_names = 12,
+                               most_lost = 16, most_restorations = 2;
 
   static std::vector<any_codec> codecs_of(const simulated_ladder& l) {
     std::vector<any_codec> all;
@@ -116,12 +133,14 @@ class simulator {
   void close(bool crash) {
     if (crash)
       for (faulty_device* d : devices_) d->cut_power();
+    while (!restorations_.empty()) end_restoration(0, crash);
     for (simulated_acquire& a : acquires_) a.stop();
     drive_until_nothing_waits();
     if (!violation_.empty()) return;
     for (auto& [number, named] : model_.names)
       if (const auto id = cache().find(model_.key(number)); !id || model_.struck(*id)) named.struck = true;
     acquires_.clear();
+    lost_.clear();
     for (const extent& e : std::exchange(borrowed_, {})) control().give_back(e);
     for (simulated_sequence& s : sequences_) s.open.reset();
     sequences_.clear();
@@ -155,143 +174,19 @@ class simulator {
     model_.names.emplace(number, named);
   }
 
-  // --- What faults explain.
+  // --- What must hold: testing/simulator_laws.hpp.
 
-  void strike(std::size_t tier, device_call call, std::uint64_t at, fault what) {
-    ++counts.faults;
-    if (between_) {  // nobody can be asked which block that was
-      struck_between_ = true;
-      return;
-    }
-    if (what == fault::stall) {
-      const faulty_device& d = *ladder_.rungs[tier].device;
-      late_until_ = std::max(late_until_, ctx_.now() + d.stall + d.longest);
-      return;
-    }
-    // A write that says that it failed has cost nothing: its source is still there.
-    if (call == device_call::sync ||
-        (call == device_call::write && what != fault::bit_flip && what != fault::torn))
-      return;
-    for (const block_id id : alive()) {
-      const bool present = control().copy(id.index, tier).present();
-      if (present && control().where(id.index, tier).offset == at) model_.strike(id);
-    }
-  }
-  // Blocks that sequences, names and acquires know.
-  std::vector<block_id> alive() {
-    std::vector<block_id> all;
-    const auto add = [&](block_id id) {
-      if (id.valid() && control().id_of(id.index) == id) all.push_back(id);
-    };
-    for (const simulated_sequence& s : sequences_)
-      for (const auto& row : s.tokens.pages().rows) std::for_each(row.begin(), row.end(), add);
-    for (const auto& [number, named] : model_.names)
-      if (const auto id = cache().find(model_.key(number))) add(*id);
-    for (const simulated_acquire& a : acquires_)
-      for (const auto& w : a.wanted) add(w.id);
-    return all;
-  }
-  bool referred_to(block_id id) {
-    for (const simulated_sequence& s : sequences_)
-      for (const auto& row : s.tokens.pages().rows)
-        if (std::find(row.begin(), row.end(), id) != row.end()) return true;
-    for (const auto& [number, named] : model_.names)
-      if (cache().find(model_.key(number)) == id) return true;
-    return false;
-  }
-  bool explained(block_id id, const error& cause) {
-    if (!referred_to(id) || model_.struck(id)) return true;
-    const bool late = cause.code == errc::deadline || cause.code == errc::unavailable;
-    return late && ctx_.now() <= late_until_ + ladder_.setup.tuning.transfers.deadline;
-  }
-
-  // --- What is looked at after each operation.
-
-  void look_around() {
-    if (!violation_.empty()) return;
-    for (simulated_acquire& a : acquires_)
-      if (a.done() && !std::exchange(a.examined, true)) examine(a);
-    end_flushes();
-    if (violation_.empty()) violate(watch_->look());
-  }
-  void examine(simulated_acquire& a) {
-    ++counts.acquires;
-    compare(a);
-    if (!a.failure) return;
-    if (a.failure->code == errc::out_of_capacity && a.failure->lost.empty()) {
-      ++counts.refused;
-    } else if (a.failure->code != errc::lost || a.failure->lost.empty()) {
-      violate("an acquire failed in a way that is none: " + a.failure->message());
-    }
-    for (const lost_block& l : a.failure->lost) {
-      ++counts.lost;
-      if (!explained(l.id, l.cause))
-        violate("a block was lost that no fault has struck: " + std::string(l.cause.message()));
-    }
-  }
-  // All bytes of what is held.
-  void compare(simulated_acquire& a) {
-    lease* const held = a.blocks();
-    if (a.held && held->size() != a.wanted.size())
-      return violate("a lease has not the blocks that were asked for");
-    for (std::size_t i = 0; held != nullptr && i < held->size(); ++i) {
-      const leased_block& b = (*held)[i];
-      if (b.data == nullptr) {
-        if (a.held) violate("a lease has a block without bytes");
-        continue;
-      }
-      ++counts.checked;
-      if (b.id != a.wanted[i].id) violate("a lease has not the blocks that were asked for");
-      if (!contents_.matches(b, a.wanted[i].content))
-        violate("a block was served with wrong bytes, from tier " + std::to_string(b.tier));
-    }
-  }
-  void end_flushes() {
-    for (auto f = flushes_.begin(); f != flushes_.end();) {
-      if (!f->outcome) {
-        ++f;
-        continue;
-      }
-      for (const std::uint64_t number : f->names)
-        if (const auto found = model_.names.find(number);
-            *f->outcome && ladder_.setup.keep && found != model_.names.end()) {
-          counts.durable += found->second.durable ? 0 : 1;
-          found->second.durable = true;
-        }
-      for (const std::uint64_t number : f->forgotten)
-        if (const auto found = model_.forgotten.find(number); *f->outcome && found != model_.forgotten.end())
-          found->second.gone = true;
-      f = flushes_.erase(f);
-    }
-  }
-
-  // Until nothing is on its way; then nobody may wait, and every account must be right.
-  void settle() {
-    const auto in_flight = [this] {
-      return std::any_of(devices_.begin(), devices_.end(),
-                         [](const faulty_device* d) { return d->in_flight() != 0; });
-    };
-    for (int i = 0; i < 100'000 && (in_flight() || !ctx_.idle()); ++i)
-      ctx_.wait(ctx_.now() + std::chrono::seconds(1));
-    look_around();
-    if (!violation_.empty()) return;
-    if (in_flight()) return violate("transfers never end");
-    if (!flushes_.empty()) return violate("a flush waits, and nothing is on its way");
-    simulation_audit audit(ladder_);
-    for (simulated_acquire& a : acquires_) {
-      if (!a.done()) return violate("an acquire waits, and nothing is on its way");
-      audit.add(a);
-    }
-    for (const simulated_sequence& s : sequences_) audit.add(s);
-    for (const auto& [number, named] : model_.names) {
-      const auto id = cache().find(model_.key(number));
-      if (!id) return violate("a name is gone");
-      audit.add_name(*id);
-    }
-    for (const extent& e : borrowed_) audit.add_borrowed(e.bytes);
-    violate(audit.compare());
-    violate(watch_->look_at_rest());
-  }
+  void strike(std::size_t tier, device_call call, std::uint64_t at, fault what);
+  std::vector<block_id> alive();
+  bool referred_to(block_id id);
+  bool explained(block_id id, const error& cause);
+  void look_around();
+  void examine(simulated_acquire& a);
+  void compare(simulated_acquire& a);
+  void end_flushes();
+  bool waits_for_us(const simulated_acquire& a) const;
+  void drive_until_idle();
+  void settle();
 
   // --- The verbs: testing/simulator_verbs.hpp.
 
@@ -315,6 +210,12 @@ class simulator {
   void name(const simulated_operation& o);
   void unname(const simulated_operation& o);
   void acquire_named(const simulated_operation& o);
+  void restore(const simulated_operation& o);
+  void repair(const simulated_operation& o);
+  void excuse(block_id id);
+  void damage(const simulated_operation& o);
+  void spoil(block_id id, std::size_t tier);
+  void end_restoration(std::size_t i, bool whole);
   void borrow(const simulated_operation& o);
   void resize(const simulated_operation& o);
   void plan_fault(const simulated_operation& o);
@@ -332,6 +233,8 @@ class simulator {
   std::vector<simulated_sequence> sequences_;
   std::list<simulated_acquire> acquires_;
   std::list<simulated_flush> flushes_;
+  std::vector<simulated_restoration> restorations_;
+  std::deque<simulated_acquire::wanted_block> lost_;  // that an acquire has named lost
   std::vector<extent> borrowed_;
   context::clock::time_point late_until_{};
   std::uint64_t step_ = 0, next_name_ = 0;
@@ -342,4 +245,6 @@ class simulator {
 }  // namespace TERRACE_EX
 }  // namespace terrace
 
-#include "terrace/testing/simulator_verbs.hpp"  // IWYU pragma: export
+#include "terrace/testing/simulator_laws.hpp"     // IWYU pragma: export
+#include "terrace/testing/simulator_repairs.hpp"  // IWYU pragma: export
+#include "terrace/testing/simulator_verbs.hpp"    // IWYU pragma: export

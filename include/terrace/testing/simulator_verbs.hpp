@@ -71,6 +71,12 @@ inline void simulator::perform(const simulated_operation& o) {
       return unname(o);
     case verb::acquire_named:
       return acquire_named(o);
+    case verb::restore:
+      return restore(o);
+    case verb::repair:
+      return repair(o);
+    case verb::damage:
+      return damage(o);
     case verb::borrow:
       return borrow(o);
     case verb::give_back:
@@ -146,6 +152,9 @@ inline void simulator::truncate(simulated_sequence& s, std::uint64_t tokens) {
   for (std::size_t row = 0; row < pages.rows.size(); ++row)
     if (const std::uint64_t at = tokens / pages.group(row).tokens; at < pages.rows[row].size())
       cut.push_back(pages.rows[row][at]);
+  // It waits for them in here, and the engine is all that could end that.
+  for (std::size_t i = restorations_.size(); i-- != 0;)
+    if (std::find(cut.begin(), cut.end(), restorations_[i].room.id()) != cut.end()) end_restoration(i, true);
   const auto done = s.tokens.truncate(tokens);
   if (done) return s.stamps.resize(tokens);
   if (s.tokens.length() != s.stamps.size()) violate("a cut that failed has changed the sequence");
