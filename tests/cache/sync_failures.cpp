@@ -216,6 +216,7 @@ struct renewal {
     int* answer;
     void set_value() noexcept { *answer = 1; }
     void set_error(error) noexcept { *answer = 2; }
+    void set_stopped() noexcept { *answer = 3; }
     ex::env<> get_env() const noexcept { return {}; }
   };
   struct flushing {
