@@ -51,6 +51,17 @@ struct run_result {
   std::uint64_t recomputed_blocks = 0;  ///< by then
   std::size_t process_bytes_peak = 0;
 
+  /// One that has found nothing yet.
+  static run_result of(const run_request& request, const run_plan& plan) {
+    run_result r;
+    r.plan = plan;
+    r.context_tokens = request.context_tokens;
+    r.scored_tokens = request.scored_tokens;
+    r.decode_tokens = request.decode_tokens;
+    r.batch = request.batch;
+    r.attend = request.attend.name;
+    return r;
+  }
   double tokens_per_s() const {
     double sum = 0;
     for (const double s : decode_s) sum += s;

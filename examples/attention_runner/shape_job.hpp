@@ -24,12 +24,7 @@ class shape_job : recomputation {
       : request_(request), kv_(shape), outputs_(shape.layers), accuracy_(kv_, request) {}
 
   outcome<run_result> run(const run_plan& plan, terrace::context& ctx) {
-    run_result r;
-    r.plan = plan;
-    r.context_tokens = request_.context_tokens;
-    r.decode_tokens = request_.decode_tokens;
-    r.batch = request_.batch;
-    r.attend = request_.attend.name;
+    run_result r = run_result::of(request_, plan);
     auto opened = open_ladder(ctx, plan, request_.policy, prefetcher_named(request_.prefetch, plan));
     if (!opened) return refuse_opening(opened.error());
     std::vector<std::unique_ptr<ladder>>& sequences = sequences_;
