@@ -43,6 +43,8 @@ struct run_request {
   bool control = false;                              ///< also score with the far context hidden
   std::uint32_t block_tokens = 256;                  ///< at most; equal blocks give equal bits
   std::size_t block_bytes = std::size_t{128} << 10;  ///< likewise
+  bool on_device = false;                            ///< the hot tier is in a CUDA device's memory
+  std::uint32_t split_tokens = 256;                  ///< of a split of attention there; likewise
 };
 
 /// A run with every size settled.
@@ -52,6 +54,9 @@ struct run_plan {
   ladder_sizes sizes;
   std::size_t kv_bytes_total = 0;  ///< raw bytes of all KV at the end
   std::uint32_t chunk = 512;       ///< tokens of a prefill chunk
+  // On a device:
+  std::uint32_t split_tokens = 256;  ///< of a split of attention: whole blocks
+  std::size_t window_bytes = 0;      ///< raw bytes of each of a batch's windows: at least a split
 };
 
 namespace detail {
@@ -93,6 +98,19 @@ inline outcome<bool> settle_lower_tiers(const run_request& request, const ladder
   return true;
 }
 
+// Where attention on a device is cut, and what of the hot tier its windows are lent. `spare` is what the hot tier has
+// beyond all that must be there besides: three windows, with blocks in them both raw and as they are stored, take at
+// most all of it. Windows hold whole splits, so that the bits do not depend on what lies where; splits of 256 tokens
+// are enough of them to fill a device.
+inline void settle_windows(const run_request& request, std::size_t spare, run_plan& p) {
+  const terrace::layer_group& group = p.layout.groups[0];
+  const std::size_t share = std::min({std::size_t{32} << 20, p.sizes.hot / 16, spare / 6});
+  p.window_bytes = std::max(group.block_bytes(), share);
+  p.split_tokens = std::max(group.tokens, request.split_tokens);
+  while (p.split_tokens > group.tokens && p.split_tokens * group.token_bytes() > p.window_bytes)
+    p.split_tokens /= 2;
+}
+
 }  // namespace detail
 
 /// Cuts the KV into blocks and settles the tiers' sizes. A block has at most request.block_bytes, and is
@@ -124,6 +142,8 @@ inline outcome<run_plan> plan(const run_request& request, const kv_shape& shape)
   const std::size_t all_blocks = (shared / group.tokens + request.batch * own) * group.layers;
   if (resident) {
     p.sizes.hot = (all_blocks + group.layers * (2 * (p.chunk / group.tokens) + 4)) * block;
+    p.split_tokens = std::max(group.tokens, request.split_tokens);
+    p.window_bytes = block;  // which nothing comes through
     return p;
   }
 
@@ -134,7 +154,8 @@ inline outcome<run_plan> plan(const run_request& request, const kv_shape& shape)
   const std::size_t staging = codecs->staging_buffers * codecs->staging_bytes(group);
   const std::size_t open_blocks = std::max<std::size_t>(2, request.batch) * group.layers;
   const std::size_t anew = request.inject > 0 ? group.layers + 1 : 0;  // blocks that are computed anew
-  const std::size_t least = (open_blocks + 1 + anew) * block + staging;
+  const std::size_t windows = request.on_device ? 3 * (block + codecs->stored[0](group)) : 0;
+  const std::size_t least = (open_blocks + 1 + anew) * block + staging + windows;
   if (p.sizes.hot < least)
     return refuse("--hot " + detail::size_text(p.sizes.hot) +
                   " cannot hold one window and the open blocks: " + detail::size_text(least) + " suffice");
@@ -142,6 +163,7 @@ inline outcome<run_plan> plan(const run_request& request, const kv_shape& shape)
   while (p.chunk > group.tokens && (p.chunk / group.tokens + 1) * group.layers * block > p.sizes.hot / 3)
     p.chunk /= 2;
   p.chunk = std::max(p.chunk, group.tokens);
+  if (request.on_device) detail::settle_windows(request, p.sizes.hot - (least - windows), p);
   if (auto settled = detail::settle_lower_tiers(request, *codecs, all_blocks, p); !settled)
     return refuse(settled.error());
   return p;

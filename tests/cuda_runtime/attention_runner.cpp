@@ -7,6 +7,7 @@
 #include "terrace/codec/zstd.hpp"
 #define TERRACE_RUNNER_CUDA
 #include "../examples/attention_runner/cuda/device_job.cpp"
+#include "../examples/attention_runner/cuda/device_ladder.cpp"
 #include "../examples/attention_runner/cuda/kernels.cuh"
 
 using namespace runner;
@@ -22,6 +23,7 @@ outcome<run_result> run(const std::string& codec, std::uint32_t batch = 1, std::
   request.decode_tokens = 3;
   request.batch = batch;
   request.block_tokens = 16;
+  request.on_device = true;
   request.hot = std::size_t{600} << 10;
   if (codec == "resident") request.hot.reset();
   auto made = plan(request, {shape.layers, shape.kv_heads, shape.head_dim});

@@ -85,6 +85,33 @@ TEST_CASE("a hot tier that is too small is refused with the least that suffices,
   }
 }
 
+TEST_CASE("windows on a device hold whole splits, and have room beside the open blocks") {
+  for (const ladder_codecs& ladder : all_ladders)
+    for (const std::size_t hot : {0_MiB, 40_MiB, 60_MiB, 400_MiB, 4096_MiB}) {
+      run_request r = request_for(std::string(ladder.name));
+      r.on_device = true;
+      if (hot != 0) r.hot = hot;
+      CAPTURE(ladder.name, hot);
+      const auto p = plan(r, llama_3_8b);
+      REQUIRE(p);
+      const terrace::layer_group& g = p->layout.groups[0];
+      CHECK(p->split_tokens % g.tokens == 0);
+      CHECK(p->split_tokens / g.tokens * g.block_bytes() <= p->window_bytes);
+      CHECK((p->split_tokens == g.tokens || p->split_tokens <= 256));
+      const std::size_t block = g.block_bytes(), slots = p->window_bytes / block;
+      const std::size_t staging = ladder.staging_buffers * ladder.staging_bytes(g);
+      CHECK((2 * 32 + 1) * block + staging + 3 * slots * (block + ladder.stored[0](g)) <= p->sizes.hot);
+
+      r.codec = "resident";
+      r.hot.reset();
+      r.block_tokens = g.tokens;
+      r.split_tokens = p->split_tokens;
+      const auto resident = plan(r, llama_3_8b);
+      REQUIRE(resident);
+      CHECK(resident->split_tokens == p->split_tokens);
+    }
+}
+
 TEST_CASE("tiers that cannot hold the context are refused, and capacity 0 leaves one out") {
   run_request r = request_for("lossless");
   r.warm = 0;

@@ -1,0 +1,49 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "../open_ladder.hpp"
+#include "../run_result.hpp"
+#include "../runner_error.hpp"
+#include "device_stream.hpp"
+#include "terrace/cuda/device.hpp"
+
+namespace runner {
+
+/// The device of one run: a stream of the engine's on it, and what is said of it in the end. The run's cache ends first.
+class opened_device {
+ public:
+  /// Measures the link. Refuses head dimensions that no kernel is there for; without a device that works with status 1.
+  static outcome<opened_device> open(std::uint32_t head_dim) {
+    if (head_dim != 64 && head_dim != 128)
+      return refuse("--device cuda attends heads of 64 and 128 elements, not of " + std::to_string(head_dim));
+    const auto device = terrace::cuda::probe_device();
+    if (!device) return failed(device.error(), "--device cuda");
+    auto stream = device_stream::make();
+    if (!stream) return failed(stream.error(), "--device cuda");
+    auto link = (*stream)->link_bytes_per_s();
+    if (!link) return failed(link.error(), "measuring the link failed");
+    return opened_device(device->name, *link, std::move(*stream));
+  }
+
+  const device_stream& stream() const noexcept { return *stream_; }
+  /// Looks at how much memory is taken.
+  void sample() { memory_.sample(); }
+  device_figures figures() {
+    sample();
+    return {name_, link_bytes_per_s_, memory_.peak()};
+  }
+
+ private:
+  opened_device(std::string name, double link_bytes_per_s, std::unique_ptr<device_stream> stream)
+      : name_(std::move(name)), link_bytes_per_s_(link_bytes_per_s), stream_(std::move(stream)) {}
+
+  std::string name_;
+  double link_bytes_per_s_;
+  std::unique_ptr<device_stream> stream_;
+  device_memory_meter memory_;
+};
+
+}  // namespace runner
