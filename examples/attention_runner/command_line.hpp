@@ -57,8 +57,10 @@ inline void declare(CLI::App& app, command_line& c) {
   app.add_option("--prefetch", c.prefetch,
                  "layer_ahead, sliding_window, attention_pattern, adaptive or none (default: layer_ahead, or "
                  "adaptive where attention reads a selection)");
-  app.add_option("--device", c.device,
-                 "host, or cuda: the hot tier in device memory and the warm one in pinned RAM; with --shape");
+  app.add_option(
+      "--device", c.device,
+      "host, or cuda: the hot tier in device memory and the warm one in pinned RAM, attention on the "
+      "device; a model's other layers are computed on the host");
   app.add_option("--attend", c.attend,
                  "dense; top-k=N: in the decode each query head reads the N blocks that may draw most; "
                  "certified=EPS: so many that it misses at most that share of the softmax mass");
@@ -94,8 +96,8 @@ inline outcome<bool> refuse_what_cannot_be(const command_line& c) {
     return refuse("--inject goes with --control only beside --baseline, which is then what is controlled");
   if (c.device != "host" && c.device != "cuda")
     return refuse("--device knows host and cuda, not " + in_quotes(c.device));
-  if (c.device == "cuda" && c.shape.empty())
-    return refuse("--device cuda needs --shape: a model's layers are computed on the host alone so far");
+  if (c.device == "cuda" && c.control)
+    return refuse("--control needs --device host: a sequence forgets its far tokens there alone so far");
   if (auto mode = parse_attend(c.attend); !mode) return refuse(mode.error());
   if (c.attend != "dense" && c.device == "cuda")
     return refuse("--attend goes with --device cuda as dense alone: blocks are selected on the host so far");
@@ -143,6 +145,7 @@ inline outcome<run_request> request_of(const command_line& c) {
   if (c.block_tokens != 0) r.block_tokens = c.block_tokens;
   r.control = c.control;
   r.inject = c.inject;
+  r.on_device = c.device == "cuda";
   // Who reads all of a context reads it in a cycle, of which lru keeps nothing that is of use.
   const std::string_view by_default = r.attend.selects() ? "lru" : "step_aware";
   r.policy = any_policy::index_of(c.policy.empty() ? by_default : std::string_view(c.policy)).value_or(0);

@@ -1,6 +1,7 @@
 // Decodes over a KV cache that lives in RAM and on disk: a real text with a real model, and shows that the
 // answers are those of a run that has everything in memory (model_job.hpp); or attention alone over the shape
-// of a larger model (shape_job.hpp). The path of a block: ladder.hpp (reserve, attend, commit) > terrace.
+// of a larger model (shape_job.hpp); either with its KV on a CUDA device, and attended there (cuda/). The path of a
+// block: ladder.hpp, or cuda/device_backend.hpp (reserve, attend, commit) > terrace.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>
@@ -12,6 +13,7 @@
 
 #include "command_line.hpp"
 #include "cuda/device_job.hpp"
+#include "cuda/device_model_job.hpp"
 #include "model_job.hpp"
 #include "prompt.hpp"
 #include "report.hpp"
@@ -67,6 +69,19 @@ terrace::context::options threads() {
   return {.codec_threads = std::max(2u, std::thread::hardware_concurrency()) - 1};
 }
 
+// The request of the run that has everything in tier 0, to be compared with that of `plan`: what is compared is cut
+// alike.
+run_request all_resident(run_request request, const run_plan& plan) {
+  request.codec = "resident";
+  request.hot.reset();
+  request.block_tokens = plan.layout.groups[0].tokens;
+  request.split_tokens = plan.split_tokens;
+  request.trace = nullptr;
+  request.inject = 0;
+  request.attend = {};
+  return request;
+}
+
 outcome<bool> run_shape(const command_line& c, run_request request) {
   auto shape = parse_shape(c.shape);
   if (!shape) return refuse(shape.error());
@@ -75,21 +90,14 @@ outcome<bool> run_shape(const command_line& c, run_request request) {
   request.block_bytes = std::size_t{512} << 10;
   auto made = plan(request, {shape->layers, shape->kv_heads, shape->head_dim});
   if (!made) return refuse(made.error());
-  const bool on_device = c.device == "cuda";
   const auto run = [&](const run_request& asked, const run_plan& plan) {
-    if (on_device) return run_on_device(*shape, asked, plan, threads());
+    if (asked.on_device) return run_on_device(*shape, asked, plan, threads());
     terrace::context ctx{threads()};
     return shape_job(*shape, asked).run(plan, ctx);
   };
   std::optional<run_result> baseline;
   if (c.baseline) {
-    run_request everything = request;
-    everything.codec = "resident";
-    everything.hot.reset();
-    everything.block_tokens = made->layout.groups[0].tokens;  // what is compared is cut alike
-    everything.trace = nullptr;
-    everything.inject = 0;
-    everything.attend = {};
+    const run_request everything = all_resident(request, *made);
     auto resident = plan(everything, {shape->layers, shape->kv_heads, shape->head_dim});
     if (!resident) return refuse(resident.error());
     auto ran = run(everything, *resident);
@@ -126,20 +134,18 @@ outcome<bool> run_model(const command_line& c, run_request request) {
   llama model(*weights, [&](std::size_t n, const std::function<void(std::size_t)>& body) {
     ctx.parallel_for(n, [&](std::size_t i) noexcept { body(i); });
   });
+  const auto run = [&](const run_request& asked, const run_plan& plan) {
+    if (asked.on_device) return run_model_on_device(model, asked, plan, *text, ctx);
+    return model_job(model, asked, *text).run(plan, ctx);
+  };
   std::optional<run_result> baseline;
   if (c.baseline || c.default_job()) {
-    run_request everything = request;
-    everything.codec = "resident";
-    everything.hot.reset();
-    everything.block_tokens = plans.front().layout.groups[0].tokens;  // what is compared is cut alike
-    everything.trace = nullptr;
-    everything.inject = 0;
-    everything.attend = {};
-    everything.control = c.control || c.default_job();
+    run_request everything = all_resident(request, plans.front());
+    everything.control = c.control || (c.default_job() && !request.on_device);
     request.control = false;  // once is enough, and this run is the fastest
     auto made = plan(everything, shape);
     if (!made) return refuse(made.error());
-    auto ran = model_job(model, everything, *text).run(*made, ctx);
+    auto ran = run(everything, *made);
     if (!ran) return refuse(ran.error());
     baseline.emplace(std::move(*ran));
   }
@@ -148,7 +154,7 @@ outcome<bool> run_model(const command_line& c, run_request request) {
   std::FILE* const table = c.json == "-" ? stderr : stdout;
   nlohmann::json all = nlohmann::json::array();
   for (const run_plan& plan : plans) {
-    auto ran = model_job(model, request, *text).run(plan, ctx);
+    auto ran = run(request, plan);
     if (!ran) return refuse(ran.error());
     print(table, *ran, baseline ? &*baseline : nullptr, bytes);
     all.push_back(to_json(*ran, baseline ? &*baseline : nullptr, bytes));

@@ -266,7 +266,7 @@ TEST_CASE("what cannot be is refused in one sentence") {
   check_refused(here.run(shape + "--policy best"), "--policy does not know");
   check_refused(here.run(shape + "--prefetch all"), "--prefetch knows");
   check_refused(here.run(shape + "--device tpu"), "--device knows host and cuda");
-  check_refused(here.run("--device cuda"), "needs --shape");
+  check_refused(here.run("--device cuda --control --baseline"), "--control needs --device host");
   check_refused(here.run(shape + "--attend sparse"), "--attend knows dense");
   for (const char* none : {"top-k=0", "top-k=-1", "top-k=", "top-k=3x", "top-k=5000000000"})
     check_refused(here.run(shape + "--attend " + none), "top-k=N needs a number");

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
@@ -71,27 +72,39 @@ class toy_checkpoint {
   std::string data_;
 };
 
-/// A small Llama with sizes that no vector length divides, several query heads a KV head, and a separate
-/// output layer.
-inline toy_checkpoint toy_llama() {
+/// Sizes of a small Llama that no vector length divides, with several query heads a KV head.
+struct toy_sizes {
+  std::uint64_t vocabulary = 100, hidden = 20, intermediate = 70, q_heads = 6, kv_heads = 2, head_dim = 10;
+};
+
+/// A small Llama of two layers, with a separate output layer.
+inline toy_checkpoint toy_llama(const toy_sizes& n = {}) {
   toy_checkpoint toy;
-  toy.config = {{"model_type", "llama"},    {"vocab_size", 100},      {"hidden_size", 20},
-                {"intermediate_size", 70},  {"num_hidden_layers", 2}, {"num_attention_heads", 6},
-                {"num_key_value_heads", 2}, {"head_dim", 10},         {"rms_norm_eps", 1e-5},
-                {"rope_theta", 500.0},      {"hidden_act", "silu"},   {"tie_word_embeddings", false}};
-  toy.add("model.embed_tokens.weight", {100, 20}, 1.0f);
-  toy.add("lm_head.weight", {100, 20}, 1.0f);
-  toy.add("model.norm.weight", {20}, 1.0f);
+  toy.config = {{"model_type", "llama"},
+                {"vocab_size", n.vocabulary},
+                {"hidden_size", n.hidden},
+                {"intermediate_size", n.intermediate},
+                {"num_hidden_layers", 2},
+                {"num_attention_heads", n.q_heads},
+                {"num_key_value_heads", n.kv_heads},
+                {"head_dim", n.head_dim},
+                {"rms_norm_eps", 1e-5},
+                {"rope_theta", 500.0},
+                {"hidden_act", "silu"},
+                {"tie_word_embeddings", false}};
+  toy.add("model.embed_tokens.weight", {n.vocabulary, n.hidden}, 1.0f);
+  toy.add("lm_head.weight", {n.vocabulary, n.hidden}, 1.0f);
+  toy.add("model.norm.weight", {n.hidden}, 1.0f);
   for (const std::string prefix : {"model.layers.0.", "model.layers.1."}) {
-    toy.add(prefix + "input_layernorm.weight", {20}, 1.0f);
-    toy.add(prefix + "self_attn.q_proj.weight", {60, 20});
-    toy.add(prefix + "self_attn.k_proj.weight", {20, 20});
-    toy.add(prefix + "self_attn.v_proj.weight", {20, 20});
-    toy.add(prefix + "self_attn.o_proj.weight", {20, 60});
-    toy.add(prefix + "post_attention_layernorm.weight", {20}, 1.0f);
-    toy.add(prefix + "mlp.gate_proj.weight", {70, 20});
-    toy.add(prefix + "mlp.up_proj.weight", {70, 20});
-    toy.add(prefix + "mlp.down_proj.weight", {20, 70});
+    toy.add(prefix + "input_layernorm.weight", {n.hidden}, 1.0f);
+    toy.add(prefix + "self_attn.q_proj.weight", {n.q_heads * n.head_dim, n.hidden});
+    toy.add(prefix + "self_attn.k_proj.weight", {n.kv_heads * n.head_dim, n.hidden});
+    toy.add(prefix + "self_attn.v_proj.weight", {n.kv_heads * n.head_dim, n.hidden});
+    toy.add(prefix + "self_attn.o_proj.weight", {n.hidden, n.q_heads * n.head_dim});
+    toy.add(prefix + "post_attention_layernorm.weight", {n.hidden}, 1.0f);
+    toy.add(prefix + "mlp.gate_proj.weight", {n.intermediate, n.hidden});
+    toy.add(prefix + "mlp.up_proj.weight", {n.intermediate, n.hidden});
+    toy.add(prefix + "mlp.down_proj.weight", {n.hidden, n.intermediate});
   }
   return toy;
 }

@@ -5,8 +5,8 @@
 #include <span>
 #include <vector>
 
-#include "attention_runner/kv_backend.hpp"
-#include "attention_runner/model_config.hpp"
+#include "../../examples/attention_runner/kv_backend.hpp"
+#include "../../examples/attention_runner/model_config.hpp"
 #include "terrace/core/element.hpp"
 
 /// All KV in plain vectors, attention in double, one key after the other: slow, and obviously right. A row's

@@ -14,9 +14,12 @@ namespace runner {
 outcome<run_result> run_on_device(const model_shape& shape, const run_request& request, const run_plan& plan,
                                   const terrace::context::options& threads);
 #else
+inline auto refuse_device() {
+  return refuse("--device cuda is not there: the CUDA toolkit was not found when the runner was built");
+}
 inline outcome<run_result> run_on_device(const model_shape&, const run_request&, const run_plan&,
                                          const terrace::context::options&) {
-  return refuse("--device cuda is not there: the CUDA toolkit was not found when the runner was built");
+  return refuse_device();
 }
 #endif
 
