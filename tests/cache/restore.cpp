@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "small_cache.hpp"
+#include "terrace/prefix_index.hpp"
 
 using namespace terrace;
 
@@ -141,4 +142,19 @@ TEST_CASE("a copy that is reported damaged is never served again") {
   f.ctx.poll();
   CHECK(f.cache().report_damaged(ids[7], 1).error().code == errc::unavailable);
   f.settle();
+}
+
+TEST_CASE("a cached block whose only copy is reported damaged is gone, and the index is told") {
+  fixture f;
+  prefix_index prefixes(f.cache());
+  const auto ids = f.ids();
+  const std::vector<token_id> text(f.tokens->length(), 5);
+  REQUIRE(prefixes.insert(*f.tokens, text) == text.size());
+  f.tokens->release();
+  REQUIRE(f.cache().stats().blocks == 16);
+  REQUIRE_FALSE(f.cache().control().copy(ids[2].index, 0).present());
+  REQUIRE(f.cache().report_damaged(ids[2], 1));
+  CHECK(f.cache().stats().blocks == 15);
+  CHECK(prefixes.stats().expired == 1);
+  CHECK(prefixes.match(text) == 2 * prefixes.chunk_tokens());
 }

@@ -87,6 +87,8 @@ class planner final : public transfer_listener {
   /// The last reference lets the block go from every tier, unless it is cached.
   void drop_ref(std::uint32_t block);
   block_id id_of(std::uint32_t block) const noexcept { return blocks_.id_of(block); }
+  /// Indices that blocks have ever had: `record` takes those below it.
+  std::size_t indices() const noexcept { return blocks_.size(); }
   const block_record& record(std::uint32_t block) const noexcept { return blocks_[block]; }
   /// Likewise; nullptr where that block is gone, or goes as soon as transfers let it.
   const block_record* find_record(block_id id) const noexcept {

@@ -41,7 +41,7 @@ TERRACE_BODY void planner::uncache_block(std::uint32_t block) {
 }
 
 TERRACE_BODY bool planner::resident(block_id id) const noexcept {
-  const block_record* const r = blocks_.find(id);
+  const block_record* const r = find_record(id);  // what goes as soon as transfers let it is gone
   return r != nullptr && r->now == block_record::phase::sealed &&
          (blocks_.best_copy(id.index) != tiers() || blocks_.copy(id.index, 0).now() == state::filling);
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "terrace/cache/planner.hpp"
 #include "terrace/core/config.hpp"
@@ -134,7 +135,10 @@ TERRACE_BODY void planner::start_sync() {
     names_taken_ = true;
     keep_failure_ = health(t).last;
   }
-  for (const block_id id : std::exchange(to_sync_, {})) {
+  std::vector<block_id> wanted = std::exchange(to_sync_, {});
+  std::sort(wanted.begin(), wanted.end());  // each may come back for more than one tier
+  wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
+  for (const block_id id : wanted) {
     const block_record* const r = blocks_.find(id);
     if (r == nullptr || !r->name.valid()) continue;
     bool hopeful = false;

@@ -151,8 +151,7 @@ TERRACE_BODY planner::claim planner::claim_room(std::size_t tier, std::size_t by
 // Takes the victim of a tier out of it: lets it go where that loses nothing, else begins to move it down.
 TERRACE_BODY planner::room planner::vacate(std::size_t tier, need n) {
   const std::uint32_t victim = tiers_[tier]->victim();
-  if (victim == index_link::none)
-    return sync_may_help() ? room::pending : room::impossible;
+  if (victim == index_link::none) return sync_may_help() ? room::pending : room::impossible;
   block_record& r = blocks_[victim];
   const block_copy& copy = blocks_.copy(victim, tier);
   if (n.speculative && copy.prefetched) return room::impossible;

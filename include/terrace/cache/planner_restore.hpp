@@ -11,6 +11,7 @@ TERRACE_BODY result<void> planner::report_damaged(block_id id, std::size_t tier)
   if (const block_copy& copy = blocks_.copy(id.index, tier); copy.now() != state::resident || copy.pins != 0)
     return fail(errc::unavailable, "a copy that is being read or written cannot be given up now");
   give_up_copy(id.index, tier);
+  collect(id.index);  // it may be one that only a prefix index knew
   pump();
   return {};
 }
