@@ -48,8 +48,11 @@ enum class simulated_verb : std::uint8_t {
   restore,  ///< room for a block that was lost, or that must be refused, to be computed anew
   repair,   ///< such a block is written, or given up
   damage,   ///< the engine finds a copy damaged
+  insert,   ///< the text of a sequence, into the prefix index
+  adopt,    ///< a new sequence with a text that may be known, or partly so
+  expel,    ///< a tenant, or all, from the prefix index
 };
-inline constexpr std::size_t simulated_verbs = static_cast<std::size_t>(simulated_verb::damage) + 1;
+inline constexpr std::size_t simulated_verbs = static_cast<std::size_t>(simulated_verb::expel) + 1;
 
 /// One operation. Its numbers mean something only in the state that it meets, modulo what there is: so any part of a
 /// program is a program, and a failing one can be made shorter.
@@ -71,14 +74,14 @@ inline constexpr simulated_mix usual_mix{// begin append reserve commit fork tru
                                          12, 35, 15, 30, 8, 10, 8,
                                          // fault latency poll wait sleep settle restart crash
                                          35, 6, 90, 60, 12, 10, 2, 2,
-                                         // restore repair damage
-                                         25, 25, 12};
+                                         // restore repair damage insert adopt expel
+                                         25, 25, 12, 35, 35, 1};
 
 inline constexpr std::array<std::string_view, usual_mix.size()> simulated_verb_names{
-    "begin",         "append",  "reserve",   "commit",  "fork",   "truncate", "forget", "drop", "acquire",
-    "stop",          "release", "prefetch",  "hint",    "weigh",  "step",     "flush",  "name", "unname",
-    "acquire_named", "borrow",  "give_back", "resize",  "fault",  "latency",  "poll",   "wait", "sleep",
-    "settle",        "restart", "crash",     "restore", "repair", "damage"};
+    "begin",         "append",  "reserve",   "commit",  "fork",   "truncate", "forget", "drop",  "acquire",
+    "stop",          "release", "prefetch",  "hint",    "weigh",  "step",     "flush",  "name",  "unname",
+    "acquire_named", "borrow",  "give_back", "resize",  "fault",  "latency",  "poll",   "wait",  "sleep",
+    "settle",        "restart", "crash",     "restore", "repair", "damage",   "insert", "adopt", "expel"};
 
 /// `operations` of them at random.
 inline simulated_program random_program(std::uint64_t seed, std::size_t operations,

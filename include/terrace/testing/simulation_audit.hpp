@@ -12,6 +12,7 @@
 
 #include "terrace/cache/planner.hpp"
 #include "terrace/core/bytes.hpp"
+#include "terrace/prefix_index.hpp"
 #include "terrace/testing/simulated_ladder.hpp"
 #include "terrace/testing/simulation_model.hpp"
 
@@ -47,7 +48,8 @@ class simulation_audit {
   void add_borrowed(std::size_t bytes) { resident_[0] += align_up(bytes, ladder_.rungs[0].granule); }
 
   /// The first account that does not agree, as a sentence; empty where all do.
-  std::string compare() {
+  /// `prefixes` is what the prefix index says of itself.
+  std::string compare(const prefix_index_stats& prefixes) {
     const cache_stats stats = ladder_.cache().stats();
     std::uint64_t pins = 0;
     for (auto& [id, own] : blocks_) {
@@ -61,12 +63,10 @@ class simulation_audit {
         if (auto wrong = compare_copy(id.index, own, t); !wrong.empty()) return wrong;
       }
     }
+    if (auto wrong = compare_unreferred(stats, prefixes); !wrong.empty()) return wrong;
     if (stats.pins != pins)
       return "pins leaked: the cache counts " + std::to_string(stats.pins) + ", its users " +
              std::to_string(pins);
-    if (stats.blocks != blocks_.size())
-      return "blocks leaked: the cache has " + std::to_string(stats.blocks) + ", its users " +
-             std::to_string(blocks_.size());
     if (stats.staging_bytes != 0) return "staging leaked: nothing is on its way, and some is in use";
     for (std::size_t t = 0; t < planner_.tiers(); ++t) {
       if (stats.tiers[t].resident_bytes != resident_[t])
@@ -86,6 +86,34 @@ class simulation_audit {
   };
   void refer(block_id id) {
     if (id.valid()) ++blocks_[id].refs;
+  }
+  // Blocks that nobody refers to are those that the index knows, and some tier has them.
+  std::string compare_unreferred(const cache_stats& stats, const prefix_index_stats& prefixes) {
+    std::size_t all = 0, cached = 0;
+    for (std::uint32_t i = 0; i < planner_.indices(); ++i) {
+      const block_record& r = planner_.record(i);
+      if (r.now == block_record::phase::free) continue;
+      ++all;
+      cached += r.cached != index_link::none ? 1 : 0;
+      if (blocks_.contains(planner_.id_of(i))) continue;
+      if (r.refs != 0 || r.cached == index_link::none)
+        return "blocks leaked: there is one that nobody refers to, and that no index knows";
+      bool somewhere = false;
+      for (std::size_t t = 0; t < planner_.tiers(); ++t) {
+        if (auto wrong = compare_copy(i, {}, t); !wrong.empty()) return wrong;
+        somewhere = somewhere || planner_.copy(i, t).present();
+      }
+      if (!somewhere) return "blocks leaked: an index knows one that nobody refers to, and that is nowhere";
+    }
+    if (stats.blocks != all) return "the cache counts other blocks than there are";
+    if (prefixes.blocks != cached)
+      return "an index counts " + std::to_string(prefixes.blocks) + " blocks, and the cache knows " +
+             std::to_string(cached) + " as an index's";
+    // Each chunk that expired has had a block that was let go for room, and counted, or that lost its last copy.
+    std::uint64_t gone = stats.dropped;
+    for (const tier_stats& tier : stats.tiers) gone += tier.lost;
+    if (prefixes.expired > gone) return "cached blocks were let go that nobody has counted";
+    return {};
   }
   std::string compare_copy(std::uint32_t block, const account& own, std::size_t tier) {
     using state = block_copy::state;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "terrace/execution/context.hpp"
+#include "terrace/prefix_index.hpp"
 #include "terrace/testing/simulated_ladder.hpp"
 #include "terrace/testing/simulated_program.hpp"
 #include "terrace/testing/simulation_audit.hpp"
@@ -34,14 +35,15 @@ struct simulation_counts {
   std::uint64_t durable = 0;   ///< names that a flush covered
   std::uint64_t found = 0;     ///< names that were found when the cache was opened again
   std::uint64_t restored = 0;  ///< blocks that were computed anew
+  std::uint64_t adopted = 0;   ///< tokens that a prefix index knew
   std::uint64_t damaged = 0;   ///< copies that were reported damaged, and given up
 
   /// All of them, for sums and for what is sent from one process to another.
-  static constexpr std::array all{&simulation_counts::operations, &simulation_counts::acquires,
-                                  &simulation_counts::checked,    &simulation_counts::lost,
-                                  &simulation_counts::refused,    &simulation_counts::faults,
-                                  &simulation_counts::durable,    &simulation_counts::found,
-                                  &simulation_counts::restored,   &simulation_counts::damaged};
+  static constexpr std::array all{
+      &simulation_counts::operations, &simulation_counts::acquires, &simulation_counts::checked,
+      &simulation_counts::lost,       &simulation_counts::refused,  &simulation_counts::faults,
+      &simulation_counts::durable,    &simulation_counts::found,    &simulation_counts::restored,
+      &simulation_counts::damaged,    &simulation_counts::adopted};
   simulation_counts& operator+=(const simulation_counts& other) noexcept {
     for (const auto member : all) this->*member += other.*member;
     return *this;
@@ -58,6 +60,7 @@ struct simulation_counts {
 /// - no tier grows beyond its capacity; stores that fail are counted, and show in the tier's health
 /// - what a flush has covered is found again after a power cut, and what was forgotten before it is not
 /// and whenever nothing is on its way:
+/// - blocks that nobody refers to are those of the prefix index, and what was let go of them is counted
 /// - nobody waits; references, pins, staging and room are exactly what the users of the cache hold
 class simulator {
  public:
@@ -97,7 +100,7 @@ class simulator {
  private:
   using verb = simulated_verb;
   static constexpr std::size_t most_sequences = 5, most_tokens = 64, most_acquires = 10, most_names = 12,
-                               most_lost = 16, most_restorations = 2;
+                               most_lost = 16, most_texts = 8, most_tenants = 2, most_restorations = 2;
 
   static std::vector<any_codec> codecs_of(const simulated_ladder& l) {
     std::vector<any_codec> all;
@@ -118,6 +121,8 @@ class simulator {
     between_ = false;
     if (!opened) return violate("a cache cannot be opened: " + opened.error().message());
     watch_.emplace(ladder_);
+    prefixes_.emplace(cache(), prefix_index_options{.chunks = 1 + ladder_.setup.seed % 40,
+                                                    .tenant_blocks = ladder_.setup.seed % 3 * 20});
   }
   void drive_until_nothing_waits() {
     const auto waits = [this] {
@@ -144,6 +149,7 @@ class simulator {
     for (const extent& e : std::exchange(borrowed_, {})) control().give_back(e);
     for (simulated_sequence& s : sequences_) s.open.reset();
     sequences_.clear();
+    prefixes_.reset();
     between_ = true;
     ladder_.close();
     between_ = false;
@@ -199,7 +205,7 @@ class simulator {
   }
   void perform(const simulated_operation& o);
   void append(const simulated_operation& o);
-  void begin_reservation(simulated_sequence& s, std::uint32_t tokens);
+  void begin_reservation(simulated_sequence& s, std::uint32_t tokens, const std::uint64_t* stamps = nullptr);
   void end_reservation(simulated_sequence& s, std::uint32_t keep);
   void truncate(simulated_sequence& s, std::uint64_t tokens);
   void acquire(const simulated_operation& o);
@@ -216,6 +222,8 @@ class simulator {
   void damage(const simulated_operation& o);
   void spoil(block_id id, std::size_t tier);
   void end_restoration(std::size_t i, bool whole);
+  void insert(const simulated_operation& o);
+  void adopt(const simulated_operation& o);
   void borrow(const simulated_operation& o);
   void resize(const simulated_operation& o);
   void plan_fault(const simulated_operation& o);
@@ -230,6 +238,8 @@ class simulator {
   std::vector<faulty_device*> devices_;
   std::optional<simulation_watch> watch_;
   simulation_model model_;
+  std::optional<prefix_index> prefixes_;
+  std::vector<std::vector<std::uint64_t>> texts_;  // stamps of tokens that were inserted
   std::vector<simulated_sequence> sequences_;
   std::list<simulated_acquire> acquires_;
   std::list<simulated_flush> flushes_;
@@ -245,6 +255,7 @@ class simulator {
 }  // namespace TERRACE_EX
 }  // namespace terrace
 
-#include "terrace/testing/simulator_laws.hpp"     // IWYU pragma: export
-#include "terrace/testing/simulator_repairs.hpp"  // IWYU pragma: export
-#include "terrace/testing/simulator_verbs.hpp"    // IWYU pragma: export
+#include "terrace/testing/simulator_laws.hpp"      // IWYU pragma: export
+#include "terrace/testing/simulator_prefixes.hpp"  // IWYU pragma: export
+#include "terrace/testing/simulator_repairs.hpp"   // IWYU pragma: export
+#include "terrace/testing/simulator_verbs.hpp"     // IWYU pragma: export

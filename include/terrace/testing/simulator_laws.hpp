@@ -34,18 +34,11 @@ inline void simulator::strike(std::size_t tier, device_call call, std::uint64_t 
     if (present && control().where(id.index, tier).offset == at) model_.strike(id);
   }
 }
-// Blocks that sequences, names and acquires know.
+// All blocks that there are, those that only the prefix index knows included.
 inline std::vector<block_id> simulator::alive() {
   std::vector<block_id> all;
-  const auto add = [&](block_id id) {
-    if (id.valid() && control().id_of(id.index) == id) all.push_back(id);
-  };
-  for (const simulated_sequence& s : sequences_)
-    for (const auto& row : s.tokens.pages().rows) std::for_each(row.begin(), row.end(), add);
-  for (const auto& [number, named] : model_.names)
-    if (const auto id = cache().find(model_.key(number))) add(*id);
-  for (const simulated_acquire& a : acquires_)
-    for (const auto& w : a.wanted) add(w.id);
+  for (std::uint32_t i = 0; i < control().indices(); ++i)
+    if (control().record(i).now != block_record::phase::free) all.push_back(control().id_of(i));
   return all;
 }
 inline bool simulator::referred_to(block_id id) {
@@ -165,7 +158,7 @@ inline void simulator::settle() {
   }
   for (const simulated_restoration& r : restorations_) audit.add(r);
   for (const extent& e : borrowed_) audit.add_borrowed(e.bytes);
-  violate(audit.compare());
+  violate(audit.compare(prefixes_->stats()));
   violate(watch_->look_at_rest());
 }
 

@@ -77,6 +77,12 @@ inline void simulator::perform(const simulated_operation& o) {
       return repair(o);
     case verb::damage:
       return damage(o);
+    case verb::insert:
+      return insert(o);
+    case verb::adopt:
+      return adopt(o);
+    case verb::expel:
+      return o.a % 8 == 0 ? prefixes_->clear() : prefixes_->drop_tenant(o.a % most_tenants);
     case verb::borrow:
       return borrow(o);
     case verb::give_back:
@@ -115,7 +121,9 @@ inline void simulator::append(const simulated_operation& o) {
   if (s->open) end_reservation(*s, o.c % 4 == 0 ? o.c / 4 % (tokens + 1) : tokens);
 }
 
-inline void simulator::begin_reservation(simulated_sequence& s, std::uint32_t tokens) {
+// Tokens that nobody has seen yet, or those of a text that is computed anew.
+inline void simulator::begin_reservation(simulated_sequence& s, std::uint32_t tokens,
+                                         const std::uint64_t* stamps) {
   if (s.stamps.size() + tokens > most_tokens) return;
   const tier_stats hot = cache().stats().tiers[0];
   auto r = s.tokens.reserve(tokens);
@@ -133,7 +141,8 @@ inline void simulator::begin_reservation(simulated_sequence& s, std::uint32_t to
     return;
   }
   s.writing.clear();
-  for (std::uint32_t i = 0; i < tokens; ++i) s.writing.push_back(stamps_.next());
+  for (std::uint32_t i = 0; i < tokens; ++i)
+    s.writing.push_back(stamps == nullptr ? stamps_.next() : stamps[i]);
   contents_.write(*r, s.writing);
   s.open.emplace(std::move(*r));
 }
