@@ -63,6 +63,20 @@ class simulated_contents {
     return same(block.data(), whole);
   }
 
+  /// Whether the first `tokens` tokens of a page, which is in the encoding of that codec, are those of `c`, as some way
+  /// through the tiers' codecs leaves them.
+  bool page_matches(const std::byte* data, std::uint32_t format_id, const simulated_content& c,
+                    std::uint32_t tokens) const {
+    const layer_group& g = group_of(c.row);
+    image expected(g.block_bytes()), found(g.block_bytes());
+    expect(g, c, expected);
+    if (!decoded(g, data, format_id, found)) return false;
+    if (tokens == g.tokens && found == expected) return true;
+    std::vector<image> possible{std::move(expected)};
+    add_lossy(g, possible, 0, 10);
+    return made_of(g, found, possible, tokens);
+  }
+
   /// Whether a leased block holds `c`: exactly where its fidelity says so, else each token as some way through the
   /// tiers' codecs leaves it. A block that was cut and written on has tokens of either kind.
   bool matches(const leased_block& block, const simulated_content& c) {
@@ -72,21 +86,24 @@ class simulated_contents {
     if (block.format_id == identity::format_id && same(block.data, expected)) return true;
     if (block.quality.exact()) return false;
     image found(g.block_bytes());
-    if (block.format_id == identity::format_id) {
-      std::memcpy(found.data(), block.data, found.size());
-    } else if (const any_codec* codec = find_codec(block.format_id);
-               codec == nullptr || !codec->decode(g, {block.data, codec->max_encoded_size(g)}, found)) {
-      return false;
-    }
+    if (!decoded(g, block.data, block.format_id, found)) return false;
     std::vector<image> possible{std::move(expected)};
     add_lossy(g, possible, 0, 10);  // between two lossy codecs a block may go to and fro more than once
-    return made_of(g, found, possible);
+    return made_of(g, found, possible, g.tokens);
   }
 
  private:
   using image = std::vector<std::byte>;
   static bool same(const std::byte* data, const image& expected) noexcept {
     return std::memcmp(data, expected.data(), expected.size()) == 0;
+  }
+  bool decoded(const layer_group& g, const std::byte* data, std::uint32_t format_id, image& out) const {
+    if (format_id == identity::format_id) {
+      std::memcpy(out.data(), data, out.size());
+      return true;
+    }
+    const any_codec* const codec = find_codec(format_id);
+    return codec != nullptr && codec->decode(g, {data, codec->max_encoded_size(g)}, out).has_value();
   }
   const any_codec* find_codec(std::uint32_t format_id) const noexcept {
     for (const any_codec& c : codecs_)
@@ -106,12 +123,13 @@ class simulated_contents {
     }
   }
   // Whether each token's row of `found` is that of one of the images.
-  static bool made_of(const layer_group& g, const image& found, const std::vector<image>& possible) {
+  static bool made_of(const layer_group& g, const image& found, const std::vector<image>& possible,
+                      std::uint32_t tokens) {
     for (std::uint32_t l = 0; l < g.layers_per_block; ++l)
       for (const bool values : {false, true}) {
         const plane& p = values ? g.v : g.k;
         for (std::uint32_t h = 0; h < p.heads; ++h)
-          for (std::uint32_t t = 0; t < g.tokens; ++t) {
+          for (std::uint32_t t = 0; t < tokens; ++t) {
             const std::size_t at =
                 (values ? g.v_offset(l) : g.k_offset(l)) + h * g.head_stride(p) + t * g.token_stride(p);
             const auto is_row_of = [&](const image& i) {

@@ -51,8 +51,16 @@ enum class simulated_verb : std::uint8_t {
   insert,   ///< the text of a sequence, into the prefix index
   adopt,    ///< a new sequence with a text that may be known, or partly so
   expel,    ///< a tenant, or all, from the prefix index
+  muster,   ///< a batch of some sequences
+  provide,  ///< a batch reserves tokens for its members
+  next,     ///< a batch is asked for its next window, of the layer that is under way or another
+  pass,     ///< a window is released
+  halt,     ///< a batch that has been asked is asked to stop
+  enact,    ///< what a batch has reserved is committed
+  dismiss,  ///< a batch leaves a member out
+  disband,  ///< a batch ends
 };
-inline constexpr std::size_t simulated_verbs = static_cast<std::size_t>(simulated_verb::expel) + 1;
+inline constexpr std::size_t simulated_verbs = static_cast<std::size_t>(simulated_verb::disband) + 1;
 
 /// One operation. Its numbers mean something only in the state that it meets, modulo what there is: so any part of a
 /// program is a program, and a failing one can be made shorter.
@@ -75,13 +83,16 @@ inline constexpr simulated_mix usual_mix{// begin append reserve commit fork tru
                                          // fault latency poll wait sleep settle restart crash
                                          35, 6, 90, 60, 12, 10, 2, 2,
                                          // restore repair damage insert adopt expel
-                                         25, 25, 12, 35, 35, 1};
+                                         25, 25, 12, 35, 35, 1,
+                                         // muster provide next pass halt enact dismiss disband
+                                         20, 30, 120, 90, 8, 30, 5, 6};
 
 inline constexpr std::array<std::string_view, usual_mix.size()> simulated_verb_names{
-    "begin",         "append",  "reserve",   "commit",  "fork",   "truncate", "forget", "drop",  "acquire",
-    "stop",          "release", "prefetch",  "hint",    "weigh",  "step",     "flush",  "name",  "unname",
-    "acquire_named", "borrow",  "give_back", "resize",  "fault",  "latency",  "poll",   "wait",  "sleep",
-    "settle",        "restart", "crash",     "restore", "repair", "damage",   "insert", "adopt", "expel"};
+    "begin",         "append",  "reserve",   "commit",  "fork",   "truncate", "forget",  "drop",   "acquire",
+    "stop",          "release", "prefetch",  "hint",    "weigh",  "step",     "flush",   "name",   "unname",
+    "acquire_named", "borrow",  "give_back", "resize",  "fault",  "latency",  "poll",    "wait",   "sleep",
+    "settle",        "restart", "crash",     "restore", "repair", "damage",   "insert",  "adopt",  "expel",
+    "muster",        "provide", "next",      "pass",    "halt",   "enact",    "dismiss", "disband"};
 
 /// `operations` of them at random.
 inline simulated_program random_program(std::uint64_t seed, std::size_t operations,

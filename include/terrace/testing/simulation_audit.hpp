@@ -14,6 +14,7 @@
 #include "terrace/core/bytes.hpp"
 #include "terrace/prefix_index.hpp"
 #include "terrace/testing/simulated_ladder.hpp"
+#include "terrace/testing/simulation_batch.hpp"
 #include "terrace/testing/simulation_model.hpp"
 
 namespace terrace {
@@ -45,6 +46,16 @@ class simulation_audit {
     ++own.pins[0];
     own.computed = true;
   }
+  /// A window pins each of its blocks once, in whichever tier it is read.
+  void add(const simulated_batch& b) {
+    if (!b.window) return;
+    std::vector<block_id> seen;
+    for (const auto& page : b.held)
+      if (!page.open && std::find(seen.begin(), seen.end(), page.block) == seen.end()) {
+        seen.push_back(page.block);
+        ++blocks_[page.block].pinned_somewhere;
+      }
+  }
   void add_borrowed(std::size_t bytes) { resident_[0] += align_up(bytes, ladder_.rungs[0].granule); }
 
   /// The first account that does not agree, as a sentence; empty where all do.
@@ -58,7 +69,15 @@ class simulation_audit {
         return "a block that somebody refers to is gone";
       if (r.refs != own.refs) return "a block counts other references than there are";
       if (r.now == block_record::phase::open) ++own.pins[0];
+      std::uint32_t elsewhere = own.pinned_somewhere;
+      pins += elsewhere;
       for (std::size_t t = 0; t < planner_.tiers(); ++t) {
+        const std::uint32_t counted = planner_.copy(id.index, t).pins;
+        if (counted > own.pins[t] && counted - own.pins[t] <= elsewhere) {
+          elsewhere -= counted - own.pins[t];
+          pins -= counted - own.pins[t];
+          own.pins[t] = counted;
+        }
         pins += own.pins[t];
         if (auto wrong = compare_copy(id.index, own, t); !wrong.empty()) return wrong;
       }
@@ -82,6 +101,7 @@ class simulation_audit {
   struct account {
     std::uint32_t refs = 0;
     std::array<std::uint32_t, max_tiers> pins{};
+    std::uint32_t pinned_somewhere = 0;
     bool computed = false;  // anew, in tier 0
   };
   void refer(block_id id) {

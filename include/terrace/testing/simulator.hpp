@@ -18,6 +18,7 @@
 #include "terrace/testing/simulated_ladder.hpp"
 #include "terrace/testing/simulated_program.hpp"
 #include "terrace/testing/simulation_audit.hpp"
+#include "terrace/testing/simulation_batch.hpp"
 #include "terrace/testing/simulation_model.hpp"
 #include "terrace/testing/virtual_clock.hpp"
 
@@ -35,6 +36,7 @@ struct simulation_counts {
   std::uint64_t durable = 0;   ///< names that a flush covered
   std::uint64_t found = 0;     ///< names that were found when the cache was opened again
   std::uint64_t restored = 0;  ///< blocks that were computed anew
+  std::uint64_t pages = 0;     ///< of windows of batches, compared likewise
   std::uint64_t adopted = 0;   ///< tokens that a prefix index knew
   std::uint64_t damaged = 0;   ///< copies that were reported damaged, and given up
 
@@ -43,7 +45,7 @@ struct simulation_counts {
       &simulation_counts::operations, &simulation_counts::acquires, &simulation_counts::checked,
       &simulation_counts::lost,       &simulation_counts::refused,  &simulation_counts::faults,
       &simulation_counts::durable,    &simulation_counts::found,    &simulation_counts::restored,
-      &simulation_counts::damaged,    &simulation_counts::adopted};
+      &simulation_counts::damaged,    &simulation_counts::adopted,  &simulation_counts::pages};
   simulation_counts& operator+=(const simulation_counts& other) noexcept {
     for (const auto member : all) this->*member += other.*member;
     return *this;
@@ -55,6 +57,7 @@ struct simulation_counts {
 ///
 /// Its laws, checked after every operation:
 /// - a block that is handed out has the right bytes, when it is acquired and until it is released
+/// - windows of batches have the pages of their sequences, each in order, none left out, and right bytes
 /// - a block is lost only where a fault has struck a copy of it, or late where something stalls; not after it was computed
 ///   anew
 /// - no tier grows beyond its capacity; stores that fail are counted, and show in the tier's health
@@ -100,7 +103,8 @@ class simulator {
  private:
   using verb = simulated_verb;
   static constexpr std::size_t most_sequences = 5, most_tokens = 64, most_acquires = 10, most_names = 12,
-                               most_lost = 16, most_texts = 8, most_tenants = 2, most_restorations = 2;
+                               most_lost = 16, most_texts = 8, most_tenants = 2, most_batches = 2,
+                               most_restorations = 2;
 
   static std::vector<any_codec> codecs_of(const simulated_ladder& l) {
     std::vector<any_codec> all;
@@ -126,8 +130,10 @@ class simulator {
   }
   void drive_until_nothing_waits() {
     const auto waits = [this] {
-      return !flushes_.empty() || std::any_of(acquires_.begin(), acquires_.end(),
-                                              [](const simulated_acquire& a) { return !a.done(); });
+      return !flushes_.empty() ||
+             std::any_of(acquires_.begin(), acquires_.end(),
+                         [](const simulated_acquire& a) { return !a.done(); }) ||
+             std::any_of(batches_.begin(), batches_.end(), [](const simulated_batch& b) { return b.asking; });
     };
     for (int i = 0; i < 100'000 && waits(); ++i) {
       ctx_.wait(ctx_.now() + std::chrono::seconds(1));
@@ -140,11 +146,13 @@ class simulator {
       for (faulty_device* d : devices_) d->cut_power();
     while (!restorations_.empty()) end_restoration(0, crash);
     for (simulated_acquire& a : acquires_) a.stop();
+    for (simulated_batch& b : batches_) b.stop();
     drive_until_nothing_waits();
     if (!violation_.empty()) return;
     for (auto& [number, named] : model_.names)
       if (const auto id = cache().find(model_.key(number)); !id || model_.struck(*id)) named.struck = true;
     acquires_.clear();
+    batches_.clear();
     lost_.clear();
     for (const extent& e : std::exchange(borrowed_, {})) control().give_back(e);
     for (simulated_sequence& s : sequences_) s.open.reset();
@@ -197,11 +205,13 @@ class simulator {
   // --- The verbs: testing/simulator_verbs.hpp.
 
   simulated_sequence* pick_sequence(std::uint32_t i) {
-    return sequences_.empty() ? nullptr : &sequences_[i % sequences_.size()];
+    return sequences_.empty()
+               ? nullptr
+               : &*std::next(sequences_.begin(), static_cast<std::ptrdiff_t>(i % sequences_.size()));
   }
   simulated_sequence* pick_closed(std::uint32_t i) {
     simulated_sequence* const s = pick_sequence(i);
-    return s == nullptr || s->open ? nullptr : s;
+    return s == nullptr || s->open || s->batched ? nullptr : s;
   }
   void perform(const simulated_operation& o);
   void append(const simulated_operation& o);
@@ -222,6 +232,18 @@ class simulator {
   void damage(const simulated_operation& o);
   void spoil(block_id id, std::size_t tier);
   void end_restoration(std::size_t i, bool whole);
+  simulated_batch* pick_batch(std::uint32_t i);
+  void muster(const simulated_operation& o);
+  void provide(const simulated_operation& o);
+  void next(const simulated_operation& o);
+  void pass(const simulated_operation& o);
+  void enact(const simulated_operation& o);
+  bool dismiss(simulated_batch& b, std::size_t i);
+  void disband(simulated_batch& b);
+  void examine(simulated_batch& b);
+  void compare(simulated_batch& b);
+  bool in_batch(const simulated_sequence& s) const;
+  void drop(simulated_sequence& s);
   void insert(const simulated_operation& o);
   void adopt(const simulated_operation& o);
   void borrow(const simulated_operation& o);
@@ -240,7 +262,8 @@ class simulator {
   simulation_model model_;
   std::optional<prefix_index> prefixes_;
   std::vector<std::vector<std::uint64_t>> texts_;  // stamps of tokens that were inserted
-  std::vector<simulated_sequence> sequences_;
+  std::list<simulated_sequence> sequences_;        // batches know where they are
+  std::list<simulated_batch> batches_;
   std::list<simulated_acquire> acquires_;
   std::list<simulated_flush> flushes_;
   std::vector<simulated_restoration> restorations_;
@@ -255,6 +278,7 @@ class simulator {
 }  // namespace TERRACE_EX
 }  // namespace terrace
 
+#include "terrace/testing/simulator_batches.hpp"   // IWYU pragma: export
 #include "terrace/testing/simulator_laws.hpp"      // IWYU pragma: export
 #include "terrace/testing/simulator_prefixes.hpp"  // IWYU pragma: export
 #include "terrace/testing/simulator_repairs.hpp"   // IWYU pragma: export

@@ -61,6 +61,8 @@ inline void simulator::look_around() {
   if (!violation_.empty()) return;
   for (simulated_acquire& a : acquires_)
     if (a.done() && !std::exchange(a.examined, true)) examine(a);
+  for (simulated_batch& b : batches_)
+    if (std::exchange(b.fresh, false)) examine(b);
   end_flushes();
   if (violation_.empty()) violate(watch_->look());
 }
@@ -129,17 +131,23 @@ inline void simulator::drive_until_idle() {
     return std::any_of(devices_.begin(), devices_.end(),
                        [](const faulty_device* d) { return d->in_flight() != 0; });
   };
-  for (int i = 0; i < 100'000 && (in_flight() || !ctx_.idle()); ++i)
+  look_around();  // which may let go of what somebody waits for
+  for (int i = 0; i < 100'000 && violation_.empty() && (in_flight() || !ctx_.idle()); ++i) {
     ctx_.wait(ctx_.now() + std::chrono::seconds(1));
-  look_around();
+    look_around();
+  }
   if (violation_.empty() && in_flight()) violate("transfers never end");
 }
 
 // Until nothing is on its way; then nobody may wait, and every account must be right.
 inline void simulator::settle() {
   drive_until_idle();
-  const auto waits = [this](const simulated_acquire& a) { return waits_for_us(a); };
-  while (violation_.empty() && std::any_of(acquires_.begin(), acquires_.end(), waits)) {
+  const auto somebody_waits = [this] {
+    return std::any_of(acquires_.begin(), acquires_.end(),
+                       [this](const simulated_acquire& a) { return waits_for_us(a); }) ||
+           std::any_of(batches_.begin(), batches_.end(), [](const simulated_batch& b) { return b.asking; });
+  };
+  while (violation_.empty() && !restorations_.empty() && somebody_waits()) {
     end_restoration(0, acquires_.size() % 2 == 0);
     drive_until_idle();
   }
@@ -149,6 +157,10 @@ inline void simulator::settle() {
   for (simulated_acquire& a : acquires_) {
     if (!a.done()) return violate("an acquire waits, and nothing is on its way");
     audit.add(a);
+  }
+  for (const simulated_batch& b : batches_) {
+    if (b.asking) return violate("a batch waits, and nothing is on its way");
+    audit.add(b);
   }
   for (const simulated_sequence& s : sequences_) audit.add(s);
   for (const auto& [number, named] : model_.names) {

@@ -56,6 +56,8 @@ inline void simulator::repair(const simulated_operation& o) {
 inline void simulator::excuse(block_id id) {
   for (simulated_acquire& a : acquires_)
     if (!a.done() && a.wants(id)) a.excused.push_back(id);
+  for (simulated_batch& b : batches_)
+    if (b.asking) b.excused.push_back(id);
 }
 
 inline void simulator::end_restoration(std::size_t i, bool whole) {

@@ -20,7 +20,7 @@ inline void simulator::perform(const simulated_operation& o) {
     case verb::append:
       return append(o);
     case verb::reserve:
-      if (closed != nullptr) begin_reservation(*closed, 1 + o.b % 9);
+      if (closed != nullptr && !in_batch(*closed)) begin_reservation(*closed, 1 + o.b % 9);
       return;
     case verb::commit:
       if (any != nullptr && any->open) end_reservation(*any, o.b % (any->open->tokens() + 1));
@@ -36,9 +36,7 @@ inline void simulator::perform(const simulated_operation& o) {
       if (any != nullptr) any->tokens.forget(o.b % most_tokens, o.b % most_tokens + o.c % 16);
       return;
     case verb::drop:
-      if (any == nullptr) return;
-      any->open.reset();
-      sequences_.erase(sequences_.begin() + (any - sequences_.data()));
+      if (any != nullptr) drop(*any);
       return;
     case verb::acquire:
       return acquire(o);
@@ -77,6 +75,25 @@ inline void simulator::perform(const simulated_operation& o) {
       return repair(o);
     case verb::damage:
       return damage(o);
+    case verb::muster:
+      return muster(o);
+    case verb::provide:
+      return provide(o);
+    case verb::next:
+      return next(o);
+    case verb::pass:
+      return pass(o);
+    case verb::halt:
+      if (simulated_batch* const b = pick_batch(o.a)) b->stop();
+      return;
+    case verb::enact:
+      return enact(o);
+    case verb::dismiss:
+      if (simulated_batch* const b = pick_batch(o.a)) dismiss(*b, o.b % b->members.size());
+      return;
+    case verb::disband:
+      if (simulated_batch* const b = pick_batch(o.a); b != nullptr && !b->busy()) disband(*b);
+      return;
     case verb::insert:
       return insert(o);
     case verb::adopt:
