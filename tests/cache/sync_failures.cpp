@@ -311,7 +311,7 @@ TEST_CASE(
                           {.capacity = far.capacity(), .device = &far, .keep = true}, {}, o);
   REQUIRE(cache);
   sequence s = cache->make_sequence();
-  for (const std::uint64_t name : {1, 2}) {
+  for (const std::uint64_t name : {1u, 2u}) {
     REQUIRE(pattern::append(s, 16, 1, 1));
     REQUIRE(cache->name(pattern::sealed(s, 0).back(), {.low = name, .high = 7}));
   }
@@ -342,7 +342,7 @@ TEST_CASE("a store that has no room for a header says so to each flush, until th
                  {.capacity = device.capacity(), .device = &device, .keep = true, .most_headers = 1});
   REQUIRE(cache);
   sequence s = cache->make_sequence();
-  for (const std::uint64_t name : {1, 2}) {
+  for (const std::uint64_t name : {1u, 2u}) {
     REQUIRE(pattern::append(s, 16, 1, 1));
     REQUIRE(cache->name(pattern::sealed(s, 0).back(), {.low = name, .high = 7}));
   }
