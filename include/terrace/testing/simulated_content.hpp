@@ -50,6 +50,15 @@ class simulated_contents {
       }
   }
 
+  /// The numbers of one token's head.
+  static std::vector<float> row(std::uint64_t stamp, std::uint32_t layer, bool values, std::uint32_t head,
+                                std::size_t dim) {
+    std::vector<fp16> half(dim);
+    fill(reinterpret_cast<std::byte*>(half.data()), dim * sizeof(fp16), stamp, layer, values, head);
+    std::vector<float> all;
+    for (const fp16 x : half) all.push_back(to_float(x));
+    return all;
+  }
   /// Fills a whole block. Precondition: `block` is as large as a block of that row.
   void write(mutable_bytes block, const simulated_content& c) const {
     image whole(block.size());

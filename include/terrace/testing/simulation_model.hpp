@@ -101,6 +101,7 @@ struct simulated_sequence {
   std::vector<std::uint64_t> stamps;  ///< of the committed ones
   std::optional<reservation> open = {};
   std::vector<std::uint64_t> writing = {};  ///< stamps of the open reservation
+  bool streaming = false;                   ///< a stream reads the open reservation: it stays
   bool batched = false;                     ///< a batch has a reservation open on it
 };
 

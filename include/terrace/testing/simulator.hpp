@@ -20,6 +20,7 @@
 #include "terrace/testing/simulation_audit.hpp"
 #include "terrace/testing/simulation_batch.hpp"
 #include "terrace/testing/simulation_model.hpp"
+#include "terrace/testing/simulation_stream.hpp"
 #include "terrace/testing/virtual_clock.hpp"
 
 namespace terrace {
@@ -36,6 +37,7 @@ struct simulation_counts {
   std::uint64_t durable = 0;   ///< names that a flush covered
   std::uint64_t found = 0;     ///< names that were found when the cache was opened again
   std::uint64_t restored = 0;  ///< blocks that were computed anew
+  std::uint64_t streams = 0;   ///< that have come to what attention in double comes to
   std::uint64_t pages = 0;     ///< of windows of batches, compared likewise
   std::uint64_t adopted = 0;   ///< tokens that a prefix index knew
   std::uint64_t damaged = 0;   ///< copies that were reported damaged, and given up
@@ -45,7 +47,8 @@ struct simulation_counts {
       &simulation_counts::operations, &simulation_counts::acquires, &simulation_counts::checked,
       &simulation_counts::lost,       &simulation_counts::refused,  &simulation_counts::faults,
       &simulation_counts::durable,    &simulation_counts::found,    &simulation_counts::restored,
-      &simulation_counts::damaged,    &simulation_counts::adopted,  &simulation_counts::pages};
+      &simulation_counts::damaged,    &simulation_counts::adopted,  &simulation_counts::pages,
+      &simulation_counts::streams};
   simulation_counts& operator+=(const simulation_counts& other) noexcept {
     for (const auto member : all) this->*member += other.*member;
     return *this;
@@ -104,7 +107,7 @@ class simulator {
   using verb = simulated_verb;
   static constexpr std::size_t most_sequences = 5, most_tokens = 64, most_acquires = 10, most_names = 12,
                                most_lost = 16, most_texts = 8, most_tenants = 2, most_batches = 2,
-                               most_restorations = 2;
+                               most_streams = 2, most_restorations = 2;
 
   static std::vector<any_codec> codecs_of(const simulated_ladder& l) {
     std::vector<any_codec> all;
@@ -133,7 +136,9 @@ class simulator {
       return !flushes_.empty() ||
              std::any_of(acquires_.begin(), acquires_.end(),
                          [](const simulated_acquire& a) { return !a.done(); }) ||
-             std::any_of(batches_.begin(), batches_.end(), [](const simulated_batch& b) { return b.asking; });
+             std::any_of(batches_.begin(), batches_.end(),
+                         [](const simulated_batch& b) { return b.asking; }) ||
+             std::any_of(streams_.begin(), streams_.end(), [](const simulated_stream& x) { return !x.done; });
     };
     for (int i = 0; i < 100'000 && waits(); ++i) {
       ctx_.wait(ctx_.now() + std::chrono::seconds(1));
@@ -147,12 +152,14 @@ class simulator {
     while (!restorations_.empty()) end_restoration(0, crash);
     for (simulated_acquire& a : acquires_) a.stop();
     for (simulated_batch& b : batches_) b.stop();
+    for (simulated_stream& x : streams_) x.stop();
     drive_until_nothing_waits();
     if (!violation_.empty()) return;
     for (auto& [number, named] : model_.names)
       if (const auto id = cache().find(model_.key(number)); !id || model_.struck(*id)) named.struck = true;
     acquires_.clear();
     batches_.clear();
+    streams_.clear();
     lost_.clear();
     for (const extent& e : std::exchange(borrowed_, {})) control().give_back(e);
     for (simulated_sequence& s : sequences_) s.open.reset();
@@ -232,6 +239,10 @@ class simulator {
   void damage(const simulated_operation& o);
   void spoil(block_id id, std::size_t tier);
   void end_restoration(std::size_t i, bool whole);
+  void attend(const simulated_operation& o);
+  std::vector<float> attended(const simulated_sequence& s, std::uint32_t layer,
+                              const std::vector<float>& queries) const;
+  void examine(simulated_stream& s);
   simulated_batch* pick_batch(std::uint32_t i);
   void muster(const simulated_operation& o);
   void provide(const simulated_operation& o);
@@ -264,6 +275,7 @@ class simulator {
   std::vector<std::vector<std::uint64_t>> texts_;  // stamps of tokens that were inserted
   std::list<simulated_sequence> sequences_;        // batches know where they are
   std::list<simulated_batch> batches_;
+  std::list<simulated_stream> streams_;
   std::list<simulated_acquire> acquires_;
   std::list<simulated_flush> flushes_;
   std::vector<simulated_restoration> restorations_;
@@ -282,4 +294,5 @@ class simulator {
 #include "terrace/testing/simulator_laws.hpp"      // IWYU pragma: export
 #include "terrace/testing/simulator_prefixes.hpp"  // IWYU pragma: export
 #include "terrace/testing/simulator_repairs.hpp"   // IWYU pragma: export
+#include "terrace/testing/simulator_streams.hpp"   // IWYU pragma: export
 #include "terrace/testing/simulator_verbs.hpp"     // IWYU pragma: export

@@ -63,6 +63,10 @@ inline void simulator::look_around() {
     if (a.done() && !std::exchange(a.examined, true)) examine(a);
   for (simulated_batch& b : batches_)
     if (std::exchange(b.fresh, false)) examine(b);
+  for (auto s = streams_.begin(); s != streams_.end();) {
+    if (s->done) examine(*s);
+    s = s->done ? streams_.erase(s) : std::next(s);
+  }
   end_flushes();
   if (violation_.empty()) violate(watch_->look());
 }
@@ -145,7 +149,8 @@ inline void simulator::settle() {
   const auto somebody_waits = [this] {
     return std::any_of(acquires_.begin(), acquires_.end(),
                        [this](const simulated_acquire& a) { return waits_for_us(a); }) ||
-           std::any_of(batches_.begin(), batches_.end(), [](const simulated_batch& b) { return b.asking; });
+           std::any_of(batches_.begin(), batches_.end(), [](const simulated_batch& b) { return b.asking; }) ||
+           !streams_.empty();
   };
   while (violation_.empty() && !restorations_.empty() && somebody_waits()) {
     end_restoration(0, acquires_.size() % 2 == 0);
@@ -153,6 +158,7 @@ inline void simulator::settle() {
   }
   if (!violation_.empty()) return;
   if (!flushes_.empty()) return violate("a flush waits, and nothing is on its way");
+  if (!streams_.empty()) return violate("a stream waits, and nothing is on its way");
   simulation_audit audit(ladder_);
   for (simulated_acquire& a : acquires_) {
     if (!a.done()) return violate("an acquire waits, and nothing is on its way");

@@ -58,6 +58,7 @@ inline void simulator::excuse(block_id id) {
     if (!a.done() && a.wants(id)) a.excused.push_back(id);
   for (simulated_batch& b : batches_)
     if (b.asking) b.excused.push_back(id);
+  for (simulated_stream& s : streams_) s.excused.push_back(id);
 }
 
 inline void simulator::end_restoration(std::size_t i, bool whole) {

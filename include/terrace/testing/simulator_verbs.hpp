@@ -23,7 +23,8 @@ inline void simulator::perform(const simulated_operation& o) {
       if (closed != nullptr && !in_batch(*closed)) begin_reservation(*closed, 1 + o.b % 9);
       return;
     case verb::commit:
-      if (any != nullptr && any->open) end_reservation(*any, o.b % (any->open->tokens() + 1));
+      if (any != nullptr && any->open && !any->streaming)
+        end_reservation(*any, o.b % (any->open->tokens() + 1));
       return;
     case verb::fork:
       if (closed != nullptr && sequences_.size() < most_sequences)
@@ -33,10 +34,11 @@ inline void simulator::perform(const simulated_operation& o) {
       if (closed != nullptr) truncate(*closed, o.b % (closed->stamps.size() + 1));
       return;
     case verb::forget:
-      if (any != nullptr) any->tokens.forget(o.b % most_tokens, o.b % most_tokens + o.c % 16);
+      if (any != nullptr && !any->streaming)
+        any->tokens.forget(o.b % most_tokens, o.b % most_tokens + o.c % 16);
       return;
     case verb::drop:
-      if (any != nullptr) drop(*any);
+      if (any != nullptr && !any->streaming) drop(*any);
       return;
     case verb::acquire:
       return acquire(o);
@@ -93,6 +95,11 @@ inline void simulator::perform(const simulated_operation& o) {
       return;
     case verb::disband:
       if (simulated_batch* const b = pick_batch(o.a); b != nullptr && !b->busy()) disband(*b);
+      return;
+    case verb::attend:
+      return attend(o);
+    case verb::cease:
+      if (!streams_.empty()) streams_.front().stop();
       return;
     case verb::insert:
       return insert(o);
