@@ -65,7 +65,8 @@ class kv_store {
   /// Room to compute a lost block anew, under its id (cache/restoration.hpp): one that an acquire has named in a
   /// block_error. Where a tier still has it, as one that does not answer in time, what is written is as good as new and
   /// takes its place. Drives the context while a transfer on its way may free a slot. Errors: invalid_argument where
-  /// the block is gone, was never sealed, or is in tier 0 or on its way there; out_of_capacity as for `reserve`.
+  /// the block is gone, was never sealed, or is in tier 0 or on its way there; unavailable where it has come there, or
+  /// gone, while room was made; out_of_capacity as for `reserve`.
   result<restoration> restore(block_id id) {
     const auto data = planner_->begin_restore(id);
     if (!data) return propagate(data.error());
