@@ -114,16 +114,7 @@ outcome<run_result> run_on_device(const model_shape& shape, const run_request& r
   }
   ctx.trace(nullptr);
   r.error = job.error();
-  r.stats = job.cache().stats();
-  r.health = job.cache().health();
-  if (plan.codec != "resident") {
-    auto measured = job.measure();
-    if (!measured) return failed(measured.error(), "measuring a step failed");
-    r.step = *measured;
-  }
-  r.device = device->figures();
-  r.process_bytes_peak = process_bytes_peak();
-  return r;
+  return device->finish(std::move(r), job);
 }
 
 }  // namespace runner

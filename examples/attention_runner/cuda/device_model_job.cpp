@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <memory>
+#include <utility>
 
 #include "../progress.hpp"
 #include "../text_run.hpp"
@@ -45,16 +46,7 @@ outcome<run_result> run_model_on_device(llama& model, const run_request& request
   ctx.trace(request.trace);
   if (auto done = reading.decode(kv, r); !done) return failed(done.error(), "decode failed");
   ctx.trace(nullptr);
-  r.stats = kv.cache().stats();
-  r.health = kv.cache().health();
-  if (plan.codec != "resident") {
-    auto measured = kv.measure();
-    if (!measured) return failed(measured.error(), "measuring a step failed");
-    r.step = *measured;
-  }
-  r.device = device->figures();
-  r.process_bytes_peak = process_bytes_peak();
-  return r;
+  return device->finish(std::move(r), kv);
 }
 
 }  // namespace runner

@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "../measure.hpp"
 #include "../open_ladder.hpp"
 #include "../run_result.hpp"
 #include "../runner_error.hpp"
@@ -31,9 +32,21 @@ class opened_device {
   const device_stream& stream() const noexcept { return *stream_; }
   /// Looks at how much memory is taken.
   void sample() { memory_.sample(); }
-  device_figures figures() {
+  /// Completes what is said of a run with the figures of `job`'s cache, a measured step where something moves, and the
+  /// device's own. Errors: those of job.measure().
+  template <class Job>
+  outcome<run_result> finish(run_result r, Job& job) {
+    r.stats = job.cache().stats();
+    r.health = job.cache().health();
+    if (r.plan.codec != "resident") {
+      auto measured = job.measure();
+      if (!measured) return failed(measured.error(), "measuring a step failed");
+      r.step = *measured;
+    }
     sample();
-    return {name_, link_bytes_per_s_, memory_.peak()};
+    r.device = device_figures{name_, link_bytes_per_s_, memory_.peak()};
+    r.process_bytes_peak = process_bytes_peak();
+    return r;
   }
 
  private:
