@@ -92,8 +92,11 @@ class batch {
     TERRACE_ASSERT(has(i), "a sequence of a batch was asked for after it had been dropped");
     return *sequences_[i];
   }
-  /// Who takes part in a step, for whoever walks the pages on another way than `next`.
+  /// Who takes part in a step, for whoever walks the pages on another way than `next`. Precondition: it is `ready`.
   void members(std::vector<walk_member>& all) const;
+  /// Whether its pages can be walked. Errors: invalid_argument where one of those that take part has a reservation that
+  /// is not the batch's: its tokens must not be taken for tokens that are attended. O(sequences).
+  result<void> ready() const noexcept;
   /// Tokens that sequence i has reserved, and all that it has, these included.
   std::uint32_t new_tokens(std::size_t i) const noexcept {
     return reservations_[i] ? reservations_[i]->tokens() : 0;
@@ -109,8 +112,8 @@ class batch {
   ///
   /// Completes on the owner with set_value(batch_window); set_error(block_error), where asking again tries
   /// the same window again: lost blocks, out_of_capacity where tier 0 has no room for a single block,
-  /// invalid_argument for a layer that there is not, while a window is out, and where a sequence was changed in the
-  /// middle of the layer, until that is begun anew; or set_stopped().
+  /// invalid_argument for a layer that there is not, while a window is out, where a sequence has a reservation that is
+  /// not the batch's, and where one was changed in the middle of the layer, until that is begun anew; or set_stopped().
   ///
   /// With lease_form::attendable, pages may stay encoded where they are: for `attend` (attention/
   /// attend_batch.hpp), which then reads fewer bytes, and not for kernels.
@@ -268,6 +271,14 @@ inline void batch::members(std::vector<walk_member>& all) const {
   }
 }
 
+inline result<void> batch::ready() const noexcept {
+  if (open_) return {};
+  for (const sequence* s : sequences_)
+    if (s != nullptr && s->pages().reserved)
+      return fail(errc::invalid_argument, "a sequence of a batch has a reservation that is not the batch's");
+  return {};
+}
+
 inline void batch::begin_walk(page_walk& walk, std::uint32_t layer) {
   members(members_);
   const auto any = std::ranges::find_if(members_, [](const walk_member& m) { return m.pages != nullptr; });
@@ -295,6 +306,7 @@ inline result<void> batch::ask(std::uint32_t layer, lease_form form) {
     return fail(errc::invalid_argument, "a batch was asked for a layer that the model does not have");
   if (under_way_ && layer == layer_ && !walk_.finished() && walk_.stale()) return propagate(changed);
   if (!under_way_ || layer != layer_) {
+    if (auto good = ready(); !good) return good;
     under_way_ = true;
     layer_ = layer;
     most_blocks_ = std::numeric_limits<std::size_t>::max();

@@ -12,10 +12,9 @@
 #include "terrace/sequence.hpp"
 
 namespace terrace {
+inline namespace TERRACE_EX {
 
 class stream_workspace_pool;
-
-inline namespace TERRACE_EX {
 
 /// The verbs of a cache, whatever its tiers: what `tiered_cache` inherits, and what code takes that does not
 /// care how the ladder is composed. For the thread that owns the context.

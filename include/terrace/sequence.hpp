@@ -121,7 +121,7 @@ class sequence {
   /// completions run within this call; they must leave this sequence alone. It waits for no lease, and for no
   /// transfer beyond its deadline (cache_options::transfers.deadline). Errors, and the sequence is as it was:
   /// out_of_capacity when no transfer can free a slot, and, before anything leaves tier 0 for it, where so many
-  /// tokens never fit there; invalid_argument for no tokens.
+  /// tokens never fit there; invalid_argument for no tokens, and while another reservation is open.
   result<reservation> reserve(std::uint32_t tokens);
   /// Keeps the first `keep` tokens of the reservation; the others vanish. Blocks that are full by now are
   /// sealed, and written behind from here on.
@@ -137,14 +137,15 @@ class sequence {
   /// writes next. O(blocks), no copy. Precondition: no reservation is open.
   sequence fork(std::uint32_t number) const;
   /// Appends tokens that sealed blocks of this cache hold already, by reference: no copy. `blocks` has, row after
-  /// row, the blocks of `tokens` tokens. O(blocks). Preconditions: no reservation is open, and the blocks hold what
-  /// would be computed here. Errors, and nothing has changed: lost where a block is gone, even if another one has
-  /// its index now; invalid_argument for a block that is not sealed or is of another row of layers, for another
-  /// number of blocks, and where the length or `tokens` is no multiple of every group's tokens a block.
+  /// row, the blocks of `tokens` tokens. O(blocks). Precondition: the blocks hold what would be computed here.
+  /// Errors, and nothing has changed: lost where a block is gone, even if another one has its index now;
+  /// invalid_argument for a block that is not sealed or is of another row of layers, for another number of blocks, where
+  /// the length or `tokens` is no multiple of every group's tokens a block, and while a reservation is open.
   result<void> append_shared(std::uint64_t tokens, std::span<const block_id> blocks);
   /// Cuts the sequence to its first `tokens` tokens. Where that cuts a sealed block, the part that stays is
   /// copied into a new open one, for which the block is brought to a tier that can be read: this blocks and
-  /// drives the context as reserve does. Errors: those of acquire and reserve; then nothing has changed.
+  /// drives the context as reserve does. Errors: those of acquire and reserve, and invalid_argument while a reservation
+  /// is open; then nothing has changed.
   result<void> truncate(std::uint64_t tokens);
   /// Lets the blocks go that lie wholly within tokens [first, last): attention does not see them any more.
   /// For sliding windows. Open blocks stay.

@@ -52,7 +52,7 @@ TERRACE_BODY result<void> sequence::make_tail_own(std::size_t row) {
 
 TERRACE_BODY result<reservation> sequence::reserve(std::uint32_t tokens) {
   page_table& p = *pages_;
-  TERRACE_ASSERT(!p.reserved, "a sequence has one reservation at a time");
+  if (p.reserved) return fail(errc::invalid_argument, "a sequence has one reservation at a time");
   if (tokens == 0) return fail(errc::invalid_argument, "a reservation needs at least one token");
   if (p.open_bytes(tokens) > p.owner->hot_capacity())
     return fail(errc::out_of_capacity, "tier 0 is smaller than the blocks of so many new tokens");
@@ -133,7 +133,9 @@ TERRACE_BODY result<void> sequence::check_shared(std::uint64_t tokens,
 
 TERRACE_BODY result<void> sequence::append_shared(std::uint64_t tokens, std::span<const block_id> blocks) {
   page_table& p = *pages_;
-  TERRACE_ASSERT(!p.reserved, "blocks cannot be appended while a reservation is open");
+  if (p.reserved)
+    return fail(errc::invalid_argument,
+                "blocks cannot be appended to a sequence while its reservation is open");
   if (auto good = check_shared(tokens, blocks); !good) return good;
   ++p.changes;
   std::size_t next = 0;
@@ -152,7 +154,8 @@ TERRACE_BODY result<void> sequence::append_shared(std::uint64_t tokens, std::spa
 
 TERRACE_BODY result<void> sequence::truncate(std::uint64_t tokens) {
   page_table& p = *pages_;
-  TERRACE_ASSERT(!p.reserved, "a sequence cannot be cut while a reservation is open");
+  if (p.reserved)
+    return fail(errc::invalid_argument, "a sequence cannot be cut while its reservation is open");
   if (tokens > p.length)
     return fail(errc::invalid_argument, "a sequence cannot be cut to more tokens than it has");
   std::vector<std::pair<std::size_t, block_id>> cut;  // row, the new open block

@@ -3,6 +3,7 @@
 #include "terrace/attention/attend_batch.hpp"
 #include "terrace/attention/select.hpp"
 #include "terrace/attention/stream.hpp"
+#include "terrace/attention/stream_batch.hpp"
 #include "terrace/batch.hpp"
 #include "terrace/codec/fp8.hpp"
 #include "terrace/codec/identity.hpp"

@@ -60,6 +60,14 @@ TEST_CASE("a device batch looks at nobody that it does not name any more, and no
   all[0].reset();
   CHECK(rest(0) == 6 + 3);
 
+  {
+    auto own = all[1]->reserve(40);  // which is not the batch's
+    REQUIRE(own);
+    CHECK(noticed());
+  }
+  CHECK(rest(0) == 6 + 3);
+  CHECK_FALSE(b.failure());
+
   REQUIRE(b.next(0, device.stream));
   REQUIRE(all[1]->truncate(32));
   CHECK(noticed());

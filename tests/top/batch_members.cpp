@@ -336,6 +336,38 @@ TEST_CASE("a member that is changed in the middle of a layer is noticed, not rea
   CHECK(noticed());
 }
 
+TEST_CASE("a member's own reservation is not taken for tokens of the batch") {
+  context ctx{{.codec_threads = 0}};
+  auto cache = resident::open(ctx, pattern::layout(layers), {.capacity = 128 * block});
+  REQUIRE(cache);
+  members m;
+  for (std::uint32_t i = 0; i < 3; ++i) m.add(cache->make_sequence(), 20 + 16 * i);
+  batch b(*cache, {.sequences = 3, .window_bytes = 2 * block});
+  REQUIRE(b.assign(m.pointers()));
+  auto own = m.all[1]->reserve(40);
+  REQUIRE(own);
+  CHECK(refusal(ctx, b, 0) == errc::invalid_argument);
+  const result<void> both = b.reserve(ones(3));
+  REQUIRE_FALSE(both);
+  CHECK(both.error().code == errc::invalid_argument);
+  CHECK(m.all[0]->length() == 20);
+
+  // One that sits a step out may be filled meanwhile.
+  REQUIRE(b.reserve(std::vector<std::uint32_t>{1, 0, 1}));
+  pages_seen seen;
+  note_rest(ctx, b, 0, seen);
+  CHECK(seen[0].size() == 2);
+  CHECK(seen[1].empty());
+  CHECK(seen[2].size() == 4);
+  b.commit(std::vector<std::uint32_t>(3, 0));
+
+  pattern::write(*own, layers, 2);
+  m.all[1]->commit(std::move(*own), 40);
+  seen.clear();
+  note_rest(ctx, b, 0, seen);
+  CHECK(seen[1].size() == 5);
+}
+
 TEST_CASE("a member that is changed while a window is on its way is noticed when that comes") {
   context ctx{{.codec_threads = 0}};
   medium_script script;

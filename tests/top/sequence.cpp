@@ -56,6 +56,27 @@ TEST_CASE("tokens that are not committed vanish") {
   CHECK(f.right(s, 1));
 }
 
+TEST_CASE("what a sequence cannot do while a reservation is open it refuses, and is as it was") {
+  fixture f;
+  sequence s = f.cache->make_sequence(), other = f.cache->make_sequence();
+  REQUIRE(pattern::append(s, 40, 2, 1));
+  REQUIRE(pattern::append(other, 32, 2, 1));
+  std::vector<block_id> shared = pattern::sealed(other, 0);
+  for (const block_id id : pattern::sealed(other, 1)) shared.push_back(id);
+  auto r = s.reserve(8);
+  REQUIRE(r);
+  pattern::write(*r, 2, 1);
+  const auto blocks = f.cache->stats().blocks;
+  CHECK(s.reserve(1).error().code == errc::invalid_argument);
+  CHECK(s.truncate(16).error().code == errc::invalid_argument);
+  CHECK(s.append_shared(32, shared).error().code == errc::invalid_argument);
+  CHECK(f.cache->stats().blocks == blocks);
+  s.commit(std::move(*r), 8);
+  CHECK(s.length() == 48);
+  CHECK(f.right(s, 1));
+  CHECK(s.append_shared(32, shared));
+}
+
 TEST_CASE("a block seals when a commit fills it, and only then") {
   fixture f;
   sequence s = f.cache->make_sequence();

@@ -5,17 +5,19 @@
 #include <ranges>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "terrace/attention/stream_run.hpp"
 #include "terrace/execution/ex.hpp"
+#include "terrace/sequence.hpp"
 
 namespace terrace {
 inline namespace TERRACE_EX {
 
 /// The sender that `stream` returns. Completes on the owner with set_value() when `out` is written,
 /// set_error(block_error), which names lost blocks and holds the others of their window, or set_stopped();
-/// `out` is not touched then.
-template <element_type Q, element_type O>
+/// `out` is not touched then. Who knows the cache, and whose new tokens attend (one_sequence, below; whole_batch).
+template <class Who, element_type Q, element_type O>
 class stream_sender {
  public:
   using sender_concept = ex::sender_t;
@@ -25,9 +27,7 @@ class stream_sender {
   }
 
   struct arguments {
-    kv_store* cache;
-    const sequence* tokens;
-    const reservation* reserved;
+    Who who;
     std::uint32_t layer;
     std::span<const Q> queries;
     std::span<O> out;
@@ -40,17 +40,18 @@ class stream_sender {
    public:
     using operation_state_concept = ex::operation_state_t;
     operation(const arguments& a, R r)
-        : stream_run(*a.cache, *a.tokens, *a.reserved, a.layer, a.options, &finish),
+        : stream_run(*a.who.cache, a.layer, a.options, &finish),
+          who_(a.who),
           queries_(a.queries),
           out_(a.out),
-          context_(a.cache->owner()),
+          context_(a.who.cache->owner()),
           receiver_(std::move(r)) {}
     operation(operation&&) = delete;
 
     void start() noexcept {
       const auto token = ex::get_stop_token(ex::get_env(receiver_));
       if (token.stop_requested()) return ex::set_stopped(std::move(receiver_));
-      auto loaded = this->load(queries_);
+      auto loaded = this->load(who_, queries_);
       if (loaded && out_.size() != this->result_size())
         loaded = fail(errc::invalid_argument, "the result of a stream needs [token][q_head][v dim] elements");
       if (!loaded) return ex::set_error(std::move(receiver_), block_error(loaded.error()));
@@ -88,10 +89,11 @@ class stream_sender {
     void deliver() noexcept {
       if (this->stopped) return ex::set_stopped(std::move(receiver_));
       if (this->failure) return ex::set_error(std::move(receiver_), std::move(*this->failure));
-      if (this->attends()) this->state().finish(out_);
+      if (this->attends()) this->write_result(out_);
       ex::set_value(std::move(receiver_));
     }
 
+    Who who_;
     std::span<const Q> queries_;
     std::span<O> out_;
     context& context_;
@@ -111,6 +113,17 @@ class stream_sender {
   arguments arguments_;
 };
 
+/// A sequence's open reservation, as a stream sees it.
+struct one_sequence {
+  kv_store* cache;
+  const sequence* tokens;
+  const reservation* reserved;
+  void members(std::vector<walk_member>& all) const {
+    const std::uint64_t first = reserved->first_position();
+    all.push_back({&tokens->pages(), first, first + reserved->tokens()});
+  }
+};
+
 /// Attention of the reserved tokens over everything that `tokens` has in `layer`, the reserved ones included,
 /// each query up to its own position: a sender of nothing, which writes `out`.
 ///
@@ -125,8 +138,8 @@ auto stream(kv_store& cache, const sequence& tokens, const reservation& reserved
             const Queries& queries, Out&& out, stream_options options = {}) {
   using q = std::ranges::range_value_t<Queries>;
   using o = std::ranges::range_value_t<Out>;
-  return stream_sender<q, o>(
-      {&cache, &tokens, &reserved, layer, std::span<const q>(queries), std::span<o>(out), options});
+  return stream_sender<one_sequence, q, o>(
+      {{&cache, &tokens, &reserved}, layer, std::span<const q>(queries), std::span<o>(out), options});
 }
 
 }  // namespace TERRACE_EX

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <limits>
+#include <numeric>
 #include <span>
 #include <utility>
 
@@ -14,51 +16,94 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-// Calls f(block, position) for each sealed block of a row that the queries still see, in ascending order.
+// Calls f(block, position) for each sealed block of a row that the only sequence's queries still see, in ascending order.
 template <class F>
 void stream_run::for_each_seen(std::uint32_t row, F&& f) const {
-  const layer_group& g = pages_.group(row);
-  const std::uint64_t sealed = pages_.sealed(row);
+  const walk_member& m = work_->who.front();
+  const layer_group& g = m.pages->group(row);
+  const std::uint64_t sealed = m.pages->sealed(row);
   // Keys that the first query still sees; later queries see fewer of the old ones.
   const std::uint64_t oldest =
-      g.keep.window == 0 || first_ + 1 < g.keep.window ? 0 : first_ + 1 - g.keep.window;
+      g.keep.window == 0 || m.first_query + 1 < g.keep.window ? 0 : m.first_query + 1 - g.keep.window;
   for (std::uint64_t i = 0; i < sealed; ++i) {
     const bool seen = (i + 1) * g.tokens > oldest || (g.keep.window != 0 && i * g.tokens < g.keep.sinks);
-    const block_id id = pages_.rows[row][i];
+    const block_id id = m.pages->rows[row][i];
     if (seen && id.valid()) f(id, static_cast<std::uint32_t>(i));
   }
 }
 
+// The distinct sealed blocks of a row that several sequences' queries still see, in the order in which a batch goes through
+// them; and whose pages they are.
+inline void stream_run::walk_row(std::uint32_t row, std::vector<block_id>& blocks) {
+  constexpr std::size_t all = std::numeric_limits<std::size_t>::max();
+  work_->walk.begin(cache_.control(), work_->who, row);
+  work_->walk.cut({.form = lease_form::raw, .slots = all, .blocks = all, .pages = all}, blocks,
+                  work_->walked);
+}
+
 inline bool stream_run::selection_is_valid() const noexcept {
-  if (!options_.only || options_.only->empty()) return true;
+  if (!options_.only) return true;
+  if (work_->who.size() != 1) return false;
   const auto chosen = *options_.only;
-  return chosen.back() < pages_.sealed(row_) &&
-         std::ranges::adjacent_find(chosen, std::ranges::greater_equal{}) == chosen.end();
+  return chosen.empty() || (chosen.back() < work_->who.front().pages->sealed(row_) &&
+                            std::ranges::adjacent_find(chosen, std::ranges::greater_equal{}) == chosen.end());
 }
 
 inline void stream_run::choose_blocks() {
+  const std::span<stream_member> members = work_->members();
+  for (stream_member& m : members) {
+    m.pages.clear();
+    m.folded = m.until = 0;
+  }
+  if (members.size() == 1)
+    choose_of_one();
+  else
+    choose_of_several();
+  std::size_t readers = 0;  // queries, over all blocks
+  for (const stream_member& m : members) readers += m.pages.size() * m.queries.size();
+  rows_a_block_ = shape_.group() *
+                  (work_->blocks.empty() ? members.front().queries.size() : readers / work_->blocks.size());
+  loads_end_ = work_->blocks.size();
+  while (loads_end_ != 0 && !cache_.control().needs_slot(work_->blocks[loads_end_ - 1], form())) --loads_end_;
+}
+
+inline void stream_run::choose_of_one() {
   work_->blocks.clear();
-  work_->positions.clear();
   work_->ordinals.clear();
   seen_ = 0;
+  stream_member& m = work_->members().front();
   const std::uint32_t* next = options_.only ? options_.only->data() : nullptr;
   const std::uint32_t* const end = options_.only ? next + options_.only->size() : nullptr;
   for_each_seen(row_, [&](block_id id, std::uint32_t position) {
     const std::uint32_t ordinal = seen_++;
     while (next != end && *next < position) ++next;
     if (options_.only && (next == end || *next != position)) return;
+    m.pages.push_back({static_cast<std::uint32_t>(work_->blocks.size()), position});
     work_->blocks.push_back(id);
-    work_->positions.push_back(position);
     work_->ordinals.push_back(ordinal);
   });
-  loads_end_ = work_->blocks.size();
-  while (loads_end_ != 0 && !cache_.control().needs_slot(work_->blocks[loads_end_ - 1], form())) --loads_end_;
+}
+
+inline void stream_run::choose_of_several() {
+  walk_row(row_, work_->blocks);
+  for (const walked_page& p : work_->walked)
+    if (!p.open) work_->members()[p.sequence].pages.push_back({p.block, p.position});
+  seen_ = static_cast<std::uint32_t>(work_->blocks.size());
+  work_->ordinals.resize(seen_);
+  std::iota(work_->ordinals.begin(), work_->ordinals.end(), 0u);
+}
+
+// What was chosen is not what the sequences have any more.
+inline bool stream_run::changed() const noexcept {
+  return std::ranges::any_of(work_->members(),
+                             [](const stream_member& m) { return m.who.pages->changes != m.changes; });
 }
 
 inline row_use stream_run::use() const noexcept {
-  return {.sequence = pages_.number,
+  const page_table& first = *work_->who.front().pages;
+  return {.sequence = first.number,
           .row = row_,
-          .rows = static_cast<std::uint32_t>(pages_.rows.size()),
+          .rows = static_cast<std::uint32_t>(first.rows.size()),
           .blocks = seen_,
           .step = cache_.control().step(),
           .selected = options_.only.has_value()};
@@ -78,10 +123,13 @@ inline void stream_run::gather_wishes() {
   std::uint32_t gathered = static_cast<std::uint32_t>(-1);  // the row that work_->seen holds
   const std::size_t count = cache_.prefetcher().suggest(wishes);
   for (const prefetch_wish& wish : std::span(wishes).first(count)) {
-    if (wish.row >= pages_.rows.size()) continue;
+    if (wish.row >= use().rows) continue;
     if (std::exchange(gathered, wish.row) != wish.row) {
       work_->seen.clear();
-      for_each_seen(wish.row, [&](block_id id, std::uint32_t) { work_->seen.push_back(id); });
+      if (work_->who.size() == 1)
+        for_each_seen(wish.row, [&](block_id id, std::uint32_t) { work_->seen.push_back(id); });
+      else
+        walk_row(wish.row, work_->seen);
     }
     std::size_t left = wish.blocks;
     for (std::size_t n = wish.first; left != 0 && n < work_->seen.size(); ++n) {

@@ -14,38 +14,37 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-inline block_view stream_run::view(std::size_t position, const std::byte* data,
+inline block_view stream_run::view(const stream_member& m, std::size_t position, const std::byte* data,
                                    std::uint32_t format_id) const noexcept {
-  const layer_group& g = group();
-  const std::uint64_t start = std::uint64_t{position} * g.tokens;
-  return {.group = &g,
+  const std::uint64_t start = std::uint64_t{position} * group_->tokens;
+  return {.group = group_,
           .data = data,
           .layer_in_block = layer_in_block_,
           .first_position = start,
-          .tokens = static_cast<std::uint32_t>(std::min<std::uint64_t>(g.tokens, first_ + tokens_ - start)),
+          .tokens = static_cast<std::uint32_t>(std::min<std::uint64_t>(group_->tokens, m.who.tokens - start)),
           .encoding = static_cast<block_encoding>(format_id)};
 }
 
-// One round of compute: work items are (KV head, run of queries), each goes through all blocks, in order. `tallied`
-// is which of the row's blocks the first one is, where their mass counts.
-template <class View>
-void stream_run::fold(std::size_t blocks, View view_of, std::optional<std::size_t> tallied) {
-  const query_tile& tile = work_->queries;
-  const std::uint32_t heads = tile.shape().kv_heads;
-  const std::uint32_t cut = tile.size() > 64 ? 32 : tile.size();  // queries an item
-  const std::uint32_t cuts = (tile.size() + cut - 1) / cut;
-  const std::size_t items = std::size_t{heads} * cuts;
+// One round of compute. A work item is a KV head, a sequence and a run of its queries: it goes through count_of(sequence)
+// of that one's pages, in order, view_of(sequence, i) is one of them, and after(sequence, i, first row, rows) follows
+// where a head of it has been folded. The sequences of a head follow one another, as they may share its blocks.
+template <class Count, class View, class After>
+void stream_run::fold(Count count_of, View view_of, After after) {
+  const std::span<stream_member> members = work_->members();
+  std::uint32_t longest = 0;
+  for (const stream_member& m : members) longest = std::max(longest, m.queries.size());
+  const std::uint32_t cut = longest > 64 ? 32 : longest;  // queries an item
+  const std::uint32_t cuts = (longest + cut - 1) / cut;
+  const std::size_t items = shape_.kv_heads * members.size() * cuts;
   const auto work = [&](std::size_t item) noexcept {
-    const auto head = static_cast<std::uint32_t>(item / cuts);
+    const auto head = static_cast<std::uint32_t>(item / (members.size() * cuts));
+    stream_member& m = members[item / cuts % members.size()];
     const std::uint32_t first = static_cast<std::uint32_t>(item % cuts) * cut;
-    const std::uint32_t count = std::min(cut, tile.size() - first);
-    attend_in_turn(tile, blocks, view_of, work_->state, head, first, count, [&](std::size_t b) {
-      if (!tallied || work_->mass.empty()) return;
-      const std::uint32_t group = tile.shape().group();
-      for (std::uint32_t q = first; q < first + count; ++q)
-        for (std::uint32_t h = head * group; h < (head + 1) * group; ++h)
-          work_->mass.note(*tallied + b, work_->state, tile.row(q, h));
-    });
+    if (first >= m.queries.size()) return;
+    const std::uint32_t count = std::min(cut, m.queries.size() - first);
+    attend_in_turn(
+        m.queries, count_of(m), [&](std::size_t i) { return view_of(m, i); }, m.state, head, first, count,
+        [&](std::size_t i) { after(m, i, head, first, count); });
   };
   // A decode is bound by memory, of which one core gets the better part. Where its windows are waited for, a second core
   // gains nothing, and waking it takes it from those who bring them: the kernel, the codecs, a disk that is a program.
@@ -53,32 +52,62 @@ void stream_run::fold(std::size_t blocks, View view_of, std::optional<std::size_
   for (std::size_t i = 0; i < items; ++i) work(i);
 }
 
-inline void stream_run::fold_window(const window& w, std::size_t first, std::size_t blocks) {
-  const trace_scope scope(cache_.owner().trace(), trace_track::compute, "attend", w.held[first].id.index,
-                          blocks * group().block_bytes());
-  const auto view_of = [&](std::size_t b) {
-    const leased_block& block = w.held[first + b];
-    return view(work_->positions[w.first + first + b], block.data, block.format_id);
-  };
-  fold(blocks, view_of, w.first + first);
+// Folds each sequence's pages that lie before the stream's block `end` and are not folded yet. place_of(block) tells its
+// address and its format.
+template <class Place>
+void stream_run::fold_blocks(std::size_t end, Place place_of) {
+  for (stream_member& m : work_->members())
+    while (m.until < m.pages.size() && m.pages[m.until].block < end) ++m.until;
+  fold([](const stream_member& m) { return m.until - m.folded; },
+       [&](const stream_member& m, std::size_t i) {
+         const stream_member::page& p = m.pages[m.folded + i];
+         const leased_block& block = place_of(p.block);
+         return view(m, p.position, block.data, block.format_id);
+       },
+       [&](stream_member& m, std::size_t i, std::uint32_t head, std::uint32_t first, std::uint32_t count) {
+         if (!weighs_) return;
+         for (std::uint32_t q = first; q < first + count; ++q)
+           for (std::uint32_t h = head * shape_.group(); h < (head + 1) * shape_.group(); ++h)
+             m.mass.note(m.folded + i, m.state, m.queries.row(q, h));
+       });
+  for (stream_member& m : work_->members()) m.folded = m.until;
 }
 
-// Tells the policies and the prefetcher what each block drew, now that the whole is known.
+inline void stream_run::fold_window(const window& w, std::size_t first, std::size_t blocks) {
+  const trace_scope scope(cache_.owner().trace(), trace_track::compute, "attend", w.held[first].id.index,
+                          blocks * group_->block_bytes());
+  fold_blocks(w.first + first + blocks,
+              [&](std::size_t b) -> const leased_block& { return w.held[b - w.first]; });
+}
+
+// Worked out where a step decodes: over a prefill's many queries it would cost memory, and say little.
+inline bool stream_run::is_to_weigh() const noexcept {
+  const bool decodes = std::ranges::all_of(work_->members(), [this](const stream_member& m) {
+    return std::size_t{m.queries.size()} * shape_.group() <= few;
+  });
+  return options_.attend && decodes && (cache_.control().weighs() || cache_.prefetcher().watches());
+}
+
+// Tells the policies and the prefetcher what each block drew, now that the whole is known: the policies the sum of what all
+// sequences say, as if each had streamed alone, the prefetcher the mean.
 inline void stream_run::report_mass() {
-  if (work_->mass.empty()) return;
+  if (!weighs_) return;
+  const std::span<const stream_member> members = work_->members();
   work_->shares.assign(seen_, 0);  // what was not read drew nothing
-  for (std::size_t b = 0; b < work_->blocks.size(); ++b) {
-    const float share = work_->mass.share(b, work_->state);
-    work_->shares[work_->ordinals[b]] = share;
-    cache_.control().weigh(work_->blocks[b].index, share);
-  }
+  for (const stream_member& m : members)
+    for (std::size_t i = 0; i < m.pages.size(); ++i)
+      work_->shares[work_->ordinals[m.pages[i].block]] += m.mass.share(i, m.state);
+  for (std::size_t b = 0; b < work_->blocks.size(); ++b)
+    cache_.control().weigh(work_->blocks[b].index, work_->shares[work_->ordinals[b]]);
+  if (!cache_.prefetcher().watches()) return;
+  for (float& share : work_->shares) share /= static_cast<float>(members.size());
   cache_.prefetcher().attended(use(), work_->shares);
 }
 
 // For measuring compute alone: nothing is brought, other memory of the same size stands in for what is not
 // here.
 inline void stream_run::fold_in_place() {
-  const std::size_t size = group().block_bytes();
+  const std::size_t size = group_->block_bytes();
   const std::size_t slots = options_.stand_in.size() / size;
   std::size_t next = 0;
   std::vector<leased_block> here;
@@ -87,16 +116,19 @@ inline void stream_run::fold_in_place() {
     if (here.back().data == nullptr && slots != 0)
       here.back().data = options_.stand_in.data() + size * (next++ % slots);
   }
-  fold(here.size(),
-       [&](std::size_t b) { return view(work_->positions[b], here[b].data, here[b].format_id); });
+  fold_blocks(here.size(), [&](std::size_t b) -> const leased_block& { return here[b]; });
 }
 
 inline void stream_run::fold_open_tail() {
   if (!options_.attend) return;
-  const auto& row = pages_.rows[row_];
-  const std::size_t sealed = pages_.sealed(row_);
-  fold(row.size() - sealed,
-       [&](std::size_t b) { return view(sealed + b, cache_.control().open_data(row[sealed + b].index)); });
+  const auto sealed = [this](const stream_member& m) { return m.who.pages->sealed(row_); };
+  fold([&](const stream_member& m) { return m.who.pages->rows[row_].size() - sealed(m); },
+       [&](const stream_member& m, std::size_t i) {
+         const std::size_t position = sealed(m) + i;
+         const block_id id = m.who.pages->rows[row_][position];
+         return view(m, position, cache_.control().open_data(id.index));
+       },
+       [](auto&&...) {});
 }
 
 }  // namespace TERRACE_EX

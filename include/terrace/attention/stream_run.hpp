@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -12,7 +13,6 @@
 #include "terrace/attention/stream_workspace.hpp"
 #include "terrace/kv_store.hpp"
 #include "terrace/observe/trace_log.hpp"
-#include "terrace/sequence.hpp"
 
 namespace terrace {
 inline namespace TERRACE_EX {
@@ -26,71 +26,93 @@ struct stream_options {
   bool attend = true;            ///< false: bring and pin all blocks, compute nothing, leave `out` as it is
   const_bytes stand_in = {};     ///< not empty: move nothing; what attention cannot read is taken from here
   /// Which of the row's sealed blocks to read, by their position in the row, ascending; those that the queries do not
-  /// see anyway are left out. Not there: all of them. Open blocks are always read.
+  /// see anyway are left out. Not there: all of them. Open blocks are always read. For one sequence alone.
   std::optional<std::span<const std::uint32_t>> only = {};
 };
 
-/// Attention of a reservation's queries over one layer of a sequence, wherever its blocks are: load > compute
+/// Attention of new tokens' queries over one layer of a sequence, or of several, wherever the blocks are: load > compute
 /// > merge over windows of blocks. Most of the windows come while the others are folded; memory is
 /// bounded by the windows, not by the context. Loads are asked for in order; windows are folded in order,
-/// whatever comes first, so the result's bits do not depend on where blocks were. Compute is shared by the
-/// owner and the context's pool, except where a decode waits for its windows: then the owner folds them alone.
+/// whatever comes first, so the result's bits do not depend on where blocks were. A block that several sequences share
+/// is loaded once. Compute is shared by the owner and the context's pool, except where a decode waits for its windows:
+/// then the owner folds them alone.
 ///
 /// `run` is the part that does not depend on who is told. It stays in place until `done` was called.
 class stream_run {
  public:
   using function = void (*)(stream_run*) noexcept;
 
-  stream_run(kv_store& cache, const sequence& s, const reservation& r, std::uint32_t layer, stream_options o,
-             function done) noexcept
-      : cache_(cache),
-        pages_(s.pages()),
-        options_(o),
-        done_(done),
-        first_(r.first_position()),
-        tokens_(r.tokens()) {
-    const auto [row, in_block] = pages_.row_of(layer);
-    row_ = row;
-    layer_in_block_ = in_block;
-  }
+  stream_run(kv_store& cache, std::uint32_t layer, stream_options o, function done) noexcept
+      : cache_(cache), options_(o), done_(done), layer_(layer) {}
   stream_run(stream_run&&) = delete;
   ~stream_run() {
     if (work_ != nullptr) cache_.workspaces().give_back(work_);
   }
 
-  const layer_group& group() const noexcept { return pages_.group(row_); }
-  std::uint32_t tokens() const noexcept { return tokens_; }
   bool attends() const noexcept { return options_.attend; }
-  partial_state& state() noexcept { return work_->state; }
 
-  /// Takes the queries, [token][q_head][dim]. Errors: invalid_argument for a span of another size, and for a selection
-  /// that is not ascending or goes beyond the sealed blocks.
-  template <element_type Q>
-  result<void> load(std::span<const Q> queries) {
+  /// Takes who attends, `who.members(vector of walk_member)` adds them, each with at least one new token; and their queries,
+  /// [token][q_head][dim], one member after the other. Errors: invalid_argument for a layer that there is not, queries of
+  /// another size, and a selection that is not ascending, goes beyond the sealed blocks or is of several members.
+  template <class Who, element_type Q>
+  result<void> load(const Who& who, std::span<const Q> queries) {
     if (cache_.control().hot_reach() != reach::host)
       return fail(errc::invalid_argument,
                   "attention on the host cannot read a first tier in device memory; cuda/ has its own");
-    const layer_group& g = group();
-    const std::size_t per_head = std::size_t{tokens_} * g.k.dim;
+    if (layer_ >= cache_.layout().layers())
+      return fail(errc::invalid_argument, "attention was asked for in a layer that the model does not have");
+    work_ = cache_.workspaces().take();
+    work_->who.clear();
+    who.members(work_->who);
+    work_->make_members();
+    for (const walk_member& m : work_->who)
+      if (m.pages->owner != &cache_.control())
+        return fail(errc::invalid_argument, "a stream was asked for over a sequence of another cache");
+    group_ = &cache_.layout().groups[cache_.layout().group_of(layer_)];
+    std::size_t tokens = 0;
+    for (const walk_member& m : work_->who) tokens += m.tokens - m.first_query;
+    const std::size_t per_head = tokens * group_->k.dim;
     if (per_head == 0 || queries.size() % per_head != 0)
       return fail(errc::invalid_argument,
                   "the queries are not a whole number of heads for each reserved token");
-    const attention_shape shape{.q_heads = static_cast<std::uint32_t>(queries.size() / per_head),
-                                .kv_heads = g.k.heads,
-                                .dim = g.k.dim,
-                                .scale = options_.scale,
-                                .keep = g.keep,
-                                .arithmetic = options_.arithmetic};
-    if (auto good = validate(shape, g); !good) return good;
+    shape_ = {.q_heads = static_cast<std::uint32_t>(queries.size() / per_head),
+              .kv_heads = group_->k.heads,
+              .dim = group_->k.dim,
+              .scale = options_.scale,
+              .keep = group_->keep,
+              .arithmetic = options_.arithmetic};
+    if (auto good = validate(shape_, *group_); !good) return good;
+    std::tie(row_, layer_in_block_) = work_->who.front().pages->row_of(layer_);
     if (!selection_is_valid())
-      return fail(errc::invalid_argument,
-                  "the blocks that a stream is to read must be sealed ones, in ascending order");
-    work_ = cache_.workspaces().take();
-    if (auto loaded = work_->queries.load(shape, queries, first_); !loaded) return loaded;
-    return work_->state.reset(work_->queries.rows(), g.v_dim());
+      return fail(
+          errc::invalid_argument,
+          "the blocks that a stream is to read must be sealed ones of one sequence, in ascending order");
+    for (std::size_t i = 0; i < work_->who.size(); ++i) {
+      stream_member& m = work_->members()[i];
+      m.who = work_->who[i];
+      m.changes = m.who.pages->changes;
+      const auto own = queries.first((m.who.tokens - m.who.first_query) * shape_.q_heads * shape_.dim);
+      queries = queries.subspan(own.size());
+      if (auto loaded = m.queries.load(shape_, own, m.who.first_query); !loaded) return loaded;
+      if (auto made = m.state.reset(m.queries.rows(), group_->v_dim()); !made) return made;
+    }
+    return {};
   }
   /// Elements of the result: [token][q_head][v dim].
-  std::size_t result_size() const noexcept { return work_->queries.rows() * group().v_dim(); }
+  std::size_t result_size() const noexcept {
+    std::size_t rows = 0;
+    for (const stream_member& m : work_->members()) rows += m.queries.rows();
+    return rows * group_->v_dim();
+  }
+  /// Writes it. Precondition: the run is over, and `out` has that many.
+  template <element_type O>
+  void write_result(std::span<O> out) const noexcept {
+    for (const stream_member& m : work_->members()) {
+      const std::size_t values = m.state.rows() * m.state.dim();
+      m.state.finish(out.first(values));
+      out = out.subspan(values);
+    }
+  }
 
   void start();
   /// Gives up: pins are returned, loads cancelled. `done` is called before this returns, unless it has been
@@ -105,6 +127,7 @@ class stream_run {
   // only so many that all of them take an eighth of tier 0, or six.
   static constexpr std::size_t depth = 12, least_depth = 6;
   static constexpr std::size_t piece = 8;  // blocks folded between two looks at what has completed
+  static constexpr std::size_t few = 16;   // rows that read a KV head: with so many, memory is the limit
 
   struct window : acquire_request {
     explicit window() : acquire_request({}, &arrived) {}
@@ -117,8 +140,12 @@ class stream_run {
 
   template <class F>
   void for_each_seen(std::uint32_t row, F&& f) const;
+  void walk_row(std::uint32_t row, std::vector<block_id>& blocks);
   bool selection_is_valid() const noexcept;
   void choose_blocks();
+  void choose_of_one();
+  void choose_of_several();
+  bool changed() const noexcept;
   row_use use() const noexcept;
   std::size_t window_blocks() const noexcept;
   void pump() noexcept;
@@ -129,15 +156,19 @@ class stream_run {
   void fold_window(const window& w, std::size_t first, std::size_t blocks);
   void fold_in_place();
   void fold_open_tail();
-  template <class View>
-  void fold(std::size_t blocks, View view_of, std::optional<std::size_t> tallied = {});
+  template <class Place>
+  void fold_blocks(std::size_t end, Place place_of);
+  template <class Count, class View, class After>
+  void fold(Count count_of, View view_of, After after);
+  bool is_to_weigh() const noexcept;
   void report_mass();
   bool folds_alone() const noexcept {
     return work_->since_wait < depth && few_queries() && options_.stand_in.empty();
   }
-  bool few_queries() const noexcept { return work_->queries.size() * work_->queries.shape().group() <= 16; }
+  bool few_queries() const noexcept { return rows_a_block_ <= few; }
   lease_form form() const noexcept;
-  block_view view(std::size_t position, const std::byte* data, std::uint32_t format_id = 0) const noexcept;
+  block_view view(const stream_member& m, std::size_t position, const std::byte* data,
+                  std::uint32_t format_id = 0) const noexcept;
   void ask_ahead();
   void look_ahead();
   void gather_wishes();
@@ -146,11 +177,12 @@ class stream_run {
   void finish() noexcept;
 
   kv_store& cache_;
-  const page_table& pages_;
   stream_options options_;
   function done_;
-  std::uint64_t first_;
-  std::uint32_t tokens_, row_ = 0, layer_in_block_ = 0;
+  std::uint32_t layer_, row_ = 0, layer_in_block_ = 0;
+  const layer_group* group_ = nullptr;
+  attention_shape shape_;
+  std::size_t rows_a_block_ = 0;  // queries, times query heads a KV head, that read a block: the mean
   stream_workspace* work_ = nullptr;
   std::array<window, depth> windows_;
   std::size_t front_ = 0;            // the window that is folded next
@@ -163,13 +195,14 @@ class stream_run {
   std::size_t most_blocks_ = static_cast<std::size_t>(-1);  // of a window, likewise
   std::int64_t stalled_since_ = 0;                          // where it is traced, and waits
   bool pumping_ = false, again_ = false, over_ = false, looked_ahead_ = false;
-  bool waits_ = false;  // for the front window, with nothing else to do
+  bool weighs_ = false;  // somebody is to be told what each block drew
+  bool waits_ = false;   // for the front window, with nothing else to do
 };
 
 // Blocks of a window that come into slots of tier 0: enough to keep a disk busy, and so few that all windows
 // in flight take at most about half of tier 0.
 inline std::size_t stream_run::window_blocks() const noexcept {
-  const std::size_t block = group().block_bytes();
+  const std::size_t block = group_->block_bytes();
   std::size_t bytes = options_.window_bytes;
   if (bytes == 0) bytes = std::min<std::size_t>(4_MiB, cache_.control().hot_capacity() / (2 * least_depth));
   return std::max<std::size_t>(1, bytes / block);
@@ -178,12 +211,10 @@ inline std::size_t stream_run::window_blocks() const noexcept {
 inline void stream_run::start() {
   choose_blocks();
   cache_.prefetcher().observe(use());
-  // Worked out where a step decodes: over a prefill's many queries it would cost memory, and say little.
-  const bool asked_for = cache_.control().weighs() || cache_.prefetcher().watches();
-  const bool weighs = options_.attend && few_queries() && asked_for;
-  work_->mass.reset(weighs ? work_->blocks.size() : 0, work_->queries.rows());
+  weighs_ = is_to_weigh();
+  for (stream_member& m : work_->members()) m.mass.reset(weighs_ ? m.pages.size() : 0, m.queries.rows());
   for (window& w : windows_) w.run = this;
-  limit_ = std::clamp(cache_.control().hot_capacity() / (8 * window_blocks() * group().block_bytes()),
+  limit_ = std::clamp(cache_.control().hot_capacity() / (8 * window_blocks() * group_->block_bytes()),
                       least_depth, depth);
   if (!options_.stand_in.empty()) {
     fold_in_place();
@@ -242,6 +273,8 @@ inline void stream_run::pump() noexcept {
       work_->since_wait = std::exchange(waits_, false) ? 0 : work_->since_wait + 1;
       again_ = take_front();
     }
+    if (in_flight_ == 0 && asked_ == work_->blocks.size() && !failure && changed())
+      failure.emplace(error{errc::invalid_argument, "a sequence was changed while a stream went over it"});
     if (in_flight_ == 0 && asked_ == work_->blocks.size() && !failure) {
       fold_open_tail();
       report_mass();
@@ -269,7 +302,7 @@ inline void stream_run::end_stall() noexcept {
   log->add({.name = "wait",
             .begin = since,
             .end = trace_log::now(),
-            .bytes = w.blocks * group().block_bytes(),
+            .bytes = w.blocks * group_->block_bytes(),
             .block = w.wanted.front().index,
             .track = trace_track::stall});
 }
@@ -329,7 +362,7 @@ inline void stream_run::drop_windows() noexcept {
 // Few queries read each key once or twice: the fewer bytes, the better. Many read it so often that decoding it for
 // each costs more than decoding it once.
 inline lease_form stream_run::form() const noexcept {
-  return few_queries() && reads_in_place(group()) ? lease_form::attendable : lease_form::raw;
+  return few_queries() && reads_in_place(*group_) ? lease_form::attendable : lease_form::raw;
 }
 
 inline void stream_run::stop() noexcept {

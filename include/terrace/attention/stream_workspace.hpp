@@ -2,30 +2,57 @@
 #include <cstddef>
 #include <cstdint>
 #include <forward_list>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "terrace/attention/mass_tally.hpp"
 #include "terrace/attention/partial_state.hpp"
 #include "terrace/attention/query_tile.hpp"
+#include "terrace/cache/page_walk.hpp"
 #include "terrace/core/block.hpp"
 
 namespace terrace {
+inline namespace TERRACE_EX {
+
+/// A sequence in a stream: whose new tokens attend, what they read, and what they have come to.
+struct stream_member {
+  struct page {
+    std::uint32_t block;     ///< which of the stream's blocks
+    std::uint32_t position;  ///< which block of its row
+  };
+  walk_member who;
+  std::uint64_t changes = 0;  ///< that its page table had seen when the stream began
+  query_tile queries;
+  partial_state state;
+  mass_tally mass;          ///< what each page draws, where somebody wants to know
+  std::vector<page> pages;  ///< the sealed ones to read, in order
+  std::size_t folded = 0;   ///< of these
+  std::size_t until = 0;    ///< of these, what is folded now ends here
+};
 
 /// What a stream computes in: kept from one stream to the next, so that a decode step allocates nothing.
 struct stream_workspace {
-  query_tile queries;
-  partial_state state;
-  std::vector<block_id> blocks;          ///< sealed blocks to read, in order
-  std::vector<std::uint32_t> positions;  ///< which block of its row each of them is
-  std::vector<std::uint32_t> ordinals;   ///< and which of those that the queries see
-  mass_tally mass;                       ///< what each of them draws, where a policy wants to know
-  std::vector<block_id> wanted;          ///< scratch for prefetches
-  std::vector<block_id> seen;            ///< likewise: the blocks of one row
-  std::vector<float> shares;             ///< what a prefetcher is told of `mass`
+  std::vector<block_id> blocks;         ///< sealed blocks to read, in order, each once
+  std::vector<std::uint32_t> ordinals;  ///< and which of those that the queries see
+  std::vector<block_id> wanted;         ///< scratch for prefetches
+  std::vector<block_id> seen;           ///< likewise: the blocks of one row
+  std::vector<float> shares;            ///< of the softmax mass, of those that the queries see
+  std::vector<walk_member> who;         ///< scratch: who attends
+  page_walk walk;                       ///< likewise, over a row of several sequences
+  std::vector<walked_page> walked;
   /// Windows that were here when their turn came, since one was waited for; streams follow one another layer by layer.
   std::size_t since_wait = static_cast<std::size_t>(-1) / 2;
   stream_workspace* next = nullptr;
+
+  std::span<stream_member> members() noexcept { return std::span(members_).first(who.size()); }
+  /// As many members as there are in `who`.
+  void make_members() {
+    if (members_.size() < who.size()) members_.resize(who.size());
+  }
+
+ private:
+  std::vector<stream_member> members_;
 };
 
 /// Free workspaces of one cache. Owner thread only.
@@ -42,4 +69,5 @@ class stream_workspace_pool {
   stream_workspace* free_ = nullptr;
 };
 
+}  // namespace TERRACE_EX
 }  // namespace terrace

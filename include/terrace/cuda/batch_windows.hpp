@@ -75,6 +75,11 @@ inline std::optional<window> batch::next(std::uint32_t layer, cudaStream_t strea
     failure_ = error{errc::invalid_argument, "a batch was asked for a layer that the model does not have"};
     return std::nullopt;
   }
+  if (auto good = sequences_.ready(); !good) {
+    failure_ = good.error();
+    forget_windows();
+    return std::nullopt;
+  }
   if (layer_ != layer && (prepared_ == 0 || buffers_[front_]->layer != layer || walk_.stale())) {
     forget_windows();
     begin_walk(layer);

@@ -48,7 +48,7 @@ class simulated_stream {
   };
   ex::inplace_stop_source stop_;
   std::vector<float> queries_;
-  stream_sender<float, float>::operation<receiver> operation_;
+  stream_sender<one_sequence, float, float>::operation<receiver> operation_;
 };
 
 }  // namespace TERRACE_EX
