@@ -79,6 +79,16 @@ function(terrace_add_program target folder output)
                                              RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/${folder})
 endfunction()
 
+# What knows neither tier nor policy, compiled once for all examples and benches that this is called for: each of them
+# takes half the time to compile. (The tests have a library of their own, with live assertions.)
+function(terrace_link_functions target)
+  if(NOT TARGET terrace_functions)
+    terrace_add_prebuilt(terrace_functions)
+    target_link_libraries(terrace_functions PRIVATE terrace_program)
+  endif()
+  target_link_libraries(${target} PRIVATE terrace_functions)
+endfunction()
+
 # Makes a program of each NAME.cpp in the current folder, and of each NAME/main.cpp with the sources beside it.
 # `prefix` keeps the targets of several folders apart; `result` gets the names of those that can be built. A main.cpp
 # in the folder itself is no program: the tests have one that they share.
