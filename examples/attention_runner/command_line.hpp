@@ -119,6 +119,10 @@ inline outcome<bool> refuse_what_cannot_be(const command_line& c) {
       std::find(prefetchers.begin(), prefetchers.end(), c.prefetch) == prefetchers.end())
     return refuse("--prefetch knows layer_ahead, sliding_window, attention_pattern, adaptive and none, not " +
                   in_quotes(c.prefetch));
+  if (!c.prefetch.empty() && c.prefetch != "layer_ahead" && c.device == "cuda")
+    return refuse(
+        "--prefetch goes with --device cuda as layer_ahead alone: there windows come in the order in which "
+        "layers read them");
   if (!c.prompt.empty() && !c.prompt_ids.empty()) return refuse("give --prompt or --prompt-ids, not both");
   if (c.shape.empty() && c.batch != 1)
     return refuse("--batch needs --shape: a model decodes one sequence at a time");

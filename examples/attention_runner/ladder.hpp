@@ -104,7 +104,7 @@ class ladder : public kv_backend {
     if (selector_) summarise(tokens);
     sequence_.commit(std::move(*reservation_), tokens);
     reservation_.reset();
-    if (repair_ != nullptr) repair_->faults.look_at(cache_, sequence_);
+    spoil();
   }
   void end_step() { cache_.advance_step(cache_.control().step() + 1); }
 
@@ -178,12 +178,14 @@ class ladder : public kv_backend {
   terrace::cache_health health() const { return cache_.health(); }
 
  private:
+  friend class ladder_batch;
   ladder(std::shared_ptr<terrace::kv_store> cache, terrace::sequence tokens, std::uint32_t layers)
       : owned_(std::move(cache)), cache_(*owned_), sequence_(std::move(tokens)), last_queries_(layers) {}
 
   terrace::result<void> attend(std::uint32_t layer, std::span<const float> q, std::span<float> out,
                                const terrace::stream_options& o) {
-    return repairing([&] {
+    ladder* const self = this;
+    return repairing({&self, 1}, [&] {
       return cache_.owner().sync_wait(terrace::stream(cache_, sequence_, *reservation_, layer, q, out, o));
     });
   }
@@ -205,6 +207,11 @@ class ladder : public kv_backend {
         blocks[layer] = cache_.control().open_data(sequence_.pages().rows[layer][b].index);
       selector_->add(owner(), blocks);
     }
+  }
+
+  // Makes copies unreadable, where that is asked for.
+  void spoil() {
+    if (repair_ != nullptr) repair_->faults.look_at(cache_, sequence_);
   }
 
   struct repair_state {
@@ -238,22 +245,32 @@ class ladder : public kv_backend {
     return why;
   }
 
-  // Attends; where blocks are lost computes them anew, in ascending order, and attends again.
+  // Attends; where blocks are lost computes them anew, in ascending order, and attends again. The blocks are those of
+  // some of `all`, which share a cache.
   template <class Attend>
-  terrace::result<void> repairing(Attend attend) {
+  static terrace::result<void> repairing(std::span<ladder* const> all, Attend attend) {
+    ladder& first = *all.front();
     for (patience left;;) {
       auto done = attend();
       if (done) return {};
       const terrace::error why = done.error();
-      for (const terrace::lost_block& lost : done.error().lost) {
-        const terrace::block_record& r = cache_.control().record(lost.id.index);
-        lost_.insert({r.row, r.depth});
-      }
+      bool lost = false;
+      for (const terrace::lost_block& l : done.error().lost)
+        lost = std::ranges::any_of(all, [&](ladder* s) { return s->lose(l.id); }) || lost;
       done.error().rest.release();
-      if (lost_.empty() && wait_for_tiers(why, left)) continue;
-      if (repair_ == nullptr || lost_.empty()) return terrace::propagate(explained(why));
-      if (auto repaired = repair(); !repaired) return repaired;
+      if (!lost && first.wait_for_tiers(why, left)) continue;
+      if (first.repair_ == nullptr || !lost) return terrace::propagate(first.explained(why));
+      for (ladder* const s : all)
+        if (auto repaired = s->repair(); !repaired) return repaired;
     }
+  }
+  // A block is lost; false where it is not this sequence's.
+  bool lose(terrace::block_id id) {
+    const terrace::block_record& r = cache_.control().record(id.index);
+    const auto& row = sequence_.pages().rows[r.row];
+    if (r.depth >= row.size() || row[r.depth] != id) return false;
+    lost_.insert({r.row, r.depth});
+    return true;
   }
   terrace::result<void> repair() {
     while (!lost_.empty()) {

@@ -66,13 +66,13 @@ inline double read_bandwidth(terrace::context& ctx, terrace::const_bytes memory)
   return static_cast<double>(sums.size() * piece) / took;
 }
 
-/// Repeats the last decode step of sequences in one cache: whole, transfers alone, compute alone, in turn. Compute alone reads memory
-/// that stands in for what is not in RAM: larger than a last-level cache, so that it comes from memory as the
-/// real thing does. What a disk does varies from one step to the next, so it goes on for as many triples as the time allows.
-inline terrace::result<step_times> measure_steps(std::span<const std::unique_ptr<ladder>> sequences) {
+/// Repeats the last decode step, by repeat(step_parts, stand_in): whole, transfers alone, compute alone, in turn. Compute
+/// alone reads memory that stands in for what is not in RAM: larger than a last-level cache, so that it comes from memory as
+/// the real thing does. What a disk does varies from one step to the next, so it goes on for as many triples as the time allows.
+template <class Repeat>
+terrace::result<step_times> measure_steps(ladder& kv, Repeat repeat) {
   constexpr std::size_t least = 11, most = 41;
   constexpr double longest = 75;  // seconds
-  ladder& kv = *sequences.front();
   constexpr std::size_t stand_in_bytes = std::size_t{128} << 20;
   auto arena = terrace::ram::open(kv.owner(), {.capacity = stand_in_bytes});
   if (!arena) return terrace::propagate(arena.error());
@@ -86,9 +86,7 @@ inline terrace::result<step_times> measure_steps(std::span<const std::unique_ptr
     std::array<double, 3> took{};
     for (const step_parts parts : {step_parts::whole, step_parts::transfers, step_parts::compute}) {
       const auto start = std::chrono::steady_clock::now();
-      for (const auto& sequence : sequences)
-        if (auto done = sequence->repeat_last_token(parts, stand_in); !done)
-          return terrace::propagate(done.error());
+      if (auto done = repeat(parts, stand_in); !done) return terrace::propagate(done.error());
       kv.end_step();
       took[static_cast<std::size_t>(parts)] = seconds_since(start);
     }

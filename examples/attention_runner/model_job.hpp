@@ -50,7 +50,9 @@ class model_job {
     r.recomputed_blocks = kv.recomputed_blocks();
     if (kv.selector() != nullptr) r.selection = kv.selector()->result();
     if (plan.codec != "resident") {
-      auto measured = measure_steps({&*opened, 1});
+      auto measured = measure_steps(kv, [&kv](step_parts parts, std::span<const std::byte> stand_in) {
+        return kv.repeat_last_token(parts, stand_in);
+      });
       if (!measured) return failed(measured.error(), "measuring a step failed");
       r.step = *measured;
     }

@@ -3,12 +3,14 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "accuracy.hpp"
+#include "ladder_batch.hpp"
 #include "open_ladder.hpp"
 #include "progress.hpp"
 #include "run_result.hpp"
@@ -40,17 +42,16 @@ class shape_job : recomputation {
     if (auto* const selector = sequences.front()->selector()) selector->start();
     while (sequences.size() < request_.batch) sequences.push_back(sequences.front()->fork());
 
+    // Each selects blocks for itself; else they read what they share together.
+    std::optional<ladder_batch> together;
+    if (sequences.size() > 1 && !request_.attend.selects()) together.emplace(sequences);
+
     ctx.trace(request_.trace);
     for (std::uint32_t step = 0; step < request_.decode_tokens; ++step) {
-      double took = 0;
-      for (std::uint32_t s = 0; s < sequences.size(); ++s) {
-        auto attended = decode(*sequences[s], step, s);
-        if (!attended) return failed(attended.error(), "decode failed");
-        took += *attended;
-        accuracy_.compare(ctx, step, s, queries_, outputs_);
-      }
+      auto took = together ? decode(*together, step, ctx) : decode_each(step, ctx);
+      if (!took) return failed(took.error(), "decode failed");
       sequences.front()->end_step();
-      r.decode_s.push_back(took);
+      r.decode_s.push_back(*took);
       bar.at(request_.context_tokens + step + 1, request_.context_tokens + request_.decode_tokens);
     }
     ctx.trace(nullptr);
@@ -62,11 +63,15 @@ class shape_job : recomputation {
       if (s->selector() != nullptr)
         (r.selection ? *r.selection : r.selection.emplace()) += s->selector()->result();
     if (plan.codec != "resident") {
-      auto measured = measure_steps(sequences);
+      const auto repeat = [&](step_parts parts, std::span<const std::byte> stand_in) {
+        return together ? together->repeat_last_token(parts, stand_in) : repeat_each(parts, stand_in);
+      };
+      auto measured = measure_steps(*sequences.front(), repeat);
       if (!measured) return failed(measured.error(), "measuring a step failed");
       r.step = *measured;
     }
     r.process_bytes_peak = process_bytes_peak();
+    together.reset();
     sequences.clear();
     return r;
   }
@@ -75,8 +80,9 @@ class shape_job : recomputation {
   using plane = synthetic_kv::plane;
 
   // Rows of a reservation, written by all threads: one layer is one piece of work.
-  void write(ladder& kv, std::uint32_t layer, std::uint64_t first, std::uint32_t sequence) const noexcept {
-    const terrace::plane_rows k = kv.reserved().k(layer), v = kv.reserved().v(layer);
+  void write(const terrace::reservation& to, std::uint32_t layer, std::uint32_t sequence) const noexcept {
+    const std::uint64_t first = to.first_position();
+    const terrace::plane_rows k = to.k(layer), v = to.v(layer);
     for (std::uint32_t h = 0; h < kv_.shape().kv_heads; ++h)
       for (std::uint32_t t = 0; t < k.tokens(); ++t) {
         std::ranges::copy(kv_.row(plane::k, layer, h, first + t, sequence),
@@ -112,7 +118,7 @@ class shape_job : recomputation {
       const std::uint32_t count = std::min(chunk, request_.context_tokens - at);
       if (auto room = kv.reserve(count); !room) return room;
       kv.owner().parallel_for(kv_.shape().layers, [&](std::size_t layer) noexcept {
-        write(kv, static_cast<std::uint32_t>(layer), at, 0);
+        write(kv.reserved(), static_cast<std::uint32_t>(layer), 0);
       });
       if (auto kept = kv.commit(count); !kept) return kept;
       bar.at(at += count, request_.context_tokens + request_.decode_tokens);
@@ -120,33 +126,89 @@ class shape_job : recomputation {
     return {};
   }
 
-  // One token of one sequence through every layer; returns the seconds that it took. What is synthetic is
-  // made outside of the clock.
-  terrace::result<double> decode(ladder& kv, std::uint32_t step, std::uint32_t sequence) {
-    const std::uint64_t position = request_.context_tokens + step;
-    const std::size_t width = std::size_t{kv_.shape().q_heads} * kv_.shape().head_dim;
-    queries_.resize(kv_.shape().layers * width);
-    for (std::uint32_t layer = 0; layer < kv_.shape().layers; ++layer) {
-      outputs_[layer].resize(width);
-      kv_.queries(layer, position, request_.context_tokens, sequence,
-                  std::span(queries_).subspan(layer * width, width));
+  std::size_t width() const noexcept { return std::size_t{kv_.shape().q_heads} * kv_.shape().head_dim; }
+
+  // A token of each sequence through every layer, one sequence after the other; the seconds that it took. What is synthetic
+  // is made outside of the clock, here and below.
+  terrace::result<double> decode_each(std::uint32_t step, terrace::context& ctx) {
+    double took = 0;
+    for (std::uint32_t s = 0; s < sequences_.size(); ++s) {
+      ladder& kv = *sequences_[s];
+      make_queries(step, s);
+      const auto start = std::chrono::steady_clock::now();
+      if (auto room = kv.reserve(1); !room) return terrace::propagate(room.error());
+      for (std::uint32_t layer = 0; layer < kv_.shape().layers; ++layer) {
+        write(kv.reserved(), layer, s);
+        if (auto done = kv.attend(layer, query_of(layer), outputs_[layer]); !done)
+          return terrace::propagate(done.error());
+      }
+      kv.keep(1);
+      took += seconds_since(start);
+      accuracy_.compare(ctx, step, s, queries_, outputs_);
+    }
+    return took;
+  }
+  terrace::result<void> repeat_each(step_parts parts, std::span<const std::byte> stand_in) {
+    for (const auto& s : sequences_)
+      if (auto done = s->repeat_last_token(parts, stand_in); !done) return done;
+    return {};
+  }
+
+  // The same of all sequences together.
+  terrace::result<double> decode(ladder_batch& all, std::uint32_t step, terrace::context& ctx) {
+    const std::uint32_t layers = kv_.shape().layers;
+    const std::size_t count = sequences_.size();
+    together_.resize(layers);
+    for (std::uint32_t s = 0; s < count; ++s) {
+      make_queries(step, s);
+      for (std::uint32_t layer = 0; layer < layers; ++layer) {
+        together_[layer].queries.resize(count * width());
+        together_[layer].out.resize(count * width());
+        std::ranges::copy(query_of(layer), part(together_[layer].queries, s).begin());
+      }
     }
     const auto start = std::chrono::steady_clock::now();
-    if (auto room = kv.reserve(1); !room) return terrace::propagate(room.error());
-    for (std::uint32_t layer = 0; layer < kv_.shape().layers; ++layer) {
-      write(kv, layer, position, sequence);
-      auto done =
-          kv.attend(layer, std::span<const float>(queries_).subspan(layer * width, width), outputs_[layer]);
-      if (!done) return terrace::propagate(done.error());
+    if (auto room = all.reserve(); !room) return terrace::propagate(room.error());
+    for (std::uint32_t layer = 0; layer < layers; ++layer) {
+      for (std::uint32_t s = 0; s < count; ++s) write(all.reserved(s), layer, s);
+      if (auto done = all.attend(layer, together_[layer].queries, together_[layer].out); !done)
+        return terrace::propagate(done.error());
     }
-    kv.keep(1);
-    return seconds_since(start);
+    all.keep();
+    const double took = seconds_since(start);
+    for (std::uint32_t s = 0; s < count; ++s) {
+      make_queries(step, s);
+      for (std::uint32_t layer = 0; layer < layers; ++layer)
+        std::ranges::copy(part(together_[layer].out, s), outputs_[layer].begin());
+      accuracy_.compare(ctx, step, s, queries_, outputs_);
+    }
+    return took;
+  }
+
+  // Of one sequence, for all layers; and room for what comes of them.
+  void make_queries(std::uint32_t step, std::uint32_t sequence) {
+    queries_.resize(kv_.shape().layers * width());
+    for (std::uint32_t layer = 0; layer < kv_.shape().layers; ++layer) {
+      outputs_[layer].resize(width());
+      kv_.queries(layer, std::uint64_t{request_.context_tokens} + step, request_.context_tokens, sequence,
+                  query_of(layer));
+    }
+  }
+  std::span<float> query_of(std::uint32_t layer) {
+    return std::span(queries_).subspan(layer * width(), width());
+  }
+  std::span<float> part(std::vector<float>& all, std::size_t s) const {
+    return std::span(all).subspan(s * width(), width());
   }
 
   run_request request_;
   synthetic_kv kv_;
   std::vector<float> queries_;               // [layer][q_head][dim]
   std::vector<std::vector<float>> outputs_;  // likewise
+  struct layer_of_all {
+    std::vector<float> queries, out;  // [sequence][q_head][dim]
+  };
+  std::vector<layer_of_all> together_;
   accuracy accuracy_;
   std::vector<std::unique_ptr<ladder>> sequences_;  // while it runs
 };

@@ -98,6 +98,17 @@ TEST_CASE("several sequences share their context, and each is right") {
   CHECK(j.at("batch") == 3);
   CHECK(j.at("kv_bytes_total") == (8192 + 3 * 3) * 512 * 4);
   CHECK(j.at("error").at("rel_l2").get<double>() < 1e-5);
+
+  // Their context is brought once for all of them.
+  const auto loads = [](const json& of) {
+    std::uint64_t sum = 0;
+    for (const json& tier : of.at("tiers")) sum += tier.at("loads").get<std::uint64_t>();
+    return sum;
+  };
+  const auto alone = here.run(small_shape);
+  REQUIRE(alone.status == 0);
+  CHECK(loads(alone.value()) > 0);
+  CHECK(loads(j) < 1.5 * static_cast<double>(loads(alone.value())));
 }
 
 TEST_CASE("the least hot tier that is named in the refusal suffices") {
@@ -278,6 +289,7 @@ TEST_CASE("what cannot be is refused in one sentence") {
   check_refused(here.run(shape + "--block-tokens 48"), "power of two");
   check_refused(here.run(shape + "--inject 1.5"), "--inject");
   check_refused(here.run(shape + "--inject 0.1 --device cuda"), "--inject needs --device host");
+  check_refused(here.run(shape + "--prefetch adaptive --device cuda"), "as layer_ahead alone");
   check_refused(here.run("--codec q8 --inject 0.1 --control"), "beside --baseline");
   check_refused(here.run(shape + "--baseline"), "no text");
   check_refused(here.run("--batch 2"), "--batch needs --shape");
