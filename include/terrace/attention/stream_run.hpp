@@ -56,37 +56,11 @@ class stream_run {
   /// another size, and a selection that is not ascending, goes beyond the sealed blocks or is of several members.
   template <class Who, element_type Q>
   result<void> load(const Who& who, std::span<const Q> queries) {
-    if (cache_.control().hot_reach() != reach::host)
-      return fail(errc::invalid_argument,
-                  "attention on the host cannot read a first tier in device memory; cuda/ has its own");
-    if (layer_ >= cache_.layout().layers())
-      return fail(errc::invalid_argument, "attention was asked for in a layer that the model does not have");
     work_ = cache_.workspaces().take();
     work_->who.clear();
     who.members(work_->who);
     work_->make_members();
-    for (const walk_member& m : work_->who)
-      if (m.pages->owner != &cache_.control())
-        return fail(errc::invalid_argument, "a stream was asked for over a sequence of another cache");
-    group_ = &cache_.layout().groups[cache_.layout().group_of(layer_)];
-    std::size_t tokens = 0;
-    for (const walk_member& m : work_->who) tokens += m.tokens - m.first_query;
-    const std::size_t per_head = tokens * group_->k.dim;
-    if (per_head == 0 || queries.size() % per_head != 0)
-      return fail(errc::invalid_argument,
-                  "the queries are not a whole number of heads for each reserved token");
-    shape_ = {.q_heads = static_cast<std::uint32_t>(queries.size() / per_head),
-              .kv_heads = group_->k.heads,
-              .dim = group_->k.dim,
-              .scale = options_.scale,
-              .keep = group_->keep,
-              .arithmetic = options_.arithmetic};
-    if (auto good = validate(shape_, *group_); !good) return good;
-    std::tie(row_, layer_in_block_) = work_->who.front().pages->row_of(layer_);
-    if (!selection_is_valid())
-      return fail(
-          errc::invalid_argument,
-          "the blocks that a stream is to read must be sealed ones of one sequence, in ascending order");
+    if (auto good = settle_shape(queries.size()); !good) return good;
     for (std::size_t i = 0; i < work_->who.size(); ++i) {
       stream_member& m = work_->members()[i];
       m.who = work_->who[i];
@@ -138,6 +112,7 @@ class stream_run {
     lease held;
   };
 
+  result<void> settle_shape(std::size_t query_elements);
   template <class F>
   void for_each_seen(std::uint32_t row, F&& f) const;
   void walk_row(std::uint32_t row, std::vector<block_id>& blocks);
@@ -198,6 +173,38 @@ class stream_run {
   bool weighs_ = false;  // somebody is to be told what each block drew
   bool waits_ = false;   // for the front window, with nothing else to do
 };
+
+// What attention looks like here, for the members and for so many elements of queries; or why there can be none.
+inline result<void> stream_run::settle_shape(std::size_t query_elements) {
+  const kv_layout& layout = cache_.layout();
+  if (cache_.control().hot_reach() != reach::host)
+    return fail(errc::invalid_argument,
+                "attention on the host cannot read a first tier in device memory; cuda/ has its own");
+  if (layer_ >= layout.layers())
+    return fail(errc::invalid_argument, "attention was asked for in a layer that the model does not have");
+  group_ = &layout.groups[layout.group_of(layer_)];
+  std::size_t tokens = 0;
+  for (const walk_member& m : work_->who) {
+    if (m.pages->owner != &cache_.control())
+      return fail(errc::invalid_argument, "a stream was asked for over a sequence of another cache");
+    tokens += m.tokens - m.first_query;
+  }
+  const std::size_t per_head = tokens * group_->k.dim;
+  if (per_head == 0 || query_elements % per_head != 0)
+    return fail(errc::invalid_argument,
+                "the queries are not a whole number of heads for each reserved token");
+  shape_ = {.q_heads = static_cast<std::uint32_t>(query_elements / per_head),
+            .kv_heads = group_->k.heads,
+            .dim = group_->k.dim,
+            .scale = options_.scale,
+            .keep = group_->keep,
+            .arithmetic = options_.arithmetic};
+  if (auto good = validate(shape_, *group_); !good) return good;
+  std::tie(row_, layer_in_block_) = work_->who.front().pages->row_of(layer_);
+  if (selection_is_valid()) return {};
+  return fail(errc::invalid_argument,
+              "the blocks that a stream is to read must be sealed ones of one sequence, in ascending order");
+}
 
 // Blocks of a window that come into slots of tier 0: enough to keep a disk busy, and so few that all windows
 // in flight take at most about half of tier 0.

@@ -58,6 +58,7 @@ class simulated_batch {
   batch pages;
   std::vector<simulated_sequence*> members;  ///< nullptr: left out
   bool reserved = false;                     ///< between reserve and commit
+  bool streaming = false;                    ///< a stream reads the reservations: they stay
   bool walking = false;                      ///< `layer` has begun
   std::uint32_t layer = 0;
   bool asking = false, stopped = false;

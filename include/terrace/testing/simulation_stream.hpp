@@ -4,30 +4,44 @@
 #include <vector>
 
 #include "terrace/attention/stream.hpp"
+#include "terrace/attention/stream_batch.hpp"
+#include "terrace/execution/elide.hpp"
+#include "terrace/testing/simulation_batch.hpp"
 #include "terrace/testing/simulation_model.hpp"
 
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// A stream of a simulated engine over the open reservation of a sequence, and what it has to come to.
+/// A stream of a simulated engine over the open reservations of a sequence, or of a batch, and what it has to come to.
 class simulated_stream {
  public:
-  simulated_stream(kv_store& cache, simulated_sequence& s, std::uint32_t layer, std::vector<float> q,
-                   std::vector<float> e, std::size_t window_bytes)
-      : of(s),
-        expected(std::move(e)),
-        out(expected.size()),
-        queries_(std::move(q)),
-        operation_(stream(cache, s.tokens, *s.open, layer, queries_, out, {.window_bytes = window_bytes})
-                       .connect(receiver{this})) {}
+  simulated_stream(std::vector<float> q, std::vector<float> e)
+      : expected(std::move(e)), out(expected.size()), queries_(std::move(q)) {}
   simulated_stream(simulated_stream&&) = delete;
-  void start() noexcept { operation_.start(); }
+  ~simulated_stream() {
+    for (simulated_sequence* const s : of_) s->streaming = false;
+    if (together_ != nullptr) together_->streaming = false;
+  }
+  void start(kv_store& cache, simulated_sequence& s, std::uint32_t layer, const stream_options& o) {
+    read(s);
+    one_.emplace(elide{
+        [&] { return stream(cache, s.tokens, *s.open, layer, queries_, out, o).connect(receiver{this}); }});
+    one_->start();
+  }
+  void start(kv_store& cache, simulated_batch& b, std::uint32_t layer, const stream_options& o) {
+    for (std::size_t i = 0; i < b.members.size(); ++i)
+      if (b.reserves(i)) read(*b.members[i]);
+    together_ = &b;
+    b.streaming = true;
+    all_.emplace(
+        elide{[&] { return stream(cache, b.pages, layer, queries_, out, o).connect(receiver{this}); }});
+    all_->start();
+  }
   void stop() noexcept {
     asked_to_stop = true;
     stop_.request_stop();
   }
 
-  simulated_sequence& of;
   const std::vector<float> expected;
   std::vector<float> out;
   bool done = false, stopped = false, asked_to_stop = false;
@@ -46,9 +60,20 @@ class simulated_stream {
     void set_stopped() noexcept { s->done = s->stopped = true; }
     auto get_env() const noexcept { return ex::prop{ex::get_stop_token, s->stop_.get_token()}; }
   };
+  template <class Who>
+  using operation = typename stream_sender<Who, float, float>::template operation<receiver>;
+
+  void read(simulated_sequence& s) {
+    s.streaming = true;
+    of_.push_back(&s);
+  }
+
   ex::inplace_stop_source stop_;
   std::vector<float> queries_;
-  stream_sender<one_sequence, float, float>::operation<receiver> operation_;
+  std::vector<simulated_sequence*> of_;
+  simulated_batch* together_ = nullptr;
+  std::optional<operation<one_sequence>> one_;
+  std::optional<operation<whole_batch>> all_;
 };
 
 }  // namespace TERRACE_EX

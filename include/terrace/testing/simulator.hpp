@@ -158,8 +158,8 @@ class simulator {
     for (auto& [number, named] : model_.names)
       if (const auto id = cache().find(model_.key(number)); !id || model_.struck(*id)) named.struck = true;
     acquires_.clear();
-    batches_.clear();
     streams_.clear();
+    batches_.clear();
     lost_.clear();
     for (const extent& e : std::exchange(borrowed_, {})) control().give_back(e);
     for (simulated_sequence& s : sequences_) s.open.reset();

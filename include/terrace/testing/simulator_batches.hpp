@@ -105,7 +105,7 @@ inline void simulator::pass(const simulated_operation& o) {
 
 inline void simulator::enact(const simulated_operation& o) {
   simulated_batch* const b = pick_batch(o.a);
-  if (b == nullptr || b->busy() || !b->reserved) return;
+  if (b == nullptr || b->busy() || !b->reserved || b->streaming) return;
   std::vector<std::uint32_t> kept;
   std::vector<simulated_sequence*> longer;
   for (std::size_t i = 0; i < b->members.size(); ++i) {

@@ -12,18 +12,29 @@ namespace terrace {
 inline namespace TERRACE_EX {
 
 inline void simulator::attend(const simulated_operation& o) {
-  simulated_sequence* const s = pick_sequence(o.a);
-  if (s == nullptr || !s->open || s->streaming || streams_.size() >= most_streams) return;
+  if (streams_.size() >= most_streams) return;
   const std::uint32_t layer = o.b % ladder_.setup.layout.layers();
   const layer_group& g = ladder_.setup.layout.groups[ladder_.setup.layout.group_of(layer)];
-  std::vector<float> queries(std::size_t{s->open->tokens()} * g.k.heads * g.k.dim);
+  const stream_options options{.window_bytes = o.c % 4 * ladder_.setup.layout.largest_block()};
   seeded_random random(o.c);
-  for (float& q : queries) q = static_cast<float>(random.below(2001)) / 1000.0f - 1.0f;
-  std::vector<float> expected = attended(*s, layer, queries);
-  s->streaming = true;
-  streams_.emplace_back(cache(), *s, layer, std::move(queries), std::move(expected),
-                        o.c % 4 * ladder_.setup.layout.largest_block());
-  streams_.back().start();
+  std::vector<float> queries, expected;
+  const auto ask = [&](const simulated_sequence& s) {
+    std::vector<float> own(s.writing.size() * g.k.heads * g.k.dim);
+    for (float& q : own) q = static_cast<float>(random.below(2001)) / 1000.0f - 1.0f;
+    const std::vector<float> result = attended(s, layer, own);
+    queries.insert(queries.end(), own.begin(), own.end());
+    expected.insert(expected.end(), result.begin(), result.end());
+  };
+  if (simulated_batch* const b = pick_batch(o.a);
+      b != nullptr && b->reserved && !b->streaming && o.c % 2 == 1) {
+    for (std::size_t i = 0; i < b->members.size(); ++i)
+      if (b->reserves(i)) ask(*b->members[i]);
+    if (queries.empty()) return;
+    streams_.emplace_back(std::move(queries), std::move(expected)).start(cache(), *b, layer, options);
+  } else if (simulated_sequence* const s = pick_sequence(o.a); s != nullptr && s->open && !s->streaming) {
+    ask(*s);
+    streams_.emplace_back(std::move(queries), std::move(expected)).start(cache(), *s, layer, options);
+  }
 }
 
 // In double, over every token that the sequence still has.
@@ -57,7 +68,6 @@ inline std::vector<float> simulator::attended(const simulated_sequence& s, std::
 }
 
 inline void simulator::examine(simulated_stream& s) {
-  s.of.streaming = false;
   if (s.failure) {
     const block_error& e = *s.failure;
     if (e.code == errc::out_of_capacity && e.lost.empty())

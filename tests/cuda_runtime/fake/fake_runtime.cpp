@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <string>
 #include <utility>
@@ -96,9 +97,7 @@ void run_front(CUstream_st& s) {
     if (m().work_until_failure != 0 && --m().work_until_failure == 0) {
       m().sticky = m().work_failure;
     } else {
-      open_device();
       w.run();
-      close_device();
     }
   }
   if (w.reaches != nullptr) {
@@ -111,13 +110,16 @@ std::vector<CUstream_st*> all_streams() {
   for (const auto& s : m().streams) all.push_back(s.get());
   return all;
 }
-// Runs up to `most` works of streams drawn at random; false where none can run.
+// Runs up to `most` works of streams drawn at random; false where none can run. The memory is opened once for all of them:
+// that takes longer than most works do.
 bool pump(std::size_t most) {
+  std::optional<fake_cuda::device_access> open;
   while (most-- > 0) {
     std::vector<CUstream_st*> ready;
     for (CUstream_st* s : all_streams())
       if (runnable(*s)) ready.push_back(s);
     if (ready.empty()) return false;
+    if (!open) open.emplace();
     run_front(*ready[m().random() % ready.size()]);
   }
   return true;
@@ -157,6 +159,8 @@ int pinnedness(const void* p, std::size_t bytes) {
 }
 
 cudaError_t run_out(cudaStream_t stream) {
+  std::optional<fake_cuda::device_access> open;
+  if (!of(stream).queue.empty()) open.emplace();
   while (!of(stream).queue.empty())
     if (!pump(1)) std::abort();  // two streams that wait for each other
   return remember(m().sticky);
