@@ -275,7 +275,8 @@ class ladder : public kv_backend {
   terrace::result<void> repair() {
     while (!lost_.empty()) {
       const block_place first = *lost_.begin();
-      if (auto done = repair_->by->compute(*this, first); !done && *lost_.begin() == first) {
+      if (auto done = repair_->by->compute(*this, first);
+          !done && (lost_.empty() || *lost_.begin() == first)) {
         lost_.clear();
         return done;
       }

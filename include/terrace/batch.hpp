@@ -22,10 +22,12 @@ class next_sender;
 /// 0, in an order in which every sequence sees its pages ascending; a block that several sequences share is
 /// loaded once.
 ///
-///     batch.assign(sequences);
+///     auto assigned = batch.assign(sequences);
 ///     auto room = batch.reserve(tokens);                     // all of them, or out_of_capacity and none
 ///     for (layer ...) {
-///       while (auto window = ctx.sync_wait(batch.next(layer))) {
+///       for (;;) {
+///         auto window = ctx.sync_wait(batch.next(layer));
+///         if (!window) return propagate(window.error());     // or ask again, or drop whose blocks are lost
 ///         if (window->empty()) break;
 ///         attend(*window, queries, states);                  // or any paged kernel, over its arrays()
 ///       }
@@ -56,17 +58,18 @@ class batch {
     reservations_.reserve(o.sequences);
   }
   batch(batch&&) = delete;
-  ~batch() { TERRACE_ASSERT(!busy(), "a batch ended before its windows and senders"); }
+  ~batch() { TERRACE_ASSERT(!in_use(), "a batch ended before its windows and senders"); }
 
   /// Which sequences decode now; those of before are let go of, as they are, and may end. Errors, and nothing has
   /// changed: invalid_argument for more than there is room for, one of another cache, one twice, and while a
-  /// reservation is open or a window is out.
+  /// reservation is open, a window out or a stream under way.
   result<void> assign(std::span<sequence* const> sequences);
   /// Leaves sequence i out: what it has reserved vanishes, it has no pages in the windows to come, and it may end. The
   /// others keep their numbers and what they have reserved, and `next` goes on for them with the window that was next:
   /// so a request that is stopped, or has lost a block, stops nobody else. Until the next `assign` it counts as a
-  /// sequence of no tokens, which reserves and keeps 0. Errors, and nothing has changed: invalid_argument for a sequence
-  /// that there is not or not any more, while a window is out, and where a layer cannot go on (`next`).
+  /// sequence of no tokens, which reserves and keeps 0: queries and results of a layer that is begun after this are without
+  /// its tokens. Errors, and nothing has changed: invalid_argument for a sequence that there is not or not any more, while
+  /// a window is out or a stream over the batch under way, and where a layer cannot go on (`next`).
   result<void> drop(std::size_t i);
   /// Whether there is a sequence i that has not been dropped.
   bool has(std::size_t i) const noexcept { return i < size() && sequences_[i] != nullptr; }
@@ -78,8 +81,8 @@ class batch {
   /// the commit. It may block, and run other completions, as sequence::reserve does; these must leave the batch
   /// and its sequences alone. Errors: those of sequence::reserve, out_of_capacity also where all of them together
   /// never fit into tier 0; invalid_argument for another number of sequences, while a reservation is open or a
-  /// window is out, and where the open pages do not fit into the arrays. Then no sequence is longer, and none has
-  /// a reservation.
+  /// window is out, and where the open pages do not fit into the arrays. Then no sequence is longer, and the
+  /// batch has no reservation.
   result<void> reserve(std::span<const std::uint32_t> tokens);
   /// Where the K and V of sequence i's new tokens are written. Precondition: it has a reservation.
   const reservation& reserved(std::size_t i) const noexcept {
@@ -103,7 +106,7 @@ class batch {
   }
   std::uint64_t tokens(std::size_t i) const noexcept { return length(i) + new_tokens(i); }
   /// Keeps kept[i] of them; the others vanish. Preconditions: reserve succeeded, one number for each
-  /// sequence, no more than were reserved, and no window is out.
+  /// sequence, no more than were reserved, no window is out and no stream under way.
   void commit(std::span<const std::uint32_t> kept);
 
   /// The next window of `layer`: a sender of a batch_window, an empty one when all have been given. After
@@ -131,8 +134,10 @@ class batch {
 
  private:
   friend class next_sender;
+  friend class batch_in_use;
 
   bool busy() const noexcept { return asking_ || batch_window::is_out(placed_); }
+  bool in_use() const noexcept { return busy() || streams_ != 0; }
   // 0 where it has been dropped.
   std::uint64_t length(std::size_t i) const noexcept {
     return sequences_[i] == nullptr ? 0 : sequences_[i]->length();
@@ -152,7 +157,8 @@ class batch {
   options options_;
   std::vector<sequence*> sequences_;
   std::vector<std::optional<reservation>> reservations_;
-  bool open_ = false;  // between reserve and commit
+  bool open_ = false;                // between reserve and commit
+  mutable std::size_t streams_ = 0;  // under way
 
   placed_pages placed_;
 
@@ -173,196 +179,21 @@ class batch {
   std::vector<walked_page> ahead_pages_;
 };
 
-// --- Sequences and tokens.
+/// While one of these is there, a stream over the batch is under way: its sequences and reservations stay.
+class batch_in_use {
+ public:
+  explicit batch_in_use(const batch& b) noexcept : batch_(&b) { ++b.streams_; }
+  batch_in_use(batch_in_use&&) = delete;
+  ~batch_in_use() { --batch_->streams_; }
 
-inline result<void> batch::assign(std::span<sequence* const> sequences) {
-  if (open_ || busy())
-    return fail(errc::invalid_argument,
-                "a batch takes other sequences when its reservation is committed and its window released");
-  if (sequences.size() > options_.sequences)
-    return fail(errc::invalid_argument, "a batch was given more sequences than its arrays have room for");
-  for (std::size_t i = 0; i < sequences.size(); ++i) {
-    if (sequences[i] == nullptr || sequences[i]->pages().owner != owner_)
-      return fail(errc::invalid_argument, "all sequences of a batch must be of the batch's cache");
-    for (std::size_t before = 0; before < i; ++before)
-      if (sequences[before] == sequences[i])
-        return fail(errc::invalid_argument, "a sequence can be in a batch only once");
-  }
-  sequences_.assign(sequences.begin(), sequences.end());
-  reservations_.clear();
-  reservations_.resize(sequences_.size());
-  under_way_ = false;
-  return {};
-}
-
-inline result<void> batch::drop(std::size_t i) {
-  if (busy()) return fail(errc::invalid_argument, "a batch drops a sequence while no window is out");
-  if (!has(i)) return fail(errc::invalid_argument, "a batch was to drop a sequence that it does not have");
-  if (under_way_) {
-    if (!walk_.finished() && walk_.stale()) return propagate(changed);
-    walk_.drop(static_cast<std::uint32_t>(i));
-  }
-  reservations_[i].reset();
-  sequences_[i] = nullptr;
-  return {};
-}
-
-inline result<void> batch::reserve(std::span<const std::uint32_t> tokens) {
-  if (open_ || busy())
-    return fail(errc::invalid_argument,
-                "a batch reserves when its last reservation is committed and its window released");
-  if (tokens.size() != size())
-    return fail(errc::invalid_argument, "a batch reserves tokens for each of its sequences");
-  for (std::size_t i = 0; i < size(); ++i)
-    if (tokens[i] != 0 && sequences_[i] == nullptr)
-      return fail(errc::invalid_argument,
-                  "a sequence that was dropped from a batch reserves no tokens there");
-  for (const layer_group& g : layout().groups) {
-    std::uint64_t open = 0;
-    for (std::size_t i = 0; i < size(); ++i) {
-      const std::uint64_t before = length(i);
-      if (tokens[i] != 0) open += (before + tokens[i] + g.tokens - 1) / g.tokens - before / g.tokens;
-    }
-    if (!g.holds_tensors() && open > most_pages())
-      return fail(errc::invalid_argument,
-                  "a batch's arrays have no room for the pages of so many new tokens");
-  }
-  std::uint64_t bytes = 0;
-  for (std::size_t i = 0; i < size(); ++i)
-    if (tokens[i] != 0) bytes += sequences_[i]->pages().open_bytes(tokens[i]);
-  if (bytes > owner_->hot_capacity())
-    return fail(errc::out_of_capacity, "tier 0 is smaller than the blocks of so many new tokens");
-  for (std::size_t i = 0; i < size(); ++i) {
-    if (tokens[i] == 0) continue;
-    auto one = sequences_[i]->reserve(tokens[i]);
-    if (!one) {
-      for (auto& r : reservations_) r.reset();
-      return propagate(one.error());
-    }
-    reservations_[i].emplace(std::move(*one));
-  }
-  open_ = true;
-  under_way_ = false;
-  return {};
-}
-
-inline void batch::commit(std::span<const std::uint32_t> kept) {
-  TERRACE_ASSERT(open_ && !busy(), "a batch commits a reservation, and while no window is out");
-  TERRACE_ASSERT(kept.size() == size(), "a batch commits tokens for each of its sequences");
-  for (std::size_t i = 0; i < size(); ++i) {
-    TERRACE_ASSERT(kept[i] <= new_tokens(i), "more tokens were committed than reserved");
-    if (reservations_[i]) sequences_[i]->commit(std::move(*reservations_[i]), kept[i]);
-    reservations_[i].reset();
-  }
-  open_ = false;
-  under_way_ = false;
-}
-
-// --- Windows.
-
-inline void batch::members(std::vector<walk_member>& all) const {
-  all.clear();
-  for (std::size_t i = 0; i < size(); ++i) {
-    const std::uint64_t before = length(i);
-    const bool takes_part = sequences_[i] != nullptr && (!open_ || reservations_[i].has_value());
-    all.push_back({.pages = takes_part ? &sequences_[i]->pages() : nullptr,
-                   .first_query = open_ || before == 0 ? before : before - 1,
-                   .tokens = tokens(i)});
-  }
-}
-
-inline result<void> batch::ready() const noexcept {
-  if (open_) return {};
-  for (const sequence* s : sequences_)
-    if (s != nullptr && s->pages().reserved)
-      return fail(errc::invalid_argument, "a sequence of a batch has a reservation that is not the batch's");
-  return {};
-}
-
-inline void batch::begin_walk(page_walk& walk, std::uint32_t layer) {
-  members(members_);
-  const auto any = std::ranges::find_if(members_, [](const walk_member& m) { return m.pages != nullptr; });
-  walk.begin(*owner_, members_, any == members_.end() ? 0 : any->pages->row_of(layer).first);
-}
-
-// A window and the one behind it take at most a third of tier 0. Two MiB keep a disk busy; where tier 0 has room, a
-// window has at least a page of each sequence.
-inline window_limits batch::limits(std::uint32_t layer) const noexcept {
-  const std::size_t block = layout().groups[layout().group_of(layer)].block_bytes();
-  std::size_t bytes = options_.window_bytes;
-  if (bytes == 0) bytes = std::min(std::max<std::size_t>(2_MiB, size() * block), owner_->hot_capacity() / 6);
-  const std::size_t slots = std::max<std::size_t>(1, bytes / block);
-  return {.form = form_,
-          .slots = std::min(slots, most_blocks_),
-          .blocks = std::min(4 * slots, most_blocks_),
-          .pages = most_pages()};
-}
-
-inline result<void> batch::ask(std::uint32_t layer, lease_form form) {
-  if (busy())
-    return fail(errc::invalid_argument,
-                "a batch has one window at a time: the last one must be released first");
-  if (layer >= layout().layers())
-    return fail(errc::invalid_argument, "a batch was asked for a layer that the model does not have");
-  if (under_way_ && layer == layer_ && !walk_.finished() && walk_.stale()) return propagate(changed);
-  if (!under_way_ || layer != layer_) {
-    if (auto good = ready(); !good) return good;
-    under_way_ = true;
-    layer_ = layer;
-    most_blocks_ = std::numeric_limits<std::size_t>::max();
-    begin_walk(walk_, layer);
-  }
-  form_ = reads_in_place(layout().groups[layout().group_of(layer)]) ? form : lease_form::raw;
-  asking_ = true;
-  before_ = walk_.where();
-  return {};
-}
-
-// Tier 0 had no room for the window: the next one that is cut there has half as many blocks.
-inline bool batch::shrink() noexcept {
-  if (blocks_.size() < 2 || walk_.stale()) return false;
-  most_blocks_ = blocks_.size() / 2;
-  walk_.go_back(before_);
-  return true;
-}
-
-inline void batch::give_up() noexcept {
-  walk_.go_back(before_);
-  asking_ = false;
-}
-
-inline result<batch_window> batch::give(lease held) {
-  if (pages_.empty()) {
-    asking_ = under_way_ = false;
-    return batch_window();
-  }
-  if (walk_.stale()) {  // while the blocks were on their way
-    give_up();
-    return propagate(changed);
-  }
-  if (auto placed = placed_.place(layer_, size(), pages_, held, walk_.finished()); !placed) {
-    give_up();
-    return propagate(placed.error());
-  }
-  asking_ = false;
-  if (options_.look_ahead) look_ahead();
-  return batch_window(placed_, std::move(held));
-}
-
-// What the next window needs comes while this one is attended.
-inline void batch::look_ahead() {
-  std::uint32_t layer = layer_;
-  if (walk_.finished()) {
-    layer = layer_ + 1 < layout().layers() ? layer_ + 1 : 0;
-    begin_walk(ahead_, layer);
-  } else {
-    ahead_ = walk_;
-  }
-  ahead_.cut(limits(layer), ahead_blocks_, ahead_pages_);
-  owner_->prefetch(ahead_blocks_, form_);
-}
+ private:
+  const batch* batch_;
+};
 
 }  // namespace TERRACE_EX
 }  // namespace terrace
 
 #include "terrace/batch_next.hpp"  // IWYU pragma: export
+#if !defined(TERRACE_PREBUILT)
+#include "terrace/batch_body.hpp"  // IWYU pragma: export
+#endif

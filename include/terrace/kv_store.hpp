@@ -16,6 +16,14 @@ inline namespace TERRACE_EX {
 
 class stream_workspace_pool;
 
+/// Which tokens of which layers a block holds, by their place in the sequences that have it.
+struct block_range {
+  std::uint32_t first_layer = 0, layers = 0;
+  std::uint64_t first_token = 0;
+  std::uint32_t tokens = 0;
+  friend bool operator==(const block_range&, const block_range&) noexcept = default;
+};
+
 /// The verbs of a cache, whatever its tiers: what `tiered_cache` inherits, and what code takes that does not
 /// care how the ladder is composed. For the thread that owns the context.
 class kv_store {
@@ -46,6 +54,25 @@ class kv_store {
   result<void> name(block_id id, block_key key) { return planner_->name(id, key); }
   /// The block of that name: of this cache, or of an earlier one whose flush has covered it. O(1).
   std::optional<block_id> find(block_key key) const noexcept { return planner_->find(key); }
+  /// Calls f(key, id) for each name that there is, of earlier caches as well: what an engine that starts again does not
+  /// know any more it can `forget`, afterwards. O(names).
+  template <class F>
+  void for_each_name(F&& f) const {
+    planner_->for_each_name(f);
+  }
+  /// Where a block's tokens stand: for engines that compute anew what a block_error names. Nothing where the block is gone.
+  /// O(groups).
+  std::optional<block_range> range_of(block_id id) const noexcept {
+    const block_record* const r = planner_->find_record(id);
+    if (r == nullptr) return std::nullopt;
+    const layer_group& g = layout().groups[r->group];
+    std::uint32_t row = r->row;  // within the group
+    for (std::size_t before = 0; before < r->group; ++before) row -= layout().groups[before].block_rows();
+    return block_range{.first_layer = g.first_layer + row * g.layers_per_block,
+                       .layers = g.layers_per_block,
+                       .first_token = std::uint64_t{r->depth} * g.tokens,
+                       .tokens = g.tokens};
+  }
   /// Whether this block is alive and some tier has it, or soon will. O(tiers).
   bool resident(block_id id) const noexcept { return planner_->resident(id); }
   /// Takes the name away, and its reference. Nothing where there is none.
@@ -55,8 +82,9 @@ class kv_store {
   /// had a name before is durable in a tier that keeps: it survives a crash of the process and of the machine. Names that
   /// were forgotten before do not come back then. What is sealed and named later does not hold it up; flushes that begin
   /// while one is under way are answered together after it. Errors: out_of_capacity where there is no room for that,
-  /// what a tier has failed with where one is set aside or its sync fails (deadline where it hangs), lost where a block
-  /// with a name is. Asked to stop, it completes with set_stopped, and what it had begun goes on.
+  /// what a tier has failed with where one is set aside or its sync fails (deadline where it hangs), lost as long as
+  /// a block with a name is, while the others are made durable (`for_each_name` and `resident` tell which; `restore` it, or
+  /// `forget` its name). Asked to stop, it completes with set_stopped, and what it had begun goes on.
   flush_sender flush() noexcept { return flush_sender(*planner_); }
   /// The engine's clock: the step that begins now. It never goes back.
   void advance_step(std::uint64_t step) { planner_->advance_step(step); }

@@ -14,7 +14,7 @@
 /// Prefixes that outlive the process: names for the blocks of a sequence, so that a cache that is opened over the same
 /// tiers begins a request with what an earlier one has computed.
 ///
-///     const std::vector<block_key> keys = keys_of(prompt);        // one for each chunk of layout.chunk_tokens() tokens
+///     const std::vector<block_key> keys = your_hashes(prompt);    // one for each chunk of layout.chunk_tokens() tokens
 ///     sequence s = cache.make_sequence();
 ///     auto known = adopt_named_prefix(cache, s, keys);            // tokens that need not be computed
 ///     ... compute and commit the rest ...

@@ -130,7 +130,7 @@ class page_sender {
 /// blocks do: each page is a block, of a group of the cache's layout that `tensor_pages` has made.
 ///
 ///     auto weights = paged_tensor<fp16>::make(*cache, elements);
-///     if (auto stored = weights->store(values); !stored) return fail(stored.error());
+///     if (auto stored = weights->store(values); !stored) return propagate(stored.error());
 ///     auto page = ctx.sync_wait(weights->page(3));       // page->values(): a span, pinned in place
 ///
 /// A page comes into being when it is first written; to read one that never was is an error. Pages are

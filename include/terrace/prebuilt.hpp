@@ -2,6 +2,12 @@
 // The functions that TERRACE_PREBUILT (core/config.hpp) keeps out of the other headers. One source of a program
 // includes this and does nothing else; CMake's terrace_add_prebuilt() writes it.
 #include "terrace/attention/kernel.hpp"
+#include "terrace/attention/select_body.hpp"
+#include "terrace/attention/stream_blocks.hpp"
+#include "terrace/attention/stream_fold.hpp"
+#include "terrace/attention/stream_run_body.hpp"
+#include "terrace/batch_body.hpp"
+#include "terrace/cache/page_walk_body.hpp"
 #include "terrace/cache/planner_cached.hpp"
 #include "terrace/cache/planner_doubt.hpp"
 #include "terrace/cache/planner_durability.hpp"

@@ -17,8 +17,10 @@ namespace terrace {
 
 /// How a prefix index is set up.
 struct prefix_index_options {
-  std::size_t chunks = 4096;      ///< the most that it remembers; its memory is taken at once
-  std::size_t tenant_blocks = 0;  ///< the most blocks of one tenant; 0: no limit of its own
+  std::size_t chunks = 4096;  ///< the most that it remembers; its memory is taken at once
+  /// The most blocks of one tenant, in whole chunks, one at least; 0: no limit of its own. A chunk has a block of each row
+  /// of layers (kv_layout::chunk_blocks): with 32 layers, 32 of them.
+  std::size_t tenant_blocks = 0;
   std::uint64_t salt =
       0;  ///< begins every hash. A secret number keeps tenants from making collisions on purpose
 };
@@ -67,7 +69,7 @@ class basic_prefix_index {
         chunk_(cache.layout().chunk_tokens()),
         blocks_a_chunk_(std::max<std::size_t>(cache.layout().chunk_blocks(), 1)),
         most_of_tenant_(o.tenant_blocks == 0 ? std::numeric_limits<std::size_t>::max()
-                                             : o.tenant_blocks / blocks_a_chunk_),
+                                             : std::max<std::size_t>(1, o.tenant_blocks / blocks_a_chunk_)),
         known_(std::max<std::size_t>(o.chunks, 1), chunk_, o.salt),
         blocks_(known_.capacity() * blocks_a_chunk_) {}
   basic_prefix_index(basic_prefix_index&&) = delete;

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -93,6 +94,10 @@ class reservation {
 
 /// One request's tokens. Move-only; releases its blocks at the end. It must end before its cache does, and
 /// its reservations and streams before it. Owner thread only.
+///
+/// The open block at its end, one a row of layers, keeps its slot in tier 0 as long as the sequence lives and its length is
+/// no multiple of a block's tokens. A request that is to wait for long gives them back by truncating to such a multiple
+/// (kv_layout::chunk_tokens), and computes the rest again when it goes on.
 class sequence {
  public:
   explicit sequence(planner& owner, std::uint32_t number) : pages_(std::make_unique<page_table>()) {
@@ -146,13 +151,14 @@ class sequence {
   /// copied into a new open one, for which the block is brought to a tier that can be read: this blocks and
   /// drives the context as reserve does. Errors: those of acquire and reserve, and invalid_argument while a reservation
   /// is open; then nothing has changed.
-  result<void> truncate(std::uint64_t tokens);
+  basic_result<void, block_error> truncate(std::uint64_t tokens);
   /// Lets the blocks go that lie wholly within tokens [first, last): attention does not see them any more.
-  /// For sliding windows. Open blocks stay.
-  void forget(std::uint64_t first, std::uint64_t last);
-  /// Tells the cache what the engine knows of tokens [first, last), in every layer: applies to the sealed blocks
-  /// that lie wholly within. The outcome says to how many (cache/hints.hpp).
-  hint_outcome hint(std::uint64_t first, std::uint64_t last, const terrace::hint& h);
+  /// For sliding windows; where only some layers have one, of one group of layers. Open blocks stay.
+  void forget(std::uint64_t first, std::uint64_t last, std::optional<std::size_t> group = {});
+  /// Tells the cache what the engine knows of tokens [first, last), in every layer, or in those of one group: applies to
+  /// the sealed blocks that lie wholly within. The outcome says to how many (cache/hints.hpp).
+  hint_outcome hint(std::uint64_t first, std::uint64_t last, const terrace::hint& h,
+                    std::optional<std::size_t> group = {});
   /// Lets everything go; the sequence is empty then.
   void release() noexcept;
 

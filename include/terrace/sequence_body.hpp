@@ -152,7 +152,7 @@ TERRACE_BODY result<void> sequence::append_shared(std::uint64_t tokens, std::spa
   return {};
 }
 
-TERRACE_BODY result<void> sequence::truncate(std::uint64_t tokens) {
+TERRACE_BODY basic_result<void, block_error> sequence::truncate(std::uint64_t tokens) {
   page_table& p = *pages_;
   if (p.reserved)
     return fail(errc::invalid_argument, "a sequence cannot be cut while its reservation is open");
@@ -189,9 +189,11 @@ TERRACE_BODY result<void> sequence::truncate(std::uint64_t tokens) {
   return {};
 }
 
-TERRACE_BODY void sequence::forget(std::uint64_t first, std::uint64_t last) {
+TERRACE_BODY void sequence::forget(std::uint64_t first, std::uint64_t last,
+                                   std::optional<std::size_t> group) {
   page_table& p = *pages_;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    if (group && p.group_index(row) != *group) continue;
     const std::uint64_t size = p.group(row).tokens;
     const std::uint64_t end = std::min<std::uint64_t>(last / size, p.sealed(row));
     for (std::uint64_t i = (first + size - 1) / size; i < end; ++i) {
@@ -203,11 +205,13 @@ TERRACE_BODY void sequence::forget(std::uint64_t first, std::uint64_t last) {
   }
 }
 
-TERRACE_BODY hint_outcome sequence::hint(std::uint64_t first, std::uint64_t last, const terrace::hint& h) {
+TERRACE_BODY hint_outcome sequence::hint(std::uint64_t first, std::uint64_t last, const terrace::hint& h,
+                                         std::optional<std::size_t> group) {
   const page_table& p = *pages_;
   std::vector<block_id> blocks;
   bool partial = last > p.length;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    if (group && p.group_index(row) != *group) continue;
     const std::uint64_t size = p.group(row).tokens;
     const std::uint64_t end = std::min<std::uint64_t>(last / size, p.sealed(row));
     for (std::uint64_t i = (first + size - 1) / size; i < end; ++i)

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <optional>
@@ -411,4 +412,51 @@ TEST_CASE("names: what cannot be named is refused; without a tier that keeps the
   cache->forget(key_of(0));
   CHECK_FALSE(cache->find(key_of(0)));
   CHECK(cache->stats().blocks == 0);
+}
+
+TEST_CASE(
+    "a flush says lost as long as a block with a name is, and well again when it is computed anew or "
+    "forgotten") {
+  const sandbox::folder f;
+  std::vector<block_key> named;
+  {
+    kept_cache c(f);
+    REQUIRE(c.write(0, 80) == 80);
+    REQUIRE(c.flush());
+    const auto lose = [&](std::uint64_t block) {
+      const block_id id = *c.cache().find(key_of(block));
+      REQUIRE_FALSE(c.cache().control().copy(id.index, 0).present());
+      for (std::size_t tier = 1; tier < 4; ++tier)
+        if (c.cache().control().copy(id.index, tier).present()) REQUIRE(c.cache().report_damaged(id, tier));
+      return id;
+    };
+    const block_id first = lose(1), second = lose(2);
+    CHECK_FALSE(c.flush());
+    CHECK_FALSE(c.flush());
+    c.cache().forget(key_of(2));
+    CHECK(c.cache().range_of(second) == std::nullopt);
+    auto still = c.ctx.sync_wait(c.cache().flush());
+    REQUIRE_FALSE(still);
+    CHECK(still.error().code == errc::lost);
+
+    CHECK(c.cache().range_of(first) == block_range{.layers = 1, .first_token = 16, .tokens = 16});
+    kept_cache source(sandbox::folder{}, 256, 256);  // where the same block is whole
+    REQUIRE(source.write(0, 2) == 2);
+    const block_id whole = *source.cache().find(key_of(1));
+    const auto held = source.ctx.sync_wait(source.cache().acquire({&whole, 1}));
+    REQUIRE(held);
+    auto anew = c.cache().restore(first);
+    REQUIRE(anew);
+    std::memcpy(anew->data().data(), (*held)[0].data, anew->data().size());
+    std::move(*anew).complete();
+    CHECK(c.flush());
+  }
+  kept_cache c(f);
+  CHECK(c.read(0, 1) == kept_cache::answer::right);
+  std::size_t names = 0;
+  c.cache().for_each_name([&](block_key key, block_id id) {
+    ++names;
+    CHECK(c.cache().find(key) == id);
+  });
+  CHECK(names == 79);
 }

@@ -283,6 +283,8 @@ TEST_CASE("what a stream over a batch refuses") {
   CHECK(refusal(ctx, *cache, b, layers, q) == errc::invalid_argument);
   CHECK(refusal(ctx, *other, b, 0, q) == errc::invalid_argument);
   CHECK(refusal(ctx, *cache, b, 0, std::vector<float>(q.size() + 1)) == errc::invalid_argument);
+  CHECK(refusal(ctx, *cache, b, 0, q, {.q_heads = q_heads + 1}) == errc::invalid_argument);
+  CHECK(refusal(ctx, *cache, b, 0, queries(4, 5), {.q_heads = q_heads}) == errc::invalid_argument);
   const std::vector<std::uint32_t> first{0};
   CHECK(refusal(ctx, *cache, b, 0, q, {.only = first}) == errc::invalid_argument);
   std::vector<float> odd(q.size() + 1);
@@ -311,6 +313,8 @@ TEST_CASE("a sequence that is changed under a stream fails it") {
   auto operation = stream(*cache, b, 0, q, out).connect(watcher{&how, stop.get_token()});
   ex::start(operation);
   REQUIRE(how == ending::none);
+  CHECK(b.drop(0).error().code == errc::invalid_argument);  // while it is under way
+  CHECK(b.assign(r.pointers()).error().code == errc::invalid_argument);
   r.sequences[1].forget(0, 16);
   script.hold = false;
   while (how == ending::none) {
@@ -319,5 +323,6 @@ TEST_CASE("a sequence that is changed under a stream fails it") {
   }
   CHECK(how == ending::error);
   CHECK(out == std::vector<float>(q.size(), 7.0f));
+  CHECK(b.drop(0));
   b.commit(std::vector<std::uint32_t>(2, 0));
 }

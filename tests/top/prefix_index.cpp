@@ -330,3 +330,12 @@ TEST_CASE("prefix_index: any interleaving leaves every sequence right and every 
     for (const tier_stats& t : c.stats().tiers) CHECK(t.resident_bytes == 0);
   }
 }
+
+TEST_CASE("prefix_index: a quota of less than a chunk is one chunk") {
+  shared_cache c;
+  prefix_index index(c.cache(), {.tenant_blocks = 1});
+  sequence s = c.cache().make_sequence();
+  const text words = random_text(64, 5);
+  c.run(index, s, words, 1, 1);
+  CHECK(index.match(words, 1) == 16);
+}

@@ -383,3 +383,21 @@ TEST_CASE("what can never fit into tier 0 is refused before anything leaves it")
   CHECK(s.length() == 88);
   CHECK(s.reserve(8 + 7 * 16));  // that is all of tier 0
 }
+
+TEST_CASE("one group of layers forgets and is hinted at, and the others are as they were") {
+  context ctx;
+  const kv_layout layout{
+      {{.first_layer = 0, .layers = 2, .tokens = 16, .k = {1, 64}, .v = {1, 64}},
+       {.first_layer = 2, .layers = 2, .tokens = 16, .k = {1, 64}, .v = {1, 64}, .keep = {.window = 32}}}};
+  auto cache = tiered_cache<tier<ram>, lru>::open(ctx, layout, {.capacity = 128 * pattern::block_bytes});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  REQUIRE(pattern::append(s, 100, 4, 1));
+  CHECK(s.hint(0, 96, hint::hot(), 1).blocks == 12);
+  s.forget(0, 64, 1);
+  for (std::size_t row = 0; row < 4; ++row)
+    for (std::size_t i = 0; i < 6; ++i) CHECK(s.pages().rows[row][i].valid() == (row < 2 || i >= 4));
+  const auto place = cache->range_of(s.pages().rows[3][5]);
+  CHECK(place == block_range{.first_layer = 3, .layers = 1, .first_token = 80, .tokens = 16});
+  CHECK(cache->range_of({}) == std::nullopt);
+}

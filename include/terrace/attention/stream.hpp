@@ -51,10 +51,14 @@ class stream_sender {
     void start() noexcept {
       const auto token = ex::get_stop_token(ex::get_env(receiver_));
       if (token.stop_requested()) return ex::set_stopped(std::move(receiver_));
+      hold_.emplace(who_.held());
       auto loaded = this->load(who_, queries_);
       if (loaded && out_.size() != this->result_size())
         loaded = fail(errc::invalid_argument, "the result of a stream needs [token][q_head][v dim] elements");
-      if (!loaded) return ex::set_error(std::move(receiver_), block_error(loaded.error()));
+      if (!loaded) {
+        hold_.reset();
+        return ex::set_error(std::move(receiver_), block_error(loaded.error()));
+      }
       stop_.emplace(token, on_stop{this});
       stream_run::start();
     }
@@ -87,6 +91,7 @@ class stream_sender {
       if (!self.posted_.load(std::memory_order_acquire) || self.gave_up_) self.deliver();
     }
     void deliver() noexcept {
+      hold_.reset();
       if (this->stopped) return ex::set_stopped(std::move(receiver_));
       if (this->failure) return ex::set_error(std::move(receiver_), std::move(*this->failure));
       if (this->attends()) this->write_result(out_);
@@ -94,6 +99,7 @@ class stream_sender {
     }
 
     Who who_;
+    std::optional<typename Who::hold> hold_;  // from start to completion
     std::span<const Q> queries_;
     std::span<O> out_;
     context& context_;
@@ -115,9 +121,13 @@ class stream_sender {
 
 /// A sequence's open reservation, as a stream sees it.
 struct one_sequence {
+  struct hold {
+    explicit hold(const sequence&) noexcept {}
+  };
   kv_store* cache;
   const sequence* tokens;
   const reservation* reserved;
+  const sequence& held() const noexcept { return *tokens; }
   void members(std::vector<walk_member>& all) const {
     const std::uint64_t first = reserved->first_position();
     all.push_back({&tokens->pages(), first, first + reserved->tokens()});
@@ -131,8 +141,8 @@ struct one_sequence {
 /// or float; the number of query heads follows from the size of `queries`. Without a scale in the options,
 /// that of the logits is 1 / sqrt(dim). With one latent plane (MLA) queries are absorbed ones, and the result
 /// is in the latent space. With `only` in the options it reads those of the sealed blocks (attention/select.hpp chooses)
-/// and the open ones, and the softmax is over these. What it refers to stays until it completes. Errors: block_error (see
-/// stream_sender). O(blocks) requests, O(tokens * context) compute.
+/// and the open ones, and the softmax is over these. What it refers to stays, unchanged, until it completes. Errors: block_error (see
+/// stream_sender), invalid_argument where the sequence was changed meanwhile. O(blocks) requests, O(tokens * context) compute.
 template <std::ranges::contiguous_range Queries, std::ranges::contiguous_range Out>
 auto stream(kv_store& cache, const sequence& tokens, const reservation& reserved, std::uint32_t layer,
             const Queries& queries, Out&& out, stream_options options = {}) {

@@ -12,8 +12,10 @@ inline namespace TERRACE_EX {
 
 /// All sequences of a batch that have reserved tokens, as a stream sees them.
 struct whole_batch {
+  using hold = batch_in_use;
   kv_store* cache;
   const batch* sequences;
+  const batch& held() const noexcept { return *sequences; }
   void members(std::vector<walk_member>& all) const {
     for (std::size_t i = 0; i < sequences->size(); ++i)
       if (const std::uint32_t count = sequences->new_tokens(i); count != 0)
@@ -33,9 +35,9 @@ struct whole_batch {
 ///     batch.commit(kept);
 ///
 /// `queries` is [token][q_head][dim], `out` is [token][q_head][v dim], sequence after sequence, as for load and finish
-/// (attention/attend_batch.hpp); the bits are those of streaming each sequence alone. The batch, its sequences and its
-/// reservations stay, unchanged, until it completes. Errors: block_error, as a stream's; what is lost may be one sequence's
-/// alone, which the batch can drop. O(blocks) requests, O(tokens * context) compute.
+/// (attention/attend_batch.hpp); with floating arithmetic the bits are those of streaming each sequence alone. The batch, its sequences and its
+/// reservations stay, unchanged, until it completes: meanwhile the batch refuses to change. Errors: block_error, as a stream's; what is lost may be one sequence's
+/// alone: the batch can drop that one, and `queries` and `out` are without it then. O(blocks) requests, O(tokens * context) compute.
 template <std::ranges::contiguous_range Queries, std::ranges::contiguous_range Out>
 auto stream(kv_store& cache, const batch& sequences, std::uint32_t layer, const Queries& queries, Out&& out,
             stream_options options = {}) {

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "terrace/attention/stream_run.hpp"
+#include "terrace/core/config.hpp"
 
 namespace terrace {
 inline namespace TERRACE_EX {
@@ -34,14 +35,14 @@ void stream_run::for_each_seen(std::uint32_t row, F&& f) const {
 
 // The distinct sealed blocks of a row that several sequences' queries still see, in the order in which a batch goes through
 // them; and whose pages they are.
-inline void stream_run::walk_row(std::uint32_t row, std::vector<block_id>& blocks) {
+TERRACE_BODY void stream_run::walk_row(std::uint32_t row, std::vector<block_id>& blocks) {
   constexpr std::size_t all = std::numeric_limits<std::size_t>::max();
   work_->walk.begin(cache_.control(), work_->who, row);
   work_->walk.cut({.form = lease_form::raw, .slots = all, .blocks = all, .pages = all}, blocks,
                   work_->walked);
 }
 
-inline bool stream_run::selection_is_valid() const noexcept {
+TERRACE_BODY bool stream_run::selection_is_valid() const noexcept {
   if (!options_.only) return true;
   if (work_->who.size() != 1) return false;
   const auto chosen = *options_.only;
@@ -49,7 +50,7 @@ inline bool stream_run::selection_is_valid() const noexcept {
                             std::ranges::adjacent_find(chosen, std::ranges::greater_equal{}) == chosen.end());
 }
 
-inline void stream_run::choose_blocks() {
+TERRACE_BODY void stream_run::choose_blocks() {
   const std::span<stream_member> members = work_->members();
   for (stream_member& m : members) {
     m.pages.clear();
@@ -61,13 +62,12 @@ inline void stream_run::choose_blocks() {
     choose_of_several();
   std::size_t readers = 0;  // queries, over all blocks
   for (const stream_member& m : members) readers += m.pages.size() * m.queries.size();
-  rows_a_block_ = shape_.group() *
-                  (work_->blocks.empty() ? members.front().queries.size() : readers / work_->blocks.size());
+  rows_a_block_ = shape_.group() * readers / std::max<std::size_t>(1, work_->blocks.size());
   loads_end_ = work_->blocks.size();
   while (loads_end_ != 0 && !cache_.control().needs_slot(work_->blocks[loads_end_ - 1], form())) --loads_end_;
 }
 
-inline void stream_run::choose_of_one() {
+TERRACE_BODY void stream_run::choose_of_one() {
   work_->blocks.clear();
   work_->ordinals.clear();
   seen_ = 0;
@@ -84,7 +84,7 @@ inline void stream_run::choose_of_one() {
   });
 }
 
-inline void stream_run::choose_of_several() {
+TERRACE_BODY void stream_run::choose_of_several() {
   walk_row(row_, work_->blocks);
   for (const walked_page& p : work_->walked)
     if (!p.open) work_->members()[p.sequence].pages.push_back({p.block, p.position});
@@ -94,12 +94,12 @@ inline void stream_run::choose_of_several() {
 }
 
 // What was chosen is not what the sequences have any more.
-inline bool stream_run::changed() const noexcept {
+TERRACE_BODY bool stream_run::changed() const noexcept {
   return std::ranges::any_of(work_->members(),
                              [](const stream_member& m) { return m.who.pages->changes != m.changes; });
 }
 
-inline row_use stream_run::use() const noexcept {
+TERRACE_BODY row_use stream_run::use() const noexcept {
   const page_table& first = *work_->who.front().pages;
   return {.sequence = first.number,
           .row = row_,
@@ -111,13 +111,13 @@ inline row_use stream_run::use() const noexcept {
 
 // All that this row needs from elsewhere is asked for: while the rest is folded where it lies, what will be
 // wanted next may come. Called again and again, because only so many prefetches are in flight at a time.
-inline void stream_run::look_ahead() {
+TERRACE_BODY void stream_run::look_ahead() {
   if (asked_ < loads_end_) return;
   if (!std::exchange(looked_ahead_, true)) gather_wishes();
   if (!work_->wanted.empty()) cache_.prefetch(work_->wanted, form());
 }
 
-inline void stream_run::gather_wishes() {
+TERRACE_BODY void stream_run::gather_wishes() {
   work_->wanted.clear();
   std::array<prefetch_wish, 16> wishes;
   std::uint32_t gathered = static_cast<std::uint32_t>(-1);  // the row that work_->seen holds

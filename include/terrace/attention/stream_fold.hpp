@@ -9,13 +9,14 @@
 
 #include "terrace/attention/attend.hpp"
 #include "terrace/attention/stream_run.hpp"
+#include "terrace/core/config.hpp"
 #include "terrace/observe/trace_log.hpp"
 
 namespace terrace {
 inline namespace TERRACE_EX {
 
-inline block_view stream_run::view(const stream_member& m, std::size_t position, const std::byte* data,
-                                   std::uint32_t format_id) const noexcept {
+TERRACE_BODY block_view stream_run::view(const stream_member& m, std::size_t position, const std::byte* data,
+                                         std::uint32_t format_id) const noexcept {
   const std::uint64_t start = std::uint64_t{position} * group_->tokens;
   return {.group = group_,
           .data = data,
@@ -26,29 +27,34 @@ inline block_view stream_run::view(const stream_member& m, std::size_t position,
 }
 
 // One round of compute. A work item is a KV head, a sequence and a run of its queries: it goes through count_of(sequence)
-// of that one's pages, in order, view_of(sequence, i) is one of them, and after(sequence, i, first row, rows) follows
-// where a head of it has been folded. The sequences of a head follow one another, as they may share its blocks.
+// of that one's pages, in order, view_of(sequence, i) is one of them, and after(sequence, i, head, first query, queries)
+// follows where a head of it has been folded. The sequences of a head follow one another, as they may share its blocks.
 template <class Count, class View, class After>
 void stream_run::fold(Count count_of, View view_of, After after) {
   const std::span<stream_member> members = work_->members();
-  std::uint32_t longest = 0;
-  for (const stream_member& m : members) longest = std::max(longest, m.queries.size());
-  const std::uint32_t cut = longest > 64 ? 32 : longest;  // queries an item
-  const std::uint32_t cuts = (longest + cut - 1) / cut;
-  const std::size_t items = shape_.kv_heads * members.size() * cuts;
+  std::vector<stream_workspace::query_run>& runs = work_->runs;
+  runs.clear();
+  std::size_t most_rows = 0;
+  for (std::uint32_t i = 0; i < members.size(); ++i) {
+    if (count_of(members[i]) == 0) continue;
+    const std::uint32_t queries = members[i].queries.size();
+    const std::uint32_t cut = queries > 64 ? 32 : queries;
+    for (std::uint32_t first = 0; first < queries; first += cut)
+      runs.push_back({i, first, std::min(cut, queries - first)});
+    most_rows = std::max(most_rows, std::size_t{queries} * shape_.group());
+  }
   const auto work = [&](std::size_t item) noexcept {
-    const auto head = static_cast<std::uint32_t>(item / (members.size() * cuts));
-    stream_member& m = members[item / cuts % members.size()];
-    const std::uint32_t first = static_cast<std::uint32_t>(item % cuts) * cut;
-    if (first >= m.queries.size()) return;
-    const std::uint32_t count = std::min(cut, m.queries.size() - first);
+    const auto head = static_cast<std::uint32_t>(item / runs.size());
+    const auto [member, first, count] = runs[item % runs.size()];
+    stream_member& m = members[member];
     attend_in_turn(
         m.queries, count_of(m), [&](std::size_t i) { return view_of(m, i); }, m.state, head, first, count,
-        [&](std::size_t i) { after(m, i, head, first, count); });
+        [&, first = first, count = count](std::size_t i) { after(m, i, head, first, count); });
   };
   // A decode is bound by memory, of which one core gets the better part. Where its windows are waited for, a second core
   // gains nothing, and waking it takes it from those who bring them: the kernel, the codecs, a disk that is a program.
-  if (!folds_alone()) return cache_.owner().parallel_for(items, work);
+  const std::size_t items = shape_.kv_heads * runs.size();
+  if (most_rows > few || !folds_alone()) return cache_.owner().parallel_for(items, work);
   for (std::size_t i = 0; i < items; ++i) work(i);
 }
 
@@ -73,7 +79,7 @@ void stream_run::fold_blocks(std::size_t end, Place place_of) {
   for (stream_member& m : work_->members()) m.folded = m.until;
 }
 
-inline void stream_run::fold_window(const window& w, std::size_t first, std::size_t blocks) {
+TERRACE_BODY void stream_run::fold_window(const window& w, std::size_t first, std::size_t blocks) {
   const trace_scope scope(cache_.owner().trace(), trace_track::compute, "attend", w.held[first].id.index,
                           blocks * group_->block_bytes());
   fold_blocks(w.first + first + blocks,
@@ -81,7 +87,7 @@ inline void stream_run::fold_window(const window& w, std::size_t first, std::siz
 }
 
 // Worked out where a step decodes: over a prefill's many queries it would cost memory, and say little.
-inline bool stream_run::is_to_weigh() const noexcept {
+TERRACE_BODY bool stream_run::is_to_weigh() const noexcept {
   const bool decodes = std::ranges::all_of(work_->members(), [this](const stream_member& m) {
     return std::size_t{m.queries.size()} * shape_.group() <= few;
   });
@@ -89,8 +95,8 @@ inline bool stream_run::is_to_weigh() const noexcept {
 }
 
 // Tells the policies and the prefetcher what each block drew, now that the whole is known: the policies the sum of what all
-// sequences say, as if each had streamed alone, the prefetcher the mean.
-inline void stream_run::report_mass() {
+// sequences say, which for those that add up is as if each had streamed alone, the prefetcher the mean.
+TERRACE_BODY void stream_run::report_mass() {
   if (!weighs_) return;
   const std::span<const stream_member> members = work_->members();
   work_->shares.assign(seen_, 0);  // what was not read drew nothing
@@ -106,7 +112,7 @@ inline void stream_run::report_mass() {
 
 // For measuring compute alone: nothing is brought, other memory of the same size stands in for what is not
 // here.
-inline void stream_run::fold_in_place() {
+TERRACE_BODY void stream_run::fold_in_place() {
   const std::size_t size = group_->block_bytes();
   const std::size_t slots = options_.stand_in.size() / size;
   std::size_t next = 0;
@@ -119,7 +125,7 @@ inline void stream_run::fold_in_place() {
   fold_blocks(here.size(), [&](std::size_t b) -> const leased_block& { return here[b]; });
 }
 
-inline void stream_run::fold_open_tail() {
+TERRACE_BODY void stream_run::fold_open_tail() {
   if (!options_.attend) return;
   const auto sealed = [this](const stream_member& m) { return m.who.pages->sealed(row_); };
   fold([&](const stream_member& m) { return m.who.pages->rows[row_].size() - sealed(m); },

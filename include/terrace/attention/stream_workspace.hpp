@@ -41,6 +41,11 @@ struct stream_workspace {
   std::vector<walk_member> who;         ///< scratch: who attends
   page_walk walk;                       ///< likewise, over a row of several sequences
   std::vector<walked_page> walked;
+  /// Queries of one member that are folded as one work item.
+  struct query_run {
+    std::uint32_t member, first, count;
+  };
+  std::vector<query_run> runs;  ///< scratch: those of one round
   /// Windows that were here when their turn came, since one was waited for; streams follow one another layer by layer.
   std::size_t since_wait = static_cast<std::size_t>(-1) / 2;
   stream_workspace* next = nullptr;

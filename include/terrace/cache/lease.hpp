@@ -83,4 +83,9 @@ struct block_error : error {
   block_error(error e) noexcept : error(e) {}
 };
 
+/// Hands it on with the lost blocks and the lease: `return propagate(done.error())` in a function that returns a
+/// basic_result<T, block_error>; in one that returns a `result`, what went wrong alone.
+inline failure<block_error> propagate(block_error&& e) noexcept { return {std::move(e)}; }
+inline failure<block_error> propagate(block_error& e) noexcept { return {std::move(e)}; }
+
 }  // namespace terrace

@@ -47,7 +47,7 @@ struct page_table {
     return {row, 0};
   }
   std::size_t sealed(std::size_t row) const noexcept { return length / group(row).tokens; }
-  /// Bytes of tier 0 that the open blocks take while `tokens` more are reserved: until the commit they cannot leave.
+  /// Bytes of tier 0 that the open blocks take while `tokens` more are reserved: they cannot leave until they are sealed.
   std::uint64_t open_bytes(std::uint32_t tokens) const noexcept {
     std::uint64_t bytes = 0;
     for (std::size_t row = 0; row < rows.size(); ++row) {

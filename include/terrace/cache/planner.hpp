@@ -137,7 +137,8 @@ class planner final : public transfer_listener {
 
   /// Applies `h` to these blocks; see sequence::hint. O(blocks log hints).
   hint_outcome hint_blocks(std::span<const block_id> blocks, const hint& h);
-  /// Tells the policies of the tiers that have the block what share of the softmax mass it drew in this step.
+  /// Tells the policies of the tiers that have the block what share of the softmax mass it drew in this step; where several
+  /// sequences of a batch read it, the sum of theirs.
   void weigh(std::uint32_t block, float mass);
   /// Whether any policy wants to be told.
   bool weighs() const noexcept { return tiers_[0]->what.weighs; }
@@ -178,6 +179,10 @@ class planner final : public transfer_listener {
   result<void> name(block_id id, block_key key);
   std::optional<block_id> find(block_key key) const noexcept;
   void forget(block_key key);
+  template <class F>
+  void for_each_name(F&& f) const {
+    for (const auto& [key, index] : names_) f(key, blocks_.id_of(index));
+  }
   /// Takes over the blocks that the media have kept. Once, before anything else.
   void adopt_kept();
 
@@ -386,6 +391,7 @@ class planner final : public transfer_listener {
 
   // A block that has a name is durable once a tier that keeps has a copy, and has been synced with its header.
   std::unordered_map<block_key, std::uint32_t, block_key_hash> names_;
+  std::vector<block_id> lost_names_;       // of which nobody has a copy: the next flush looks again
   std::uint64_t namings_ = 0;              // names that were ever given, by earlier caches as well
   std::array<bool, max_tiers> keepers_{};  // tiers whose medium keeps
   std::deque<block_id> to_keep_;           // perhaps no keeper has a copy; looked at by the next flush

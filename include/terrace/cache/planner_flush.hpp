@@ -49,6 +49,8 @@ TERRACE_BODY void planner::store_ended(transfer_job& job) noexcept {
 TERRACE_BODY void planner::begin_flush() {
   if (flush_.first != nullptr || flushes_ == nullptr) return;
   for (std::size_t i = 0; i < options_.jobs(); ++i) jobs_[i].awaited = false;
+  to_keep_.insert(to_keep_.end(), lost_names_.begin(), lost_names_.end());
+  lost_names_.clear();
   flush_ = {.first = std::exchange(flushes_, nullptr), .names = kept_ + to_keep_.size()};
   keep_failure_.reset();
 }

@@ -45,7 +45,7 @@ struct cache_stats {
   std::uint64_t misses = 0;   ///< demanded blocks that attention could not read where they were
   std::uint64_t dropped = 0;  ///< blocks that nobody referred to and that were let go for room
   std::uint64_t blocks = 0;   ///< blocks alive
-  std::uint64_t pins = 0;     ///< copies pinned by leases, reservations and transfers now
+  std::uint64_t pins = 0;     ///< copies pinned by leases, open blocks and transfers now
   std::size_t staging_bytes = 0;
   std::size_t hot_bytes_peak = 0;  ///< most bytes of tier-0 slots plus staging ever in use
   std::uint64_t step = 0;

@@ -27,7 +27,7 @@ struct plane {
 enum class page_order : std::uint8_t { hnd, nhd };
 
 /// What attention may still look at: everything (window 0), or the last `window` tokens and the first
-/// `sinks`.
+/// `sinks`. It lets nothing go: sequence::forget does.
 struct retention {
   std::uint32_t window = 0;
   std::uint32_t sinks = 0;

@@ -126,7 +126,7 @@ inline void simulator::enact(const simulated_operation& o) {
 // False where that cannot be now.
 inline bool simulator::dismiss(simulated_batch& b, std::size_t i) {
   simulated_sequence* const s = b.members[i];
-  const bool may = s != nullptr && !b.busy(), reserves = s != nullptr && b.reserves(i);
+  const bool may = s != nullptr && !b.busy() && !b.streaming, reserves = s != nullptr && b.reserves(i);
   auto dropped = b.pages.drop(i);
   if (may && !dropped && dropped.error().message() == error(batch::changed).message() && b.walking &&
       b.stale()) {

@@ -26,7 +26,7 @@ inline void simulator::attend(const simulated_operation& o) {
     expected.insert(expected.end(), result.begin(), result.end());
   };
   if (simulated_batch* const b = pick_batch(o.a);
-      b != nullptr && b->reserved && !b->streaming && o.c % 2 == 1) {
+      b != nullptr && b->reserved && !b->streaming && o.c / 4 % 2 == 1) {
     for (std::size_t i = 0; i < b->members.size(); ++i)
       if (b->reserves(i)) ask(*b->members[i]);
     if (queries.empty()) return;

@@ -91,8 +91,7 @@ inline void simulator::perform(const simulated_operation& o) {
     case verb::enact:
       return enact(o);
     case verb::dismiss:
-      if (simulated_batch* const b = pick_batch(o.a))
-        if (const std::size_t i = o.b % b->members.size(); !b->streaming || !b->reserves(i)) dismiss(*b, i);
+      if (simulated_batch* const b = pick_batch(o.a)) dismiss(*b, o.b % b->members.size());
       return;
     case verb::disband:
       if (simulated_batch* const b = pick_batch(o.a); b != nullptr && !b->busy() && !b->streaming)
