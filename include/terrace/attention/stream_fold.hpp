@@ -45,11 +45,11 @@ void stream_run::fold(Count count_of, View view_of, After after) {
   }
   const auto work = [&](std::size_t item) noexcept {
     const auto head = static_cast<std::uint32_t>(item / runs.size());
-    const auto [member, first, count] = runs[item % runs.size()];
-    stream_member& m = members[member];
+    const stream_workspace::query_run run = runs[item % runs.size()];
+    stream_member& m = members[run.member];
     attend_in_turn(
-        m.queries, count_of(m), [&](std::size_t i) { return view_of(m, i); }, m.state, head, first, count,
-        [&, first = first, count = count](std::size_t i) { after(m, i, head, first, count); });
+        m.queries, count_of(m), [&](std::size_t i) { return view_of(m, i); }, m.state, head, run.first,
+        run.count, [&](std::size_t i) { after(m, i, head, run.first, run.count); });
   };
   // A decode is bound by memory, of which one core gets the better part. Where its windows are waited for, a second core
   // gains nothing, and waking it takes it from those who bring them: the kernel, the codecs, a disk that is a program.
