@@ -91,7 +91,7 @@ class decoding {
   }
 
   way how_;
-  context context_;
+  context context_{{.codec_threads = 0}};  // else hits depend on when the pool has checked what was read
   medium_script script_;
   tiered_cache<tier<ram>, tier<scripted>, Policy> cache_;
   sequence text_;
