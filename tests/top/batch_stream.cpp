@@ -12,6 +12,7 @@
 #include "terrace/policy/attention_weighted.hpp"
 #include "terrace/testing/scripted.hpp"
 #include "top/batch_fixture.hpp"
+#include "watcher.hpp"
 
 using namespace terrace;
 using namespace batch_test;
@@ -19,17 +20,6 @@ using namespace batch_test;
 namespace {
 
 using lossy = tiered_cache<tier<ram>, tier<ram, q8_0>, tier<nvme>, lru>;
-
-enum class ending : std::uint8_t { none, value, error, stopped };
-struct watcher {
-  using receiver_concept = ex::receiver_t;
-  ending* how;
-  ex::inplace_stop_token token;
-  void set_value() noexcept { *how = ending::value; }
-  void set_error(block_error) noexcept { *how = ending::error; }
-  void set_stopped() noexcept { *how = ending::stopped; }
-  auto get_env() const noexcept { return ex::prop{ex::get_stop_token, token}; }
-};
 
 // A prefix of `shared` blocks, and forks of it that go on for `own` blocks each.
 requests forks(kv_store& cache, std::uint32_t count, std::uint32_t shared, std::uint32_t own) {
@@ -56,6 +46,31 @@ errc refusal(context& ctx, kv_store& cache, const batch& b, std::uint32_t layer,
   CHECK(out == std::vector<float>(q.size(), 7.0f));
   return done.error().code;
 }
+
+// Forks over a scripted tier, of which each has reserved and written a token.
+struct scripted_forks {
+  scripted_forks(std::size_t slots, std::uint32_t count, std::uint32_t shared, std::uint32_t own,
+                 any_prefetcher prefetcher = layer_ahead{})
+      : cache(opened(ctx, slots, script)), b(cache, {.sequences = count}) {
+    cache.use(std::move(prefetcher));
+    r = forks(cache, count, shared, own);
+    settle(ctx, cache);
+    REQUIRE(b.assign(r.pointers()));
+    REQUIRE(b.reserve(ones(count)));
+    write_all(b, 1);
+  }
+  static over_script opened(context& ctx, std::size_t slots, medium_script& script) {
+    auto made = over_script::open(ctx, pattern::layout(layers), {.capacity = slots * block},
+                                  {.capacity = 600 * block, .script = &script});
+    REQUIRE(made);
+    return std::move(*made);
+  }
+  medium_script script;
+  context ctx{{.codec_threads = 0}};
+  over_script cache;
+  requests r;
+  batch b;
+};
 
 }  // namespace
 
@@ -130,26 +145,16 @@ TEST_CASE("groups of other shapes, sliding windows and what was forgotten, in a 
 
 TEST_CASE("what several sequences of a batch share is loaded once") {
   constexpr std::uint32_t shared = 60, own = 4, count = 6;
-  medium_script script;
-  context ctx{{.codec_threads = 0}};
-  auto cache = over_script::open(ctx, pattern::layout(layers), {.capacity = 44 * block},
-                                 {.capacity = 600 * block, .script = &script});
-  REQUIRE(cache);
-  cache->use({});
-  requests r = forks(*cache, count, shared, own);
-  settle(ctx, *cache);
-  batch b(*cache, {.sequences = count});
-  REQUIRE(b.assign(r.pointers()));
-  REQUIRE(b.reserve(ones(count)));
-  write_all(b, 1);
+  scripted_forks f(44, count, shared, own, {});
+  auto& [script, ctx, cache, r, b] = f;
   const auto q = queries(count, 5);
-  for (std::uint32_t layer = 0; layer < layers; ++layer) streamed(ctx, *cache, b, layer, q);  // as ever
+  for (std::uint32_t layer = 0; layer < layers; ++layer) streamed(ctx, cache, b, layer, q);  // as ever
   const auto reads = script.reads;
-  for (std::uint32_t layer = 0; layer < layers; ++layer) streamed(ctx, *cache, b, layer, q);
+  for (std::uint32_t layer = 0; layer < layers; ++layer) streamed(ctx, cache, b, layer, q);
   const auto together = script.reads - reads;
   CHECK(together <= layers * (shared + count * own));
   CHECK(together > 0);
-  for (std::uint32_t layer = 0; layer < layers; ++layer) stream_each(ctx, *cache, b, r, layer, q);
+  for (std::uint32_t layer = 0; layer < layers; ++layer) stream_each(ctx, cache, b, r, layer, q);
   CHECK(script.reads - reads - together > 3 * together);
   b.commit(ones(count));
 }
@@ -166,7 +171,7 @@ TEST_CASE("policies are told the sum of what the sequences of a batch looked at"
   write_all(b, 1);
   const auto q = queries(3, 5);
   const auto mass = [&](block_id id) { return cache->control().record(id.index).mass; };
-  std::vector<float> alone(5 + 3 * 2, 0.0f), together;
+  std::vector<float> alone(5 + 3 * 2, 0.0f);
   for (std::size_t i = 0; i < 3; ++i) {
     std::vector<float> out(q.size() / 3);
     REQUIRE(ctx.sync_wait(stream(*cache, r.sequences[i], b.reserved(i), 1,
@@ -185,25 +190,15 @@ TEST_CASE("policies are told the sum of what the sequences of a batch looked at"
 }
 
 TEST_CASE("a block that one sequence of a batch lost is named, and the others go on without that sequence") {
-  medium_script script;
-  context ctx{{.codec_threads = 0}};
-  auto cache = over_script::open(ctx, pattern::layout(layers), {.capacity = 30 * block},
-                                 {.capacity = 600 * block, .script = &script});
-  REQUIRE(cache);
-  cache->use({});
-  requests r = forks(*cache, 3, 0, 20);
-  settle(ctx, *cache);
-  batch b(*cache, {.sequences = 3});
-  REQUIRE(b.assign(r.pointers()));
-  REQUIRE(b.reserve(ones(3)));
-  write_all(b, 1);
-  const auto pins = cache->stats().pins;
+  scripted_forks f(30, 3, 0, 20, {});
+  auto& [script, ctx, cache, r, b] = f;
+  const auto pins = cache.stats().pins;
   auto q = queries(3, 5);
   std::vector<float> out(q.size(), 7.0f);
   std::size_t at_fault = 3;
   {
     script.fail_reads = 1;
-    auto done = ctx.sync_wait(stream(*cache, b, 0, q, out));
+    auto done = ctx.sync_wait(stream(cache, b, 0, q, out));
     REQUIRE_FALSE(done);
     CHECK(done.error().code == errc::lost);
     REQUIRE(done.error().lost.size() == 1);
@@ -212,29 +207,20 @@ TEST_CASE("a block that one sequence of a batch lost is named, and the others go
       if (std::ranges::count(r.sequences[i].pages().rows[0], done.error().lost[0].id) == 1) at_fault = i;
     REQUIRE(at_fault < 3);
   }
-  settle(ctx, *cache);
-  CHECK(cache->stats().pins == pins);
+  settle(ctx, cache);
+  CHECK(cache.stats().pins == pins);
   REQUIRE(b.drop(at_fault));
   q.resize(q.size() / 3 * 2);
-  CHECK(streamed(ctx, *cache, b, 0, q) == stream_each(ctx, *cache, b, r, 0, q));
+  CHECK(streamed(ctx, cache, b, 0, q) == stream_each(ctx, cache, b, r, 0, q));
   auto kept = ones(3);
   kept[at_fault] = 0;
   b.commit(kept);
 }
 
 TEST_CASE("a stream over a batch can be stopped at every point") {
-  medium_script script;
-  context ctx{{.codec_threads = 0}};
-  auto cache = over_script::open(ctx, pattern::layout(layers), {.capacity = 16 * block},
-                                 {.capacity = 600 * block, .script = &script});
-  REQUIRE(cache);
-  requests r = forks(*cache, 3, 10, 4);
-  settle(ctx, *cache);
-  batch b(*cache, {.sequences = 3});
-  REQUIRE(b.assign(r.pointers()));
-  REQUIRE(b.reserve(ones(3)));
-  write_all(b, 1);
-  const auto pins = cache->stats().pins;
+  scripted_forks f(16, 3, 10, 4);
+  auto& [script, ctx, cache, r, b] = f;
+  const auto pins = cache.stats().pins;
   const auto q = queries(3, 5);
   unsigned stopped = 0;
   for (unsigned after = 0; after < 60; ++after) {
@@ -242,7 +228,7 @@ TEST_CASE("a stream over a batch can be stopped at every point") {
     std::vector<float> out(q.size(), 7.0f);
     ending how{};
     ex::inplace_stop_source stop;
-    auto operation = stream(*cache, b, 0, q, out).connect(watcher{&how, stop.get_token()});
+    auto operation = stream(cache, b, 0, q, out).connect(watcher{&how, stop.get_token()});
     script.hold = true;
     ex::start(operation);
     for (unsigned i = 0; i < after && how == ending::none; ++i) {
@@ -259,11 +245,11 @@ TEST_CASE("a stream over a batch can be stopped at every point") {
       script.release_all();
       ctx.poll();
     }
-    CHECK(cache->stats().pins == pins);
+    CHECK(cache.stats().pins == pins);
     if (how == ending::value) break;
   }
   CHECK(stopped > 3);
-  CHECK(streamed(ctx, *cache, b, 0, q) == stream_each(ctx, *cache, b, r, 0, q));
+  CHECK(streamed(ctx, cache, b, 0, q) == stream_each(ctx, cache, b, r, 0, q));
   b.commit(ones(3));
 }
 
@@ -294,23 +280,14 @@ TEST_CASE("what a stream over a batch refuses") {
 }
 
 TEST_CASE("a sequence that is changed under a stream fails it") {
-  medium_script script;
-  context ctx{{.codec_threads = 0}};
-  auto cache = over_script::open(ctx, pattern::layout(layers), {.capacity = 30 * block},
-                                 {.capacity = 600 * block, .script = &script});
-  REQUIRE(cache);
-  requests r = forks(*cache, 2, 0, 12);
-  settle(ctx, *cache);
-  batch b(*cache, {.sequences = 2});
-  REQUIRE(b.assign(r.pointers()));
-  REQUIRE(b.reserve(ones(2)));
-  write_all(b, 1);
+  scripted_forks f(30, 2, 0, 12);
+  auto& [script, ctx, cache, r, b] = f;
   const auto q = queries(2, 5);
   std::vector<float> out(q.size(), 7.0f);
   ending how{};
   script.hold = true;
   ex::inplace_stop_source stop;
-  auto operation = stream(*cache, b, 0, q, out).connect(watcher{&how, stop.get_token()});
+  auto operation = stream(cache, b, 0, q, out).connect(watcher{&how, stop.get_token()});
   ex::start(operation);
   REQUIRE(how == ending::none);
   CHECK(b.drop(0).error().code == errc::invalid_argument);  // while it is under way
