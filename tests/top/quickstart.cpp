@@ -1,4 +1,5 @@
 // What docs/quickstart.md says of requests that run beside one another, as a program.
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <utility>
@@ -64,7 +65,9 @@ TEST_CASE("quickstart: two requests attend side by side, and one of them is give
     second.tokens.commit(std::move(*second.next), 1);
     CHECK(second.tokens.length() == 513);
   }
-  REQUIRE(ctx.sync_wait(cache->flush()));  // what was on its way down has ended
+  // A transfer that nobody waits for any more holds its block until it ends.
+  while (cache->stats().pins != 0 && ctx.wait(context::clock::now() + std::chrono::seconds(5))) {
+  }
   CHECK(cache->stats().pins == 0);
   CHECK(cache->stats().blocks == 0);
 }
