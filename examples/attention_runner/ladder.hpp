@@ -133,16 +133,15 @@ class ladder : public kv_backend {
   std::uint32_t layers() const noexcept { return static_cast<std::uint32_t>(last_queries_.size()); }
   std::uint32_t block_tokens() const noexcept { return cache_.layout().groups[0].tokens; }
   /// A sequence of the first `blocks` blocks of this one, by reference, with a backend of its own that repairs nothing;
-  /// nullptr where some of them cannot be shared, as they have been forgotten.
+  /// nullptr where some of them have been forgotten.
   std::unique_ptr<ladder> past_of(std::uint32_t blocks) {
-    std::vector<terrace::block_id> shared;
-    for (const auto& row : sequence_.pages().rows)
-      shared.insert(shared.end(), row.begin(), row.begin() + blocks);
-    auto past = std::unique_ptr<ladder>(new ladder(owned_, cache_.make_sequence(), layers()));
-    if (!past->sequence_.append_shared(std::uint64_t{blocks} * block_tokens(), shared)) return nullptr;
-    return past;
+    auto shared = cache_.fork(sequence_, std::uint64_t{blocks} * block_tokens());
+    if (!shared) return nullptr;
+    for (const auto& row : shared->pages().rows)
+      if (!std::ranges::all_of(row, &terrace::block_id::valid)) return nullptr;
+    return std::unique_ptr<ladder>(new ladder(owned_, std::move(*shared), layers()));
   }
-  /// Stores a lost block anew: write(restoration) writes it. Nothing where it is not lost.
+  /// Stores a lost block anew: write(restoration) writes it, or says why not. Nothing where it is not lost.
   template <class Write>
   terrace::result<void> restore(block_place place, Write write) {
     const terrace::block_id id = sequence_.pages().rows[place.layer][place.index];
@@ -151,18 +150,12 @@ class ladder : public kv_backend {
     auto anew = cache_.restore(id);
     for (patience left; !anew && wait_for_tiers(anew.error(), left);) anew = cache_.restore(id);
     if (!anew) return terrace::propagate(explained(anew.error()));
-    write(*anew);
+    if (auto written = write(*anew); !written) return written;
     std::move(*anew).complete();
     if (repair_ == nullptr) return {};
     repair_->faults.spare(id);
     ++repair_->recomputed;
     return {};
-  }
-  /// The block of `layer` that is being written here goes into `to`. Precondition: a whole block is reserved.
-  void copy_reserved(std::uint32_t layer, terrace::restoration& to) const noexcept {
-    const terrace::mutable_bytes into = to.data();
-    std::memcpy(into.data(), cache_.control().open_data(sequence_.pages().rows[layer].back().index),
-                into.size());
   }
   /// What `past` has found lost is lost here too.
   void find_lost_too(ladder& past) { lost_.merge(past.lost_); }

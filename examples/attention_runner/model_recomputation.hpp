@@ -35,7 +35,7 @@ class model_recomputation final : public recomputation {
     // Those tokens' blocks of the layers before have been computed on the way, whether they are lost or not.
     for (std::uint32_t layer = 0; layer <= place.layer; ++layer)
       if (auto stored = kv.restore({layer, place.index},
-                                   [&](terrace::restoration& to) { past->copy_reserved(layer, to); });
+                                   [&](terrace::restoration& to) { return past->reserved().copy_to(to); });
           !stored)
         return stored;
     return {};

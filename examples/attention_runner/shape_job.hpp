@@ -81,14 +81,16 @@ class shape_job : recomputation {
 
   // Rows of a reservation, written by all threads: one layer is one piece of work.
   void write(const terrace::reservation& to, std::uint32_t layer, std::uint32_t sequence) const noexcept {
-    const std::uint64_t first = to.first_position();
-    const terrace::plane_rows k = to.k(layer), v = to.v(layer);
+    write_rows(to.k(layer), to.v(layer), layer, to.first_position(), sequence);
+  }
+  // What comes before the end of the context is the same for all.
+  void write_rows(const terrace::plane_rows& k, const terrace::plane_rows& v, std::uint32_t layer,
+                  std::uint64_t first, std::uint32_t sequence) const noexcept {
     for (std::uint32_t h = 0; h < kv_.shape().kv_heads; ++h)
       for (std::uint32_t t = 0; t < k.tokens(); ++t) {
-        std::ranges::copy(kv_.row(plane::k, layer, h, first + t, sequence),
-                          k.row<terrace::fp16>(t, h).begin());
-        std::ranges::copy(kv_.row(plane::v, layer, h, first + t, sequence),
-                          v.row<terrace::fp16>(t, h).begin());
+        const std::uint32_t own = first + t < request_.context_tokens ? 0 : sequence;
+        std::ranges::copy(kv_.row(plane::k, layer, h, first + t, own), k.row<terrace::fp16>(t, h).begin());
+        std::ranges::copy(kv_.row(plane::v, layer, h, first + t, own), v.row<terrace::fp16>(t, h).begin());
       }
   }
 
@@ -97,19 +99,8 @@ class shape_job : recomputation {
     std::uint32_t sequence = 0;
     while (sequences_[sequence].get() != &kv) ++sequence;
     return kv.restore(place, [&](terrace::restoration& to) {
-      const terrace::layer_group& g = to.group();
-      const auto write_rows = [&](plane which, const terrace::plane& p, std::size_t offset) {
-        for (std::uint32_t h = 0; h < p.heads; ++h)
-          for (std::uint32_t t = 0; t < g.tokens; ++t) {
-            const std::uint64_t position = std::uint64_t{place.index} * g.tokens + t;
-            const auto row =
-                kv_.row(which, place.layer, h, position, position < request_.context_tokens ? 0 : sequence);
-            std::memcpy(to.data().data() + offset + h * g.head_stride(p) + t * g.token_stride(p), row.data(),
-                        row.size_bytes());
-          }
-      };
-      write_rows(plane::k, g.k, g.k_offset());
-      write_rows(plane::v, g.v, g.v_offset());
+      write_rows(to.k(place.layer), to.v(place.layer), place.layer, to.range().first_token, sequence);
+      return terrace::result<void>{};
     });
   }
 

@@ -16,7 +16,27 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
+class batch;
 class next_sender;
+
+/// What `batch::reserve` takes room for (cache/room.hpp).
+class batch_room {
+ public:
+  using value_type = void;
+  batch_room(batch& b, std::span<const std::uint32_t> tokens) noexcept : batch_(&b), tokens_(tokens) {}
+
+  planner& control() noexcept;
+  result<void> begin();
+  result<bool> take();
+  void finish() noexcept;
+  void give_up();
+
+ private:
+  batch* batch_;
+  std::span<const std::uint32_t> tokens_;
+  std::size_t at_ = 0;                   // the sequence that is served
+  std::optional<reservation_room> one_;  // what it has of it
+};
 
 /// A ragged set of sequences that decode together. For each layer it gives windows of pages, bounded by tier
 /// 0, in an order in which every sequence sees its pages ascending; a block that several sequences share is
@@ -83,7 +103,12 @@ class batch {
   /// never fit into tier 0; invalid_argument for another number of sequences, while a reservation is open or a
   /// window is out, and where the open pages do not fit into the arrays. Then no sequence is longer, and the
   /// batch has no reservation.
-  result<void> reserve(std::span<const std::uint32_t> tokens);
+  result<void> reserve(std::span<const std::uint32_t> tokens) { return take_room(batch_room(*this, tokens)); }
+  /// The same as a sender (cache/room.hpp), which never blocks. `tokens` must stay until it completes, and nothing else is
+  /// asked of the batch meanwhile.
+  room_sender<batch_room> reserve_async(std::span<const std::uint32_t> tokens) noexcept {
+    return room_sender(batch_room(*this, tokens));
+  }
   /// Where the K and V of sequence i's new tokens are written. Precondition: it has a reservation.
   const reservation& reserved(std::size_t i) const noexcept {
     TERRACE_ASSERT(reservations_[i].has_value(),
@@ -134,9 +159,11 @@ class batch {
 
  private:
   friend class next_sender;
+  friend class batch_room;
   friend class batch_in_use;
 
-  bool busy() const noexcept { return asking_ || batch_window::is_out(placed_); }
+  result<void> check_room(std::span<const std::uint32_t> tokens) const;
+  bool busy() const noexcept { return asking_ || reserving_ || batch_window::is_out(placed_); }
   bool in_use() const noexcept { return busy() || streams_ != 0; }
   // 0 where it has been dropped.
   std::uint64_t length(std::size_t i) const noexcept {
@@ -158,6 +185,7 @@ class batch {
   std::vector<sequence*> sequences_;
   std::vector<std::optional<reservation>> reservations_;
   bool open_ = false;                // between reserve and commit
+  bool reserving_ = false;           // a reserve is under way
   mutable std::size_t streams_ = 0;  // under way
 
   placed_pages placed_;
@@ -189,6 +217,8 @@ class batch_in_use {
  private:
   const batch* batch_;
 };
+
+inline planner& batch_room::control() noexcept { return *batch_->owner_; }
 
 }  // namespace TERRACE_EX
 }  // namespace terrace

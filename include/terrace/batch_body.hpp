@@ -50,7 +50,7 @@ TERRACE_BODY result<void> batch::drop(std::size_t i) {
   return {};
 }
 
-TERRACE_BODY result<void> batch::reserve(std::span<const std::uint32_t> tokens) {
+TERRACE_BODY result<void> batch::check_room(std::span<const std::uint32_t> tokens) const {
   if (open_ || busy())
     return fail(errc::invalid_argument,
                 "a batch reserves when its last reservation is committed and its window released");
@@ -75,18 +75,43 @@ TERRACE_BODY result<void> batch::reserve(std::span<const std::uint32_t> tokens) 
     if (tokens[i] != 0) bytes += sequences_[i]->pages().open_bytes(tokens[i]);
   if (bytes > owner_->hot_capacity())
     return fail(errc::out_of_capacity, "tier 0 is smaller than the blocks of so many new tokens");
-  for (std::size_t i = 0; i < size(); ++i) {
-    if (tokens[i] == 0) continue;
-    auto one = sequences_[i]->reserve(tokens[i]);
-    if (!one) {
-      for (auto& r : reservations_) r.reset();
-      return propagate(one.error());
-    }
-    reservations_[i].emplace(std::move(*one));
-  }
-  open_ = true;
-  under_way_ = false;
   return {};
+}
+
+// Each sequence's room is begun when those before it have theirs: what fails there is told from `take`.
+TERRACE_BODY result<void> batch_room::begin() {
+  if (auto good = batch_->check_room(tokens_); !good) return good;
+  batch_->reserving_ = true;
+  return {};
+}
+
+TERRACE_BODY result<bool> batch_room::take() {
+  for (; at_ < tokens_.size(); ++at_) {
+    if (tokens_[at_] == 0) continue;
+    if (!one_) {
+      one_.emplace(batch_->sequences_[at_]->room_for(tokens_[at_]));
+      if (auto begun = one_->begin(); !begun) {
+        one_.reset();
+        return propagate(begun.error());
+      }
+    }
+    if (const auto whole = one_->take(); !whole || !*whole) return whole;
+    batch_->reservations_[at_].emplace(one_->finish());
+    one_.reset();
+  }
+  return true;
+}
+
+TERRACE_BODY void batch_room::finish() noexcept {
+  batch_->reserving_ = false;
+  batch_->open_ = true;
+  batch_->under_way_ = false;
+}
+
+TERRACE_BODY void batch_room::give_up() {
+  if (one_) one_->give_up();
+  for (auto& r : batch_->reservations_) r.reset();
+  batch_->reserving_ = false;
 }
 
 TERRACE_BODY void batch::commit(std::span<const std::uint32_t> kept) {

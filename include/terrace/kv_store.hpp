@@ -6,8 +6,10 @@
 #include <vector>
 
 #include "terrace/cache/acquire.hpp"
+#include "terrace/cache/block_range.hpp"
 #include "terrace/cache/planner.hpp"
 #include "terrace/cache/restoration.hpp"
+#include "terrace/cache/room.hpp"
 #include "terrace/prefetch/layer_ahead.hpp"
 #include "terrace/sequence.hpp"
 
@@ -15,14 +17,6 @@ namespace terrace {
 inline namespace TERRACE_EX {
 
 class stream_workspace_pool;
-
-/// Which tokens of which layers a block holds, by their place in the sequences that have it.
-struct block_range {
-  std::uint32_t first_layer = 0, layers = 0;
-  std::uint64_t first_token = 0;
-  std::uint32_t tokens = 0;
-  friend bool operator==(const block_range&, const block_range&) noexcept = default;
-};
 
 /// The verbs of a cache, whatever its tiers: what `tiered_cache` inherits, and what code takes that does not
 /// care how the ladder is composed. For the thread that owns the context.
@@ -38,6 +32,9 @@ class kv_store {
   sequence make_sequence() { return sequence(*planner_, ++sequences_); }
   /// A sequence with the same tokens that shares every block (sequence::fork).
   sequence fork(const sequence& s) { return s.fork(++sequences_); }
+  /// Likewise with its first `tokens` tokens alone, even while a reservation is open: for computing anew what comes after
+  /// them. Errors: invalid_argument for more tokens than it has, or where they end within a block of some group.
+  result<sequence> fork(const sequence& s, std::uint64_t tokens) { return s.fork(++sequences_, tokens); }
 
   /// Brings sealed blocks to where attention can read them, and pins them: a sender of a lease
   /// (cache/acquire.hpp). `ids` must stay until it completes.
@@ -65,13 +62,7 @@ class kv_store {
   std::optional<block_range> range_of(block_id id) const noexcept {
     const block_record* const r = planner_->find_record(id);
     if (r == nullptr) return std::nullopt;
-    const layer_group& g = layout().groups[r->group];
-    std::uint32_t row = r->row;  // within the group
-    for (std::size_t before = 0; before < r->group; ++before) row -= layout().groups[before].block_rows();
-    return block_range{.first_layer = g.first_layer + row * g.layers_per_block,
-                       .layers = g.layers_per_block,
-                       .first_token = std::uint64_t{r->depth} * g.tokens,
-                       .tokens = g.tokens};
+    return terrace::range_of(layout(), *r);
   }
   /// Whether this block is alive and some tier has it, or soon will. O(tiers).
   bool resident(block_id id) const noexcept { return planner_->resident(id); }
@@ -94,10 +85,10 @@ class kv_store {
   /// takes its place. Drives the context while a transfer on its way may free a slot. Errors: invalid_argument where
   /// the block is gone, was never sealed, or is in tier 0 or on its way there; unavailable where it has come there, or
   /// gone, while room was made; out_of_capacity as for `reserve`.
-  result<restoration> restore(block_id id) {
-    const auto data = planner_->begin_restore(id);
-    if (!data) return propagate(data.error());
-    return restoration(*planner_, id, *data);
+  result<restoration> restore(block_id id) { return take_room(restoration_room(*planner_, id)); }
+  /// The same as a sender of a restoration (cache/room.hpp), which never blocks.
+  room_sender<restoration_room> restore_async(block_id id) noexcept {
+    return room_sender(restoration_room(*planner_, id));
   }
   /// Gives up the copy of a block in a tier below tier 0: for engines that find damage themselves (a memory error, a
   /// check of their own). It is never served again and counts as lost there; other copies stay. Errors:

@@ -10,7 +10,10 @@
 
 #include "terrace/cache/acquire.hpp"
 #include "terrace/cache/page_table.hpp"
+#include "terrace/cache/plane_rows.hpp"
 #include "terrace/cache/planner.hpp"
+#include "terrace/cache/restoration.hpp"
+#include "terrace/cache/room.hpp"
 #include "terrace/core/layout.hpp"
 #include "terrace/execution/sync_wait.hpp"
 
@@ -18,46 +21,6 @@ namespace terrace {
 inline namespace TERRACE_EX {
 
 class sequence;
-
-/// Where one plane of one layer of reserved tokens is written: for each token and KV head a run of `dim`
-/// elements. Runs of one token need not follow one another.
-class plane_rows {
- public:
-  plane_rows(const page_table& pages, std::uint64_t first, std::uint32_t tokens, std::uint32_t layer,
-             bool values)
-      : pages_(&pages), first_(first), tokens_(tokens) {
-    const auto [row, in_block] = pages.row_of(layer);
-    row_ = row;
-    const layer_group& g = pages.group(row);
-    plane_ = values ? &g.v : &g.k;
-    offset_ = values ? g.v_offset(in_block) : g.k_offset(in_block);
-  }
-  std::uint32_t tokens() const noexcept { return tokens_; }
-  std::uint32_t heads() const noexcept { return plane_->heads; }
-  std::uint32_t dim() const noexcept { return plane_->dim; }
-
-  /// The elements of one token's head; `token` counts from the reservation's first. Precondition: T is the
-  /// plane's element type.
-  template <element_type T>
-  std::span<T> row(std::uint32_t token, std::uint32_t head) const noexcept {
-    TERRACE_ASSERT(token < tokens_ && head < plane_->heads, "a row outside of the reservation was asked for");
-    TERRACE_ASSERT(element_of<T> == plane_->type,
-                   "a plane was asked for in another element type than it has");
-    const layer_group& g = pages_->group(row_);
-    const std::uint64_t position = first_ + token;
-    std::byte* block = pages_->owner->open_data(pages_->rows[row_][position / g.tokens].index);
-    std::byte* at =
-        block + offset_ + head * g.head_stride(*plane_) + (position % g.tokens) * g.token_stride(*plane_);
-    return {reinterpret_cast<T*>(at), plane_->dim};
-  }
-
- private:
-  const page_table* pages_;
-  const plane* plane_ = nullptr;
-  std::uint64_t first_;
-  std::size_t offset_ = 0;
-  std::uint32_t tokens_, row_ = 0;
-};
 
 /// Room for new tokens at the end of a sequence, in tier 0. The engine writes their K and V in place,
 /// attends, and commits as many as it keeps. Move-only; dropped without a commit it keeps none.
@@ -80,15 +43,39 @@ class reservation {
   /// Where the keys (for MLA, the latent vectors) of `layer` go, and its values.
   plane_rows k(std::uint32_t layer) const noexcept { return {*pages_, first_, tokens_, layer, false}; }
   plane_rows v(std::uint32_t layer) const noexcept { return {*pages_, first_, tokens_, layer, true}; }
+  /// Copies what is written here into the room for a lost block of another sequence, which this one computes anew. Errors,
+  /// and nothing is copied: invalid_argument where not all tokens of that block are reserved here, or its cache is another
+  /// one; what a device says that does not copy.
+  result<void> copy_to(restoration& lost) const;
 
  private:
   friend class sequence;
+  friend class reservation_room;
   reservation(page_table& pages, std::uint64_t first, std::uint32_t tokens) noexcept
       : pages_(&pages), first_(first), tokens_(tokens) {}
   void end(std::uint32_t keep);
 
   page_table* pages_;
   std::uint64_t first_;
+  std::uint32_t tokens_;
+};
+
+/// What `sequence::reserve` takes room for (cache/room.hpp).
+class reservation_room {
+ public:
+  using value_type = reservation;
+  reservation_room(page_table& pages, std::uint32_t tokens) noexcept : pages_(&pages), tokens_(tokens) {}
+
+  planner& control() noexcept { return *pages_->owner; }
+  result<void> begin();
+  result<bool> take();
+  reservation finish() noexcept { return {*pages_, pages_->length, tokens_}; }
+  void give_up() { finish().end(0); }
+
+ private:
+  result<bool> make_tail_own(std::size_t row);
+
+  page_table* pages_;
   std::uint32_t tokens_;
 };
 
@@ -127,7 +114,14 @@ class sequence {
   /// transfer beyond its deadline (cache_options::transfers.deadline). Errors, and the sequence is as it was:
   /// out_of_capacity when no transfer can free a slot, and, before anything leaves tier 0 for it, where so many
   /// tokens never fit there; invalid_argument for no tokens, and while another reservation is open.
-  result<reservation> reserve(std::uint32_t tokens);
+  result<reservation> reserve(std::uint32_t tokens) { return take_room(room_for(tokens)); }
+  /// The same as a sender of a reservation (cache/room.hpp), which never blocks: for engines whose loop goes on meanwhile.
+  /// Until it has completed the sequence counts as reserved, and stays.
+  room_sender<reservation_room> reserve_async(std::uint32_t tokens) noexcept {
+    return room_sender(room_for(tokens));
+  }
+  /// What both take room for: for whoever reserves for several sequences at once (batch).
+  reservation_room room_for(std::uint32_t tokens) noexcept { return {*pages_, tokens}; }
   /// Keeps the first `keep` tokens of the reservation; the others vanish. Blocks that are full by now are
   /// sealed, and written behind from here on.
   void commit(reservation&& r, std::uint32_t keep) {
@@ -141,6 +135,8 @@ class sequence {
   /// A sequence with the same tokens, sharing every block; the open tail is copied by whichever of the two
   /// writes next. O(blocks), no copy. Precondition: no reservation is open.
   sequence fork(std::uint32_t number) const;
+  /// Likewise with its first `tokens` tokens alone (kv_store::fork).
+  result<sequence> fork(std::uint32_t number, std::uint64_t tokens) const;
   /// Appends tokens that sealed blocks of this cache hold already, by reference: no copy. `blocks` has, row after
   /// row, the blocks of `tokens` tokens. O(blocks). Precondition: the blocks hold what would be computed here.
   /// Errors, and nothing has changed: lost where a block is gone, even if another one has its index now;
@@ -163,10 +159,10 @@ class sequence {
   void release() noexcept;
 
  private:
+  friend class reservation_room;
   sequence() = default;
-  result<void> make_tail_own(std::size_t row);
-  result<block_id> open_like(std::size_t row, std::size_t position, const std::byte* contents,
-                             fidelity quality = {});
+  static result<std::optional<block_id>> open_like(const page_table& p, std::size_t row, std::size_t position,
+                                                   const std::byte* contents, fidelity quality = {});
   result<void> check_shared(std::uint64_t tokens, std::span<const block_id> blocks) const;
 
   std::unique_ptr<page_table> pages_;

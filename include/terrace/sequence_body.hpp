@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -15,60 +16,72 @@ namespace terrace {
 inline namespace TERRACE_EX {
 
 // A new open block for a position of a row, at its end or in another one's place, with a copy of `contents`, which is
-// of that fidelity, where that is given.
-TERRACE_BODY result<block_id> sequence::open_like(std::size_t row, std::size_t position,
-                                                  const std::byte* contents, fidelity quality) {
-  page_table& p = *pages_;
+// of that fidelity, where that is given. Nothing while a slot will come free.
+TERRACE_BODY result<std::optional<block_id>> sequence::open_like(const page_table& p, std::size_t row,
+                                                                 std::size_t position,
+                                                                 const std::byte* contents,
+                                                                 fidelity quality) {
   const std::uint32_t parent = position == 0 ? block_id::no_index : p.rows[row][position - 1].index;
-  auto block =
-      p.owner->open_block(static_cast<std::uint16_t>(p.group_index(row)), static_cast<std::uint16_t>(row),
-                          parent, static_cast<std::uint32_t>(position), p.turn);
+  const auto block =
+      p.owner->try_open_block(static_cast<std::uint16_t>(p.group_index(row)), static_cast<std::uint16_t>(row),
+                              parent, static_cast<std::uint32_t>(position), p.turn);
   if (!block) return propagate(block.error());
+  if (!*block) return std::nullopt;
+  const std::uint32_t own = **block;
   if (contents != nullptr)
-    if (auto copied = p.owner->copy_hot(p.owner->open_data(*block), contents, p.group(row).block_bytes());
+    if (auto copied = p.owner->copy_hot(p.owner->open_data(own), contents, p.group(row).block_bytes());
         !copied) {
-      p.owner->drop_ref(*block);
+      p.owner->drop_ref(own);
       return propagate(copied.error());
     }
-  p.owner->lower_fidelity(*block, quality);
-  return p.owner->id_of(*block);
+  p.owner->lower_fidelity(own, quality);
+  return p.owner->id_of(own);
+}
+
+// --- Reservations.
+
+TERRACE_BODY result<void> reservation_room::begin() {
+  page_table& p = *pages_;
+  if (p.reserved) return fail(errc::invalid_argument, "a sequence has one reservation at a time");
+  if (tokens_ == 0) return fail(errc::invalid_argument, "a reservation needs at least one token");
+  if (p.open_bytes(tokens_) > p.owner->hot_capacity())
+    return fail(errc::out_of_capacity, "tier 0 is smaller than the blocks of so many new tokens");
+  p.reserved = true;
+  ++p.changes;
+  return {};
+}
+
+// What is there already, from an earlier call, is passed by.
+TERRACE_BODY result<bool> reservation_room::take() {
+  page_table& p = *pages_;
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    if (auto own = make_tail_own(row); !own || !*own) return own;
+    const std::uint64_t needed = (p.length + tokens_ + p.group(row).tokens - 1) / p.group(row).tokens;
+    while (p.rows[row].size() < needed) {
+      const auto block = sequence::open_like(p, row, p.rows[row].size(), nullptr);
+      if (!block) return propagate(block.error());
+      if (!*block) return false;
+      p.rows[row].push_back(**block);
+    }
+  }
+  return true;
 }
 
 // Copy on write: an open tail that another sequence shares is replaced by a copy; where nothing is kept, it comes
 // back.
-TERRACE_BODY result<void> sequence::make_tail_own(std::size_t row) {
+TERRACE_BODY result<bool> reservation_room::make_tail_own(std::size_t row) {
   page_table& p = *pages_;
   auto& blocks = p.rows[row];
-  if (blocks.size() <= p.sealed(row)) return {};
+  if (blocks.size() <= p.sealed(row)) return true;
   const block_id shared = blocks.back();
-  if (p.owner->record(shared.index).refs == 1) return {};
-  auto own = open_like(row, blocks.size() - 1, p.owner->open_data(shared.index),
-                       p.owner->copy(shared.index, 0).quality);
+  if (p.owner->record(shared.index).refs == 1) return true;
+  const auto own = sequence::open_like(p, row, blocks.size() - 1, p.owner->open_data(shared.index),
+                                       p.owner->copy(shared.index, 0).quality);
   if (!own) return propagate(own.error());
-  blocks.back() = *own;
+  if (!*own) return false;
+  blocks.back() = **own;
   p.replaced[row] = shared;
-  return {};
-}
-
-TERRACE_BODY result<reservation> sequence::reserve(std::uint32_t tokens) {
-  page_table& p = *pages_;
-  if (p.reserved) return fail(errc::invalid_argument, "a sequence has one reservation at a time");
-  if (tokens == 0) return fail(errc::invalid_argument, "a reservation needs at least one token");
-  if (p.open_bytes(tokens) > p.owner->hot_capacity())
-    return fail(errc::out_of_capacity, "tier 0 is smaller than the blocks of so many new tokens");
-  p.reserved = true;
-  ++p.changes;
-  reservation r(p, p.length, tokens);  // gives back what was opened, should anything fail
-  for (std::size_t row = 0; row < p.rows.size(); ++row) {
-    if (auto own = make_tail_own(row); !own) return propagate(own.error());
-    const std::uint64_t needed = (p.length + tokens + p.group(row).tokens - 1) / p.group(row).tokens;
-    while (p.rows[row].size() < needed) {
-      auto block = open_like(row, p.rows[row].size(), nullptr);
-      if (!block) return propagate(block.error());
-      p.rows[row].push_back(*block);
-    }
-  }
-  return r;
+  return true;
 }
 
 TERRACE_BODY void reservation::end(std::uint32_t keep) {
@@ -91,6 +104,38 @@ TERRACE_BODY void reservation::end(std::uint32_t keep) {
     p.owner->drop_ref(shared.index);
   }
   p.length += keep;
+}
+
+TERRACE_BODY result<void> reservation::copy_to(restoration& lost) const {
+  const page_table& p = *pages_;
+  if (&lost.control() != p.owner)
+    return fail(errc::invalid_argument, "a block is computed anew by a sequence of its own cache");
+  const block_range range = lost.range();
+  if (range.first_token < first_ || range.first_token + range.tokens > first_ + tokens_)
+    return fail(errc::invalid_argument, "not all tokens of the block that is computed anew are reserved");
+  const block_record& r = p.owner->record(lost.id().index);
+  return p.owner->copy_hot(lost.data().data(), p.owner->open_data(p.rows[r.row][r.depth].index),
+                           lost.data().size());
+}
+
+// --- The other verbs of a sequence.
+
+TERRACE_BODY result<sequence> sequence::fork(std::uint32_t number, std::uint64_t tokens) const {
+  const page_table& p = *pages_;
+  if (tokens > p.length)
+    return fail(errc::invalid_argument, "a sequence cannot share more tokens than it has");
+  for (std::size_t row = 0; row < p.rows.size(); ++row)
+    if (tokens % p.group(row).tokens != 0)
+      return fail(errc::invalid_argument, "shared tokens must fill whole blocks");
+  sequence copy(*p.owner, number);
+  copy.pages_->length = tokens;
+  copy.pages_->turn = p.turn;
+  for (std::size_t row = 0; row < p.rows.size(); ++row)
+    for (std::uint64_t i = 0; i < tokens / p.group(row).tokens; ++i) {
+      const block_id id = copy.pages_->rows[row].emplace_back(p.rows[row][i]);
+      if (id.valid()) p.owner->add_ref(id.index);
+    }
+  return copy;
 }
 
 TERRACE_BODY sequence sequence::fork(std::uint32_t number) const {
@@ -170,9 +215,11 @@ TERRACE_BODY basic_result<void, block_error> sequence::truncate(std::uint64_t to
       return undo(), fail(errc::invalid_argument, "a sequence cannot be cut inside of what it has forgotten");
     auto held = p.owner->owner().sync_wait(acquire_sender(*p.owner, {&id, 1}));
     if (!held) return undo(), propagate(held.error());
-    auto own = open_like(row, full, (*held)[0].data, (*held)[0].quality);
+    const auto copied = [&] { return open_like(p, row, full, (*held)[0].data, (*held)[0].quality); };
+    auto own = copied();
+    for (; own && !*own; own = copied()) p.owner->wait_for_transfer();
     if (!own) return undo(), propagate(own.error());
-    cut.emplace_back(row, *own);
+    cut.emplace_back(row, **own);
   }
   ++p.changes;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {

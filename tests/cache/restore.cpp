@@ -158,3 +158,95 @@ TEST_CASE("a cached block whose only copy is reported damaged is gone, and the i
   CHECK(prefixes.stats().expired == 1);
   CHECK(prefixes.match(text) == 2 * prefixes.chunk_tokens());
 }
+
+TEST_CASE("a lost block is written row by row, or taken from a sequence that has computed it") {
+  using store = tiered_cache<tier<ram>, tier<scripted>, lru>;
+  // Two layers a block, and a second group of blocks of another size.
+  const kv_layout layout{
+      {{.first_layer = 0, .layers = 4, .tokens = 16, .k = {2, 32}, .v = {2, 32}, .layers_per_block = 2},
+       {.first_layer = 4, .layers = 1, .tokens = 8, .k = {1, 64}, .v = {1, 32}}}};
+  context ctx{{.codec_threads = 0}};
+  medium_script script;
+  auto cache = store::open(ctx, layout, {.capacity = 1 << 20}, {.capacity = 1 << 20, .script = &script});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  for (int i = 0; i < 4; ++i) REQUIRE(pattern::append(s, 16, 5, 1));
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  REQUIRE(cache->resize(0, 64 * 1024));
+  const auto lose = [&](std::size_t row, std::size_t index) {
+    const block_id id = s.pages().rows[row][index];
+    for (const auto& other : s.pages().rows)  // what was read last pushes it out
+      for (const block_id b : other)
+        if (b != id) static_cast<void>(ctx.sync_wait(cache->acquire({&b, 1})));
+    script.flip_reads = 1;
+    REQUIRE_FALSE(ctx.sync_wait(cache->acquire({&id, 1})));
+    return id;
+  };
+  const auto right = [&](block_id id) {
+    const block_range range = *cache->range_of(id);
+    auto held = ctx.sync_wait(cache->acquire({&id, 1}));
+    if (!held) return false;
+    const layer_group& g = cache->layout().groups[range.first_layer < 4 ? 0 : 1];
+    for (std::uint32_t layer = 0; layer < range.layers; ++layer)
+      for (std::uint32_t h = 0; h < g.k.heads; ++h)
+        for (std::uint32_t t = 0; t < g.tokens; ++t)
+          for (const bool values : {false, true}) {
+            const plane& p = values ? g.v : g.k;
+            const auto* row = reinterpret_cast<const fp16*>((*held)[0].data +
+                                                            (values ? g.v_offset(layer) : g.k_offset(layer)) +
+                                                            h * g.head_stride(p) + t * g.token_stride(p));
+            for (std::uint32_t d = 0; d < p.dim; ++d)
+              if (row[d] !=
+                  pattern::element_at(1, range.first_layer + layer, values, h, range.first_token + t, d))
+                return false;
+          }
+    return true;
+  };
+
+  const block_id by_rows = lose(1, 2);  // layers 2 and 3, tokens 32 to 47
+  {
+    auto anew = cache->restore(by_rows);
+    REQUIRE(anew);
+    CHECK(anew->range() == block_range{.first_layer = 2, .layers = 2, .first_token = 32, .tokens = 16});
+    for (const std::uint32_t layer : {2u, 3u})
+      for (const bool values : {false, true}) {
+        const plane_rows rows = values ? anew->v(layer) : anew->k(layer);
+        CHECK(rows.tokens() == 16);
+        for (std::uint32_t t = 0; t < rows.tokens(); ++t)
+          for (std::uint32_t h = 0; h < rows.heads(); ++h) {
+            const auto row = rows.row<fp16>(t, h);
+            for (std::uint32_t d = 0; d < rows.dim(); ++d)
+              row[d] = pattern::element_at(1, layer, values, h, 32 + t, d);
+          }
+      }
+    std::move(*anew).complete();
+  }
+  CHECK(right(by_rows));
+
+  const block_id computed = lose(2, 5);  // layer 4, tokens 40 to 47
+  {
+    auto past = cache->fork(s, 32);
+    REQUIRE(past);
+    auto room = past->reserve(16);
+    REQUIRE(room);
+    pattern::write(*room, 5, 1);
+    auto anew = cache->restore(computed);
+    REQUIRE(anew);
+    REQUIRE(room->copy_to(*anew));
+    std::move(*anew).complete();
+  }
+  CHECK(right(computed));
+
+  const block_id other = lose(0, 1);
+  auto past = cache->fork(s, 0);
+  auto room = past->reserve(31);  // one token short of it
+  REQUIRE(room);
+  auto anew = cache->restore(other);
+  REQUIRE(anew);
+  CHECK(room->copy_to(*anew).error().code == errc::invalid_argument);
+  auto elsewhere = store::open(ctx, layout, {.capacity = 1 << 20}, {.capacity = 1 << 20, .script = &script});
+  sequence stranger = elsewhere->make_sequence();
+  auto foreign = stranger.reserve(48);
+  REQUIRE(foreign);
+  CHECK(foreign->copy_to(*anew).error().code == errc::invalid_argument);
+}

@@ -32,6 +32,7 @@ void run(const simulated::named_ladder& ladder, std::uint64_t first, std::uint64
   CHECK(all.adopted > 0);
   CHECK(all.pages > 0);
   CHECK(all.streams > 0);
+  CHECK(all.awaited > 0);
 }
 
 }  // namespace

@@ -49,6 +49,10 @@ struct ending {
       e->value = true;
       e->held.emplace(std::move(l));
     }
+    void set_value(reservation r) noexcept {
+      e->value = true;
+      e->room.emplace(std::move(r));
+    }
     void set_error(block_error) noexcept { e->failed = true; }
     void set_error(error) noexcept { e->failed = true; }
     void set_stopped() noexcept { e->stopped = true; }
@@ -58,6 +62,7 @@ struct ending {
   bool over() const { return value || failed || stopped; }
   ex::inplace_stop_token token;
   std::optional<lease> held;
+  std::optional<reservation> room;
   bool value = false, failed = false, stopped = false;
 };
 
@@ -233,6 +238,26 @@ TEST_CASE("a flush whose stop was requested before does nothing") {
   auto operation = w.cache->flush().connect(ending::receiver{&end});
   operation.start();
   CHECK(end.stopped);
+}
+
+TEMPLATE_TEST_CASE("a reservation may be stopped at every point, and its sequence is as it was", "", identity,
+                   codec_archetype) {
+  const auto points = at_every_point([](counting_stop_source& stop) {
+    workbench<TestType> w(stop);
+    ending end(stop.source.get_token());
+    // Twice what tier 0 has free: blocks have to go down for it, and some of these farther.
+    auto operation = w.tokens->reserve_async(9 * 16).connect(ending::receiver{&end});
+    operation.start();
+    w.run_until([&] { return end.over(); });
+    CHECK_FALSE(end.failed);
+    CHECK(end.room.has_value() == end.value);
+    end.room.reset();
+    CHECK(w.tokens->length() == 16 * w.blocks);
+    w.check();
+    CHECK(w.tokens->reserve(1));
+    return end.stopped;
+  });
+  CHECK(points > 4);
 }
 
 TEMPLATE_TEST_CASE("a stream may be stopped at every point, and leaves its result alone", "", identity,

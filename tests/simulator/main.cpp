@@ -64,7 +64,8 @@ int main(int count, char** arguments) {
       "%llu names made durable, %llu found again, 0 missing; %llu blocks computed anew, %llu copies reported "
       "damaged\n",
       n(all.durable), n(all.found), n(all.restored), n(all.damaged));
-  std::printf("%llu pages of batches compared, 0 wrong; %llu streams, 0 wrong; ", n(all.pages),
-              n(all.streams));
+  std::printf(
+      "%llu pages of batches compared, 0 wrong; %llu streams, 0 wrong; %llu reservations waited for; ",
+      n(all.pages), n(all.streams), n(all.awaited));
   std::printf("%llu tokens found in a prefix index; 0 leaks, 0 hangs\n", n(all.adopted));
 }

@@ -401,3 +401,33 @@ TEST_CASE("one group of layers forgets and is hinted at, and the others are as t
   CHECK(place == block_range{.first_layer = 3, .layers = 1, .first_token = 80, .tokens = 16});
   CHECK(cache->range_of({}) == std::nullopt);
 }
+
+TEST_CASE("a part of a sequence is shared in whole blocks, while a reservation is open too") {
+  fixture f;
+  sequence s = f.cache->make_sequence();
+  REQUIRE(pattern::append(s, 40, 2, 7));
+  auto open = s.reserve(30);
+  REQUIRE(open);
+  auto part = f.cache->fork(s, 32);
+  REQUIRE(part);
+  CHECK(part->length() == 32);
+  CHECK(part->number() != s.number());
+  for (std::size_t row = 0; row < 2; ++row) {
+    REQUIRE(part->pages().rows[row].size() == 2);
+    for (std::size_t i = 0; i < 2; ++i) CHECK(part->pages().rows[row][i] == s.pages().rows[row][i]);
+    CHECK(f.cache->control().record(s.pages().rows[row][1].index).refs == 2);
+  }
+  REQUIRE(pattern::append(*part, 8, 2, 7));                            // it goes on by itself
+  CHECK(f.cache->fork(s, 33).error().code == errc::invalid_argument);  // within a block
+  CHECK(f.cache->fork(s, 48).error().code == errc::invalid_argument);  // more than was committed
+  { reservation end = std::move(*open); }
+  s.release();
+  CHECK(part->length() == 40);
+  CHECK(f.cache->fork(*part, 0)->length() == 0);
+
+  part->forget(0, 16);  // what is forgotten is so in both
+  const auto later = f.cache->fork(*part, 32);
+  REQUIRE(later);
+  CHECK_FALSE(later->pages().rows[0][0].valid());
+  CHECK(later->pages().rows[0][1] == part->pages().rows[0][1]);
+}

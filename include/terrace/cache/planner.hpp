@@ -1,5 +1,6 @@
 #pragma once
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -39,7 +40,8 @@ namespace terrace {
 /// - Slots for all blocks of an acquire are reserved together, first come first served; only the first in
 ///   line holds anything, so two half-served acquires never wait for each other. It waits for transfers only,
 ///   never for a lease to be released: when nothing is on its way and there is still no slot, it is refused
-///   with out_of_capacity.
+///   with out_of_capacity. Room for what is written (room_request) has a line of its own, by the same rule, but takes its
+///   slots one by one.
 /// - A better copy is never replaced by a worse one; a lossy copy is written to a tier once, not over itself.
 /// - A transfer that passes its deadline has failed for those who wait for it. Its extents stay in quarantine until
 ///   it really ends, for until then it may write them.
@@ -62,14 +64,29 @@ class planner final : public transfer_listener {
 
   // --- Writing: what sequences call.
 
-  /// A new open block with a slot in tier 0, referred to once. Blocks while a transfer that is on its way may still
-  /// free a slot, one that it begins for that included, and drives the context: other completions run within this
-  /// call. No transfer is waited for beyond planner_options::deadline. out_of_capacity as soon as none can free a slot, and,
-  /// before anything leaves tier 0, for more than its capacity.
+  /// A new open block with a slot in tier 0, referred to once. Nothing while a transfer that is on its way may still
+  /// free a slot, one that it begins for that included. No transfer is waited for beyond planner_options::deadline.
+  /// out_of_capacity as soon as none can free a slot, and, before anything leaves tier 0, for more than its capacity.
+  result<std::optional<std::uint32_t>> try_open_block(std::uint16_t group, std::uint16_t row,
+                                                      std::uint32_t parent, std::uint32_t depth,
+                                                      std::uint32_t turn = 0);
+  /// The same, and blocks meanwhile (wait_for_transfer).
   result<std::uint32_t> open_block(std::uint16_t group, std::uint16_t row, std::uint32_t parent,
                                    std::uint32_t depth, std::uint32_t turn = 0);
   /// Room in tier 0 for something that is no block, until it is given back. Errors and waits as for open_block.
   result<extent> borrow(std::size_t bytes);
+  /// Drives the context until something has happened: other completions run within this call.
+  void wait_for_transfer() { context_.wait(context_.now() + std::chrono::seconds(1)); }
+  /// Lets the request take room, at once where it is alone, or puts it in line. `done` may be called from within.
+  void request(room_request& r);
+  /// Takes back a request whose `done` has not been called. `give_up` gives back what it has taken; the next one in line may
+  /// have that.
+  template <class GiveUp>
+  void cancel(room_request& r, GiveUp&& give_up) {
+    writers_.erase(r);
+    give_up();
+    pump();
+  }
   void give_back(extent borrowed) noexcept {
     tiers_[0]->release(borrowed);
     pump();
@@ -190,8 +207,11 @@ class planner final : public transfer_listener {
 
   /// See kv_store::report_damaged.
   result<void> report_damaged(block_id id, std::size_t tier);
-  /// See kv_store::restore. The block is the caller's until end_restore, which says whether it is whole.
-  result<std::byte*> begin_restore(block_id id);
+  /// Whether a block can be computed anew: it is sealed, and nothing of it is in tier 0.
+  bool restorable(block_id id) const noexcept;
+  /// See kv_store::restore. The block is the caller's until end_restore, which says whether it is whole. Nothing while a
+  /// transfer may free a slot. unavailable where it is not restorable any more.
+  result<std::optional<std::byte*>> try_restore(block_id id);
   void end_restore(std::uint32_t block, bool whole);
 
   // --- What transfers call (transfer/job.hpp).
@@ -237,6 +257,7 @@ class planner final : public transfer_listener {
   void collect(std::uint32_t block);
 
   claim claim_slot(std::size_t bytes, need n);
+  result<std::optional<extent>> try_borrow(std::size_t bytes);
   claim claim_room(std::size_t tier, std::size_t bytes, need n);
   std::optional<extent> read_before(std::uint32_t block, std::size_t tier) const noexcept;
   room vacate(std::size_t tier, need n);
@@ -273,6 +294,7 @@ class planner final : public transfer_listener {
   void shrink_tiers();
   void start_loads();
   void serve_line();
+  void serve_writers();
   bool serve(acquire_request& r);
   std::size_t readable_copy(block_id id, lease_form form) const noexcept;
   void abandon(acquire_request& r);
@@ -339,8 +361,10 @@ class planner final : public transfer_listener {
   planner_options options_;
   residency blocks_;
 
-  acquire_queue line_;                // acquires that wait for slots, first come first served
-  acquire_queue ready_;               // acquires whose `done` is due
+  request_queue<acquire_request> line_;   // acquires that wait for slots, first come first served
+  request_queue<acquire_request> ready_;  // acquires whose `done` is due
+  request_queue<room_request> writers_;   // that wait for slots, likewise
+  bool serving_writers_ = false, writers_again_ = false;
   flush_request* flushes_ = nullptr;  // that the next round will answer
 
   flush_round flush_;

@@ -58,6 +58,7 @@ TERRACE_BODY void planner::pump() {
   }
   pumping_ = false;
   settle_flushes();  // these call back, and the callers may ask for more
+  serve_writers();
   complete_ready();
 }
 

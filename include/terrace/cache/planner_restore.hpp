@@ -1,5 +1,8 @@
 #pragma once
 // Copies that turn out to be damaged, and lost blocks that are computed anew. Part of cache/planner.hpp.
+#include <cstddef>
+#include <optional>
+
 #include "terrace/cache/planner.hpp"
 #include "terrace/core/config.hpp"
 
@@ -16,22 +19,24 @@ TERRACE_BODY result<void> planner::report_damaged(block_id id, std::size_t tier)
   return {};
 }
 
-TERRACE_BODY result<std::byte*> planner::begin_restore(block_id id) {
-  const auto lost = [&] {
-    const block_record* const r = blocks_.find(id);
-    return r != nullptr && r->now == block_record::phase::sealed && !blocks_.copy(id.index, 0).present();
-  };
-  if (!lost())
-    return fail(errc::invalid_argument, "only a sealed block that is not in tier 0 can be computed anew");
-  const auto slot = borrow(slot_bytes(blocks_[id.index]));
+TERRACE_BODY bool planner::restorable(block_id id) const noexcept {
+  const block_record* const r = blocks_.find(id);
+  return r != nullptr && r->now == block_record::phase::sealed && !blocks_.copy(id.index, 0).present();
+}
+
+TERRACE_BODY result<std::optional<std::byte*>> planner::try_restore(block_id id) {
+  constexpr error changed{errc::unavailable, "a block has changed while room was made to compute it anew"};
+  if (!restorable(id)) return propagate(changed);
+  const auto slot = try_borrow(slot_bytes(blocks_[id.index]));
   if (!slot) return propagate(slot.error());
-  if (!lost()) {  // somebody else has brought it, or let it go, while there was no room
-    tiers_[0]->release(*slot);
-    return fail(errc::unavailable, "a block has changed while room was made to compute it anew");
+  if (!*slot) return std::nullopt;
+  if (!restorable(id)) {  // it was what made room
+    tiers_[0]->release(**slot);
+    return propagate(changed);
   }
-  blocks_.add_copy(id.index, 0, *slot);
+  blocks_.add_copy(id.index, 0, **slot);
   pin(id.index, 0);
-  return tiers_[0]->address(*slot);
+  return tiers_[0]->address(**slot);
 }
 
 TERRACE_BODY void planner::end_restore(std::uint32_t block, bool whole) {

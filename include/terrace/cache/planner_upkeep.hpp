@@ -159,6 +159,10 @@ TERRACE_BODY cache_stats planner::stats() const {
 // answered when these have ended.
 TERRACE_BODY void planner::drop_pending() {
   while (acquire_request* const r = line_.pop()) make_ready(*r);
+  while (room_request* const r = writers_.pop()) {
+    r->failure = closing;
+    r->done(r);
+  }
   while (blocks_.any_to_load()) {
     const std::uint32_t block = blocks_.first_to_load();
     if (blocks_[block].waiting == nullptr) {

@@ -1,33 +1,47 @@
 #pragma once
 // Blocks that are being written: room for them in tier 0, sealing, and the references that keep them. Part of
 // cache/planner.hpp; what saves them farther down is in cache/planner_moves.hpp.
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <utility>
 
 #include "terrace/cache/planner.hpp"
 #include "terrace/core/config.hpp"
 
 namespace terrace {
 
-TERRACE_BODY result<extent> planner::borrow(std::size_t bytes) {
+TERRACE_BODY result<std::optional<extent>> planner::try_borrow(std::size_t bytes) {
   if (bytes > hot_capacity())  // before anything leaves for it
     return fail(errc::out_of_capacity, "tier 0 is smaller than what it was asked to have room for");
-  claim slot = claim_slot(bytes, {.fresh = true});
-  while (slot.what == room::pending) {
-    context_.wait(context_.now() + std::chrono::seconds(1));
-    slot = claim_slot(bytes, {.fresh = true});
-  }
+  const claim slot = claim_slot(bytes, {.fresh = true});
   if (slot.what == room::impossible)
     return fail(errc::out_of_capacity, "no slot of tier 0 is free for new tokens, and none can be made free");
+  if (slot.what == room::pending) return std::nullopt;
   return slot.where;
+}
+
+TERRACE_BODY result<extent> planner::borrow(std::size_t bytes) {
+  auto slot = try_borrow(bytes);
+  for (; slot && !*slot; slot = try_borrow(bytes)) wait_for_transfer();
+  if (!slot) return propagate(slot.error());
+  return **slot;
 }
 
 TERRACE_BODY result<std::uint32_t> planner::open_block(std::uint16_t group, std::uint16_t row,
                                                        std::uint32_t parent, std::uint32_t depth,
                                                        std::uint32_t turn) {
-  const auto slot = borrow(layout_.groups[group].block_bytes());
+  auto block = try_open_block(group, row, parent, depth, turn);
+  for (; block && !*block; block = try_open_block(group, row, parent, depth, turn)) wait_for_transfer();
+  if (!block) return propagate(block.error());
+  return **block;
+}
+
+TERRACE_BODY result<std::optional<std::uint32_t>> planner::try_open_block(
+    std::uint16_t group, std::uint16_t row, std::uint32_t parent, std::uint32_t depth, std::uint32_t turn) {
+  const auto slot = try_borrow(layout_.groups[group].block_bytes());
   if (!slot) return propagate(slot.error());
+  if (!*slot) return std::nullopt;
   const std::uint32_t block = blocks_.create();
   grow();
   block_record& r = blocks_[block];
@@ -37,11 +51,36 @@ TERRACE_BODY result<std::uint32_t> planner::open_block(std::uint16_t group, std:
   r.depth = depth;
   r.turn = turn;
   r.refs = 1;
-  blocks_.add_copy(block, 0, *slot);
+  blocks_.add_copy(block, 0, **slot);
   blocks_.set_readable(block, 0, state::resident);
   pin(block, 0);
   return block;
 }
+
+// --- Those who wait for room without blocking.
+
+TERRACE_BODY void planner::request(room_request& r) {
+  if (stopping_) {
+    r.failure = closing;
+    return r.done(&r);
+  }
+  writers_.push(r);
+  serve_writers();
+}
+
+// `done` may ask for more and take others back, so that each is out of line before.
+TERRACE_BODY void planner::serve_writers() {
+  writers_again_ = true;
+  if (std::exchange(serving_writers_, true)) return;
+  while (std::exchange(writers_again_, false))
+    while (writers_.head != nullptr && writers_.head->take(writers_.head)) {
+      room_request* const first = writers_.pop();
+      first->done(first);
+    }
+  serving_writers_ = false;
+}
+
+// --- What is written.
 
 TERRACE_BODY std::byte* planner::open_data(std::uint32_t block) noexcept {
   TERRACE_ASSERT(blocks_[block].now == block_record::phase::open, "a sealed block was asked for writing");

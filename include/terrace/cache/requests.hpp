@@ -30,25 +30,40 @@ class acquire_request {
   acquire_request* next = nullptr;
 };
 
-/// Acquires in line, first come first served. Owns none of them.
-struct acquire_queue {
-  acquire_request* head = nullptr;
-  acquire_request* tail = nullptr;
+/// Someone who wants slots of tier 0 for what is written there, and does not block meanwhile (cache/room.hpp). It stays in
+/// place from `planner::request` until `done` was called or `planner::cancel` returned.
+class room_request {
+ public:
+  using look = bool (*)(room_request*) noexcept;
+  using function = void (*)(room_request*) noexcept;
+  room_request(look try_now, function call) noexcept : take(try_now), done(call) {}
 
-  void push(acquire_request& r) noexcept {
+  look take;                     ///< takes what can be had now. True: it has all that it wants, or has failed
+  function done;                 ///< called once, on the owner, after that
+  std::optional<error> failure;  ///< why it has not
+  room_request* next = nullptr;
+};
+
+/// Requests in line, first come first served. Owns none of them.
+template <class Request>
+struct request_queue {
+  Request* head = nullptr;
+  Request* tail = nullptr;
+
+  void push(Request& r) noexcept {
     r.next = nullptr;
     (head == nullptr ? head : tail->next) = &r;
     tail = &r;
   }
-  acquire_request* pop() noexcept {
-    acquire_request* r = head;
+  Request* pop() noexcept {
+    Request* r = head;
     if (r != nullptr) head = r->next;
     return r;
   }
-  /// Takes it out wherever it is. O(acquires in line).
-  void erase(acquire_request& r) noexcept {
-    acquire_request* before = nullptr;
-    for (acquire_request* at = head; at != nullptr; before = at, at = at->next) {
+  /// Takes it out wherever it is. O(requests in line).
+  void erase(Request& r) noexcept {
+    Request* before = nullptr;
+    for (Request* at = head; at != nullptr; before = at, at = at->next) {
       if (at != &r) continue;
       (before == nullptr ? head : before->next) = r.next;
       if (tail == &r) tail = before;

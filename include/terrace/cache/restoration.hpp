@@ -1,13 +1,16 @@
 #pragma once
+#include <cstddef>
 #include <utility>
 
+#include "terrace/cache/block_range.hpp"
+#include "terrace/cache/plane_rows.hpp"
 #include "terrace/cache/planner.hpp"
 #include "terrace/core/bytes.hpp"
 
 namespace terrace {
 
 /// Room in tier 0 for a block that was lost, to be computed anew: `kv_store::restore`. The engine writes the whole
-/// block, in its group's layout, and says `complete`; from there the block is as it was before it was lost, under its
+/// block, row by row or in its group's layout, and says `complete`; from there the block is as it was before it was lost, under its
 /// id, for every sequence, name and index that refers to it, and is written behind again. Dropped before that, the
 /// block stays lost. Acquires of the block wait until either. Move-only, owner thread only; it ends before its cache.
 class restoration {
@@ -29,15 +32,57 @@ class restoration {
   const layer_group& group() const noexcept {
     return owner_->layout().groups[owner_->record(id_.index).group];
   }
-  /// Where the block goes: group().block_bytes(), in tier 0's memory. Precondition: not completed.
+  /// Which tokens of which layers it holds.
+  block_range range() const noexcept { return range_of(owner_->layout(), owner_->record(id_.index)); }
+  /// Where the keys (for MLA, the latent vectors) of one of its layers go, and its values: token 0 is range().first_token.
+  /// Precondition: the layer is in its range.
+  plane_rows k(std::uint32_t layer) const noexcept { return rows(layer, false); }
+  plane_rows v(std::uint32_t layer) const noexcept { return rows(layer, true); }
+  /// The same as a whole: group().block_bytes(), in tier 0's memory. Precondition: not completed.
   mutable_bytes data() const noexcept { return {data_, group().block_bytes()}; }
   /// Everything is written.
   void complete() && noexcept { std::exchange(owner_, nullptr)->end_restore(id_.index, true); }
+  planner& control() const noexcept { return *owner_; }
+
+ private:
+  plane_rows rows(std::uint32_t layer, bool values) const noexcept {
+    const block_range own = range();
+    TERRACE_ASSERT(layer >= own.first_layer && layer < own.first_layer + own.layers,
+                   "a layer was to be written into a block that does not hold it");
+    return {group(), data_, layer - own.first_layer, values};
+  }
+
+  planner* owner_;
+  block_id id_;
+  std::byte* data_;
+};
+
+/// What `kv_store::restore` takes room for (cache/room.hpp).
+class restoration_room {
+ public:
+  using value_type = restoration;
+  restoration_room(planner& owner, block_id id) noexcept : owner_(&owner), id_(id) {}
+
+  planner& control() noexcept { return *owner_; }
+  result<void> begin() const {
+    if (owner_->restorable(id_)) return {};
+    return fail(errc::invalid_argument, "only a sealed block that is not in tier 0 can be computed anew");
+  }
+  result<bool> take() {
+    const auto data = owner_->try_restore(id_);
+    if (!data) return propagate(data.error());
+    data_ = data->value_or(nullptr);
+    return data_ != nullptr;
+  }
+  restoration finish() noexcept { return {*owner_, id_, data_}; }
+  void give_up() noexcept {
+    if (data_ != nullptr) owner_->end_restore(id_.index, false);
+  }
 
  private:
   planner* owner_;
   block_id id_;
-  std::byte* data_;
+  std::byte* data_ = nullptr;
 };
 
 }  // namespace terrace

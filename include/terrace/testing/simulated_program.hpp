@@ -61,8 +61,10 @@ enum class simulated_verb : std::uint8_t {
   disband,  ///< a batch ends
   attend,   ///< a stream over an open reservation
   cease,    ///< asks a stream to stop
+  request,  ///< room for tokens, without blocking
+  abandon,  ///< asks such a request to stop
 };
-inline constexpr std::size_t simulated_verbs = static_cast<std::size_t>(simulated_verb::cease) + 1;
+inline constexpr std::size_t simulated_verbs = static_cast<std::size_t>(simulated_verb::abandon) + 1;
 
 /// One operation. Its numbers mean something only in the state that it meets, modulo what there is: so any part of a
 /// program is a program, and a failing one can be made shorter.
@@ -88,8 +90,8 @@ inline constexpr simulated_mix usual_mix{// begin append reserve commit fork tru
                                          25, 25, 12, 35, 35, 1,
                                          // muster provide next pass halt enact dismiss disband
                                          20, 30, 120, 90, 8, 30, 5, 6,
-                                         // attend cease
-                                         60, 5};
+                                         // attend cease request abandon
+                                         60, 5, 60, 5};
 
 inline constexpr std::array<std::string_view, usual_mix.size()> simulated_verb_names{
     "begin",   "append", "reserve",       "commit",   "fork",      "truncate", "forget",  "drop",
@@ -97,7 +99,7 @@ inline constexpr std::array<std::string_view, usual_mix.size()> simulated_verb_n
     "name",    "unname", "acquire_named", "borrow",   "give_back", "resize",   "fault",   "latency",
     "poll",    "wait",   "sleep",         "settle",   "restart",   "crash",    "restore", "repair",
     "damage",  "insert", "adopt",         "expel",    "muster",    "provide",  "next",    "pass",
-    "halt",    "enact",  "dismiss",       "disband",  "attend",    "cease"};
+    "halt",    "enact",  "dismiss",       "disband",  "attend",    "cease",    "request", "abandon"};
 
 /// `operations` of them at random.
 inline simulated_program random_program(std::uint64_t seed, std::size_t operations,

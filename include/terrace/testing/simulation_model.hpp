@@ -103,6 +103,47 @@ struct simulated_sequence {
   std::vector<std::uint64_t> writing = {};  ///< stamps of the open reservation
   bool streaming = false;                   ///< a stream reads the open reservation: it stays
   bool batched = false;                     ///< a batch has a reservation open on it
+  bool asking = false;                      ///< room for more tokens is on its way
+};
+
+/// Room for tokens of a simulated sequence, asked for without blocking.
+class simulated_request {
+ public:
+  simulated_request(simulated_sequence& s, std::uint32_t tokens)
+      : of(&s), operation_(s.tokens.reserve_async(tokens).connect(receiver{this})) {
+    s.asking = true;
+  }
+  simulated_request(simulated_request&&) = delete;
+  ~simulated_request() { of->asking = false; }
+
+  void start() noexcept { operation_.start(); }
+  void stop() noexcept {
+    asked_to_stop = true;
+    stop_.request_stop();
+  }
+
+  simulated_sequence* const of;
+  std::optional<reservation> room;
+  std::optional<error> failure;
+  bool done = false, stopped = false, asked_to_stop = false;
+
+ private:
+  struct receiver {
+    using receiver_concept = ex::receiver_t;
+    simulated_request* r;
+    void set_value(reservation room) noexcept {
+      r->room.emplace(std::move(room));
+      r->done = true;
+    }
+    void set_error(error e) noexcept {
+      r->failure = e;
+      r->done = true;
+    }
+    void set_stopped() noexcept { r->done = r->stopped = true; }
+    auto get_env() const noexcept { return ex::prop{ex::get_stop_token, r->stop_.get_token()}; }
+  };
+  ex::inplace_stop_source stop_;
+  room_sender<reservation_room>::operation<receiver> operation_;
 };
 
 /// What must be true of a simulated cache: contents of blocks and of names, and which of them a fault has struck.

@@ -41,6 +41,7 @@ struct simulation_counts {
   std::uint64_t pages = 0;     ///< of windows of batches, compared likewise
   std::uint64_t adopted = 0;   ///< tokens that a prefix index knew
   std::uint64_t damaged = 0;   ///< copies that were reported damaged, and given up
+  std::uint64_t awaited = 0;   ///< reservations that came without blocking, later than they were asked for
 
   /// All of them, for sums and for what is sent from one process to another.
   static constexpr std::array all{
@@ -48,7 +49,7 @@ struct simulation_counts {
       &simulation_counts::lost,       &simulation_counts::refused,  &simulation_counts::faults,
       &simulation_counts::durable,    &simulation_counts::found,    &simulation_counts::restored,
       &simulation_counts::damaged,    &simulation_counts::adopted,  &simulation_counts::pages,
-      &simulation_counts::streams};
+      &simulation_counts::streams,    &simulation_counts::awaited};
   simulation_counts& operator+=(const simulation_counts& other) noexcept {
     for (const auto member : all) this->*member += other.*member;
     return *this;
@@ -107,7 +108,7 @@ class simulator {
   using verb = simulated_verb;
   static constexpr std::size_t most_sequences = 5, most_tokens = 64, most_acquires = 10, most_names = 12,
                                most_lost = 16, most_texts = 8, most_tenants = 2, most_batches = 2,
-                               most_streams = 2, most_restorations = 2;
+                               most_streams = 2, most_restorations = 2, most_requests = 3;
 
   static std::vector<any_codec> codecs_of(const simulated_ladder& l) {
     std::vector<any_codec> all;
@@ -138,7 +139,10 @@ class simulator {
                          [](const simulated_acquire& a) { return !a.done(); }) ||
              std::any_of(batches_.begin(), batches_.end(),
                          [](const simulated_batch& b) { return b.asking; }) ||
-             std::any_of(streams_.begin(), streams_.end(), [](const simulated_stream& x) { return !x.done; });
+             std::any_of(streams_.begin(), streams_.end(),
+                         [](const simulated_stream& x) { return !x.done; }) ||
+             std::any_of(requests_.begin(), requests_.end(),
+                         [](const simulated_request& r) { return !r.done; });
     };
     for (int i = 0; i < 100'000 && waits(); ++i) {
       ctx_.wait(ctx_.now() + std::chrono::seconds(1));
@@ -153,12 +157,14 @@ class simulator {
     for (simulated_acquire& a : acquires_) a.stop();
     for (simulated_batch& b : batches_) b.stop();
     for (simulated_stream& x : streams_) x.stop();
+    for (simulated_request& r : requests_) r.stop();
     drive_until_nothing_waits();
     if (!violation_.empty()) return;
     for (auto& [number, named] : model_.names)
       if (const auto id = cache().find(model_.key(number)); !id || model_.struck(*id)) named.struck = true;
     acquires_.clear();
     streams_.clear();
+    requests_.clear();
     batches_.clear();
     lost_.clear();
     for (const extent& e : std::exchange(borrowed_, {})) control().give_back(e);
@@ -218,12 +224,15 @@ class simulator {
   }
   simulated_sequence* pick_closed(std::uint32_t i) {
     simulated_sequence* const s = pick_sequence(i);
-    return s == nullptr || s->open || s->batched ? nullptr : s;
+    return s == nullptr || s->open || s->batched || s->asking ? nullptr : s;
   }
   void perform(const simulated_operation& o);
   void append(const simulated_operation& o);
   void begin_reservation(simulated_sequence& s, std::uint32_t tokens, const std::uint64_t* stamps = nullptr);
+  void fill_reservation(simulated_sequence& s, reservation r, const std::uint64_t* stamps = nullptr);
   void end_reservation(simulated_sequence& s, std::uint32_t keep);
+  void request(const simulated_operation& o);
+  void examine(simulated_request& r);
   void truncate(simulated_sequence& s, std::uint64_t tokens);
   void acquire(const simulated_operation& o);
   void start_acquire(std::vector<simulated_acquire::wanted_block> wanted, lease_form form);
@@ -276,6 +285,7 @@ class simulator {
   std::list<simulated_sequence> sequences_;        // batches know where they are
   std::list<simulated_batch> batches_;
   std::list<simulated_stream> streams_;
+  std::list<simulated_request> requests_;
   std::list<simulated_acquire> acquires_;
   std::list<simulated_flush> flushes_;
   std::vector<simulated_restoration> restorations_;

@@ -67,6 +67,10 @@ inline void simulator::look_around() {
     if (s->done) examine(*s);
     s = s->done ? streams_.erase(s) : std::next(s);
   }
+  for (auto r = requests_.begin(); r != requests_.end();) {
+    if (r->done) examine(*r);
+    r = r->done ? requests_.erase(r) : std::next(r);
+  }
   end_flushes();
   if (violation_.empty()) violate(watch_->look());
 }
@@ -159,6 +163,7 @@ inline void simulator::settle() {
   if (!violation_.empty()) return;
   if (!flushes_.empty()) return violate("a flush waits, and nothing is on its way");
   if (!streams_.empty()) return violate("a stream waits, and nothing is on its way");
+  if (!requests_.empty()) return violate("a request for room waits, and nothing is on its way");
   simulation_audit audit(ladder_);
   for (simulated_acquire& a : acquires_) {
     if (!a.done()) return violate("an acquire waits, and nothing is on its way");

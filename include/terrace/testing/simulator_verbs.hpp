@@ -38,7 +38,7 @@ inline void simulator::perform(const simulated_operation& o) {
         any->tokens.forget(o.b % most_tokens, o.b % most_tokens + o.c % 16);
       return;
     case verb::drop:
-      if (any != nullptr && !any->streaming) drop(*any);
+      if (any != nullptr && !any->streaming && !any->asking) drop(*any);
       return;
     case verb::acquire:
       return acquire(o);
@@ -101,6 +101,11 @@ inline void simulator::perform(const simulated_operation& o) {
       return attend(o);
     case verb::cease:
       if (!streams_.empty()) streams_.front().stop();
+      return;
+    case verb::request:
+      return request(o);
+    case verb::abandon:
+      if (!requests_.empty()) requests_.back().stop();
       return;
     case verb::insert:
       return insert(o);
@@ -165,11 +170,37 @@ inline void simulator::begin_reservation(simulated_sequence& s, std::uint32_t to
       violate("a reservation was refused, and tier 0 had room");
     return;
   }
+  fill_reservation(s, std::move(*r), stamps);
+}
+
+inline void simulator::fill_reservation(simulated_sequence& s, reservation r, const std::uint64_t* stamps) {
   s.writing.clear();
-  for (std::uint32_t i = 0; i < tokens; ++i)
+  for (std::uint32_t i = 0; i < r.tokens(); ++i)
     s.writing.push_back(stamps == nullptr ? stamps_.next() : stamps[i]);
-  contents_.write(*r, s.writing);
-  s.open.emplace(std::move(*r));
+  contents_.write(r, s.writing);
+  s.open.emplace(std::move(r));
+}
+
+// Nobody but the batch may change a sequence in the middle of one's layers.
+inline void simulator::request(const simulated_operation& o) {
+  simulated_sequence* const s = pick_closed(o.a);
+  const std::uint32_t tokens = 1 + o.b % 12;
+  if (s == nullptr || in_batch(*s) || requests_.size() >= most_requests ||
+      s->stamps.size() + tokens > most_tokens)
+    return;
+  requests_.emplace_back(*s, tokens);
+  requests_.back().start();
+  counts.awaited += requests_.back().done ? 0 : 1;
+}
+
+inline void simulator::examine(simulated_request& r) {
+  if (r.room) return fill_reservation(*r.of, std::move(*r.room));
+  if (r.stopped && !r.asked_to_stop) violate("a request for room has stopped, and nobody has asked it to");
+  if (r.failure) ++counts.refused;
+  if (r.failure && r.failure->code != errc::out_of_capacity)
+    violate("a request for room failed in a way that is none: " + r.failure->message());
+  if (r.of->tokens.length() != r.of->stamps.size())
+    violate("a request for room that failed has changed its sequence");
 }
 
 inline void simulator::end_reservation(simulated_sequence& s, std::uint32_t keep) {
