@@ -122,8 +122,8 @@ class batch {
   }
   /// Who takes part in a step, for whoever walks the pages on another way than `next`. Precondition: it is `ready`.
   void members(std::vector<walk_member>& all) const;
-  /// Whether its pages can be walked. Errors: invalid_argument where one of those that take part has a reservation that
-  /// is not the batch's: its tokens must not be taken for tokens that are attended. O(sequences).
+  /// Whether its pages can be walked. Errors: invalid_argument where one of those that take part is suspended, or has a
+  /// reservation that is not the batch's: its tokens must not be taken for tokens that are attended. O(sequences).
   result<void> ready() const noexcept;
   /// Tokens that sequence i has reserved, and all that it has, these included.
   std::uint32_t new_tokens(std::size_t i) const noexcept {

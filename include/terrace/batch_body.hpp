@@ -142,9 +142,12 @@ TERRACE_BODY void batch::members(std::vector<walk_member>& all) const {
 
 TERRACE_BODY result<void> batch::ready() const noexcept {
   if (open_) return {};
-  for (const sequence* s : sequences_)
-    if (s != nullptr && s->pages().reserved)
+  for (const sequence* s : sequences_) {
+    if (s == nullptr) continue;
+    if (s->pages().reserved)
       return fail(errc::invalid_argument, "a sequence of a batch has a reservation that is not the batch's");
+    if (s->suspended()) return fail(errc::invalid_argument, "a sequence of a batch is suspended");
+  }
   return {};
 }
 

@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "terrace/cache/acquire.hpp"
 #include "terrace/cache/page_table.hpp"
 #include "terrace/cache/plane_rows.hpp"
 #include "terrace/cache/planner.hpp"
@@ -20,6 +19,7 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
+class cut_sender;
 class sequence;
 
 /// Room for new tokens at the end of a sequence, in tier 0. The engine writes their K and V in place,
@@ -82,9 +82,8 @@ class reservation_room {
 /// One request's tokens. Move-only; releases its blocks at the end. It must end before its cache does, and
 /// its reservations and streams before it. Owner thread only.
 ///
-/// The open block at its end, one a row of layers, keeps its slot in tier 0 as long as the sequence lives and its length is
-/// no multiple of a block's tokens. A request that is to wait for long gives them back by truncating to such a multiple
-/// (kv_layout::chunk_tokens), and computes the rest again when it goes on.
+/// The open block at its end, one a row of layers, keeps its slot in tier 0 where the length is no multiple of a block's
+/// tokens. A request that is to wait for long gives it back by `suspend`, until `resume`.
 class sequence {
  public:
   explicit sequence(planner& owner, std::uint32_t number) : pages_(std::make_unique<page_table>()) {
@@ -148,6 +147,17 @@ class sequence {
   /// drives the context as reserve does. Errors: those of acquire and reserve, and invalid_argument while a reservation
   /// is open; then nothing has changed.
   basic_result<void, block_error> truncate(std::uint64_t tokens);
+  /// The same as a sender, which never blocks. Until it has completed the sequence counts as reserved, and stays.
+  cut_sender truncate_async(std::uint64_t tokens) noexcept;
+  /// The request waits, for its user's next turn, say: its open blocks are sealed as they are and may leave tier 0 as all
+  /// others do; but for those that a fork shares, which stay. Until `resume` no reservation is given. Returns how many
+  /// may leave. invalid_argument while a reservation is open.
+  result<std::size_t> suspend();
+  /// The end of that: a sender (sequence_cut.hpp). The blocks are brought and copied into open ones. A tier with a lossy
+  /// codec gives back what it made of them. Errors: those of truncate; `truncate` to a multiple of kv_layout::chunk_tokens
+  /// needs none of these blocks, and resumes too.
+  cut_sender resume() noexcept;
+  bool suspended() const noexcept { return pages_->suspended; }
   /// Lets the blocks go that lie wholly within tokens [first, last): attention does not see them any more.
   /// For sliding windows; where only some layers have one, of one group of layers. Open blocks stay.
   void forget(std::uint64_t first, std::uint64_t last, std::optional<std::size_t> group = {});
@@ -160,6 +170,7 @@ class sequence {
 
  private:
   friend class reservation_room;
+  friend class sequence_cut;
   sequence() = default;
   static result<std::optional<block_id>> open_like(const page_table& p, std::size_t row, std::size_t position,
                                                    const std::byte* contents, fidelity quality = {});
@@ -171,6 +182,7 @@ class sequence {
 }  // namespace TERRACE_EX
 }  // namespace terrace
 
+#include "terrace/sequence_cut.hpp"  // IWYU pragma: export
 #if !defined(TERRACE_PREBUILT)
 #include "terrace/sequence_body.hpp"  // IWYU pragma: export
 #endif

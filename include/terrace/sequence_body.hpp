@@ -43,6 +43,8 @@ TERRACE_BODY result<std::optional<block_id>> sequence::open_like(const page_tabl
 TERRACE_BODY result<void> reservation_room::begin() {
   page_table& p = *pages_;
   if (p.reserved) return fail(errc::invalid_argument, "a sequence has one reservation at a time");
+  if (p.suspended)
+    return fail(errc::invalid_argument, "a sequence that is suspended has to be resumed before it goes on");
   if (tokens_ == 0) return fail(errc::invalid_argument, "a reservation needs at least one token");
   if (p.open_bytes(tokens_) > p.owner->hot_capacity())
     return fail(errc::out_of_capacity, "tier 0 is smaller than the blocks of so many new tokens");
@@ -197,44 +199,86 @@ TERRACE_BODY result<void> sequence::append_shared(std::uint64_t tokens, std::spa
   return {};
 }
 
-TERRACE_BODY basic_result<void, block_error> sequence::truncate(std::uint64_t tokens) {
+// --- Cuts.
+
+TERRACE_BODY result<void> sequence_cut::begin() {
   page_table& p = *pages_;
   if (p.reserved)
     return fail(errc::invalid_argument, "a sequence cannot be cut while its reservation is open");
-  if (tokens > p.length)
+  if (tokens_ > p.length)
     return fail(errc::invalid_argument, "a sequence cannot be cut to more tokens than it has");
-  std::vector<std::pair<std::size_t, block_id>> cut;  // row, the new open block
-  const auto undo = [&] {
-    for (const auto& [row, id] : cut) p.owner->drop_ref(id.index);
-  };
+  std::vector<block_id> ids;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
-    const std::uint64_t full = tokens / p.group(row).tokens;
-    if (tokens % p.group(row).tokens == 0 || full >= p.sealed(row)) continue;
-    const block_id id = p.rows[row][full];
+    if (tokens_ % p.group(row).tokens == 0) continue;
+    const block_id id = p.rows[row][tokens_ / p.group(row).tokens];
     if (!id.valid())
-      return undo(), fail(errc::invalid_argument, "a sequence cannot be cut inside of what it has forgotten");
-    auto held = p.owner->owner().sync_wait(acquire_sender(*p.owner, {&id, 1}));
-    if (!held) return undo(), propagate(held.error());
-    const auto copied = [&] { return open_like(p, row, full, (*held)[0].data, (*held)[0].quality); };
-    auto own = copied();
-    for (; own && !*own; own = copied()) p.owner->wait_for_transfer();
-    if (!own) return undo(), propagate(own.error());
-    cut.emplace_back(row, **own);
+      return fail(errc::invalid_argument, "a sequence cannot be cut inside of what it has forgotten");
+    if (p.owner->record(id.index).now == block_record::phase::open) continue;
+    cuts_.push_back({row, id});
+    ids.push_back(id);
   }
+  p.reserved = true;
+  p.owner->prefetch(ids, lease_form::raw);
+  return {};
+}
+
+TERRACE_BODY result<bool> sequence_cut::copy(const leased_block& from) {
+  cut_block& cut = cuts_[at_];
+  const auto own =
+      sequence::open_like(*pages_, cut.row, tokens_ / pages_->group(cut.row).tokens, from.data, from.quality);
+  if (!own) return propagate(own.error());
+  if (!*own) return false;
+  cut.to = **own;
+  ++at_;
+  return true;
+}
+
+TERRACE_BODY void sequence_cut::finish() {
+  page_table& p = *pages_;
+  p.reserved = p.suspended = false;
   ++p.changes;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
     const std::uint64_t size = p.group(row).tokens;
     auto& blocks = p.rows[row];
-    for (; blocks.size() > (tokens + size - 1) / size; blocks.pop_back())
+    for (; blocks.size() > (tokens_ + size - 1) / size; blocks.pop_back())
       if (blocks.back().valid()) p.owner->drop_ref(blocks.back().index);
   }
-  for (const auto& [row, id] : cut) {
-    p.owner->drop_ref(p.rows[row].back().index);
-    p.rows[row].back() = id;
+  for (const cut_block& cut : cuts_) {
+    block_id& last = p.rows[cut.row].back();
+    if (last.valid()) p.owner->drop_ref(last.index);
+    last = cut.to;
   }
-  p.length = tokens;
-  return {};
+  p.length = tokens_;
 }
+
+TERRACE_BODY void sequence_cut::give_up() {
+  pages_->reserved = false;
+  for (const cut_block& cut : cuts_)
+    if (cut.to.valid()) pages_->owner->drop_ref(cut.to.index);
+}
+
+TERRACE_BODY basic_result<void, block_error> sequence::truncate(std::uint64_t tokens) {
+  return pages_->owner->owner().sync_wait(truncate_async(tokens));
+}
+
+TERRACE_BODY result<std::size_t> sequence::suspend() {
+  page_table& p = *pages_;
+  if (p.reserved)
+    return fail(errc::invalid_argument, "a sequence cannot be suspended while its reservation is open");
+  std::size_t blocks = 0;
+  for (std::size_t row = 0; row < p.rows.size(); ++row) {
+    if (p.rows[row].size() == p.sealed(row)) continue;
+    const std::uint32_t tail = p.rows[row].back().index;
+    p.suspended = true;
+    if (p.owner->record(tail).now != block_record::phase::open || p.owner->record(tail).refs != 1) continue;
+    p.owner->seal(tail);
+    ++blocks;
+  }
+  if (p.suspended) ++p.changes;
+  return blocks;
+}
+
+// --- What it forgets, and what it knows.
 
 TERRACE_BODY void sequence::forget(std::uint64_t first, std::uint64_t last,
                                    std::optional<std::size_t> group) {
@@ -283,6 +327,7 @@ TERRACE_BODY void sequence::release() noexcept {
   }
   pages_->length = 0;
   pages_->turn = 0;
+  pages_->suspended = false;
   ++pages_->changes;
 }
 

@@ -33,6 +33,8 @@ void run(const simulated::named_ladder& ladder, std::uint64_t first, std::uint64
   CHECK(all.pages > 0);
   CHECK(all.streams > 0);
   CHECK(all.awaited > 0);
+  CHECK(all.suspended > 0);
+  CHECK(all.resumed > 0);
 }
 
 }  // namespace

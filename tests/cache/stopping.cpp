@@ -260,6 +260,37 @@ TEMPLATE_TEST_CASE("a reservation may be stopped at every point, and its sequenc
   CHECK(points > 4);
 }
 
+TEMPLATE_TEST_CASE("the end of a suspension may be stopped at every point, and leaves it suspended", "",
+                   identity, codec_archetype) {
+  const auto points = at_every_point([](counting_stop_source& stop) {
+    workbench<TestType> w(stop);
+    w.near.on_progress = w.far.on_progress = nullptr;
+    REQUIRE(pattern::append(*w.tokens, 5, 1, 1));
+    REQUIRE(w.tokens->suspend());
+    {
+      sequence other = w.cache->make_sequence();
+      for (int i = 0; i < 14; ++i) REQUIRE(pattern::append(other, 16, 1, 2));  // pushes it out of tier 0
+      w.settle();
+      REQUIRE_FALSE(w.cache->control().copy(w.tokens->pages().rows[0].back().index, 0).present());
+    }
+    for (faulty_device* d : {&w.near, &w.far}) d->on_progress = [&stop](device_call) { stop.point(); };
+    ending end(stop.source.get_token());
+    auto operation = w.tokens->resume().connect(ending::receiver{&end});
+    operation.start();
+    w.run_until([&] { return end.over(); });
+    CHECK_FALSE(end.failed);
+    CHECK(w.tokens->suspended() == end.stopped);
+    w.near.on_progress = w.far.on_progress = nullptr;
+    if (end.stopped) REQUIRE(w.ctx.sync_wait(w.tokens->resume()));
+    const block_id tail = w.tokens->pages().rows[0].back();
+    CHECK(pattern::holds(w.cache->layout().groups[0], w.cache->control().open_data(tail.index), 0, w.blocks,
+                         1, 5));
+    w.check(1);
+    return end.stopped;
+  });
+  CHECK(points > 2);
+}
+
 TEMPLATE_TEST_CASE("a stream may be stopped at every point, and leaves its result alone", "", identity,
                    codec_archetype) {
   const auto points = at_every_point([](counting_stop_source& stop) {

@@ -65,7 +65,9 @@ int main(int count, char** arguments) {
       "damaged\n",
       n(all.durable), n(all.found), n(all.restored), n(all.damaged));
   std::printf(
-      "%llu pages of batches compared, 0 wrong; %llu streams, 0 wrong; %llu reservations waited for; ",
-      n(all.pages), n(all.streams), n(all.awaited));
+      "%llu pages of batches compared, 0 wrong; %llu streams, 0 wrong; %llu reservations waited for, %llu "
+      "open blocks "
+      "let go, %llu sequences cut or resumed; ",
+      n(all.pages), n(all.streams), n(all.awaited), n(all.suspended), n(all.resumed));
   std::printf("%llu tokens found in a prefix index; 0 leaks, 0 hangs\n", n(all.adopted));
 }

@@ -11,7 +11,7 @@
 namespace terrace {
 
 /// The page table of one request: for each row of layers the blocks that hold its tokens, in order. Blocks
-/// before length / tokens are sealed; the one after them, where there is one, is open. For sequence,
+/// before length / tokens are sealed; the one after them, where there is one, is open, unless it is suspended. For sequence,
 /// reservation and stream.
 struct page_table {
   planner* owner = nullptr;
@@ -19,7 +19,8 @@ struct page_table {
   std::uint64_t length = 0;                 ///< committed tokens
   std::uint32_t turn = 0;                   ///< how often the sequence has been continued
   std::vector<std::vector<block_id>> rows;  ///< ids of forgotten blocks are not valid
-  bool reserved = false;                    ///< a reservation is being written
+  bool reserved = false;                    ///< a reservation is being written, or a cut under way
+  bool suspended = false;                   ///< open blocks have been sealed as they were
   std::uint64_t changes = 0;  ///< of `rows` and `length`: who looks into them sees that they are others
   /// For each row the open tail that this sequence shared and that the reservation has replaced by a copy; not
   /// valid where there is none. They come back where nothing is kept.

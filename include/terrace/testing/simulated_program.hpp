@@ -63,8 +63,11 @@ enum class simulated_verb : std::uint8_t {
   cease,    ///< asks a stream to stop
   request,  ///< room for tokens, without blocking
   abandon,  ///< asks such a request to stop
+  suspend,  ///< a sequence
+  resume,   ///< likewise, or cuts one, without blocking
+  yield,    ///< asks such a cut to stop
 };
-inline constexpr std::size_t simulated_verbs = static_cast<std::size_t>(simulated_verb::abandon) + 1;
+inline constexpr std::size_t simulated_verbs = static_cast<std::size_t>(simulated_verb::yield) + 1;
 
 /// One operation. Its numbers mean something only in the state that it meets, modulo what there is: so any part of a
 /// program is a program, and a failing one can be made shorter.
@@ -90,16 +93,16 @@ inline constexpr simulated_mix usual_mix{// begin append reserve commit fork tru
                                          25, 25, 12, 35, 35, 1,
                                          // muster provide next pass halt enact dismiss disband
                                          20, 30, 120, 90, 8, 30, 5, 6,
-                                         // attend cease request abandon
-                                         60, 5, 60, 5};
+                                         // attend cease request abandon suspend resume yield
+                                         60, 5, 60, 5, 30, 60, 5};
 
 inline constexpr std::array<std::string_view, usual_mix.size()> simulated_verb_names{
-    "begin",   "append", "reserve",       "commit",   "fork",      "truncate", "forget",  "drop",
-    "acquire", "stop",   "release",       "prefetch", "hint",      "weigh",    "step",    "flush",
-    "name",    "unname", "acquire_named", "borrow",   "give_back", "resize",   "fault",   "latency",
-    "poll",    "wait",   "sleep",         "settle",   "restart",   "crash",    "restore", "repair",
-    "damage",  "insert", "adopt",         "expel",    "muster",    "provide",  "next",    "pass",
-    "halt",    "enact",  "dismiss",       "disband",  "attend",    "cease",    "request", "abandon"};
+    "begin",         "append",  "reserve",   "commit",  "fork",   "truncate", "forget",  "drop",    "acquire",
+    "stop",          "release", "prefetch",  "hint",    "weigh",  "step",     "flush",   "name",    "unname",
+    "acquire_named", "borrow",  "give_back", "resize",  "fault",  "latency",  "poll",    "wait",    "sleep",
+    "settle",        "restart", "crash",     "restore", "repair", "damage",   "insert",  "adopt",   "expel",
+    "muster",        "provide", "next",      "pass",    "halt",   "enact",    "dismiss", "disband", "attend",
+    "cease",         "request", "abandon",   "suspend", "resume", "yield"};
 
 /// `operations` of them at random.
 inline simulated_program random_program(std::uint64_t seed, std::size_t operations,

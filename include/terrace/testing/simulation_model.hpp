@@ -146,6 +146,52 @@ class simulated_request {
   room_sender<reservation_room>::operation<receiver> operation_;
 };
 
+/// A cut of a simulated sequence, or the end of its suspension, without blocking.
+class simulated_cut {
+ public:
+  simulated_cut(simulated_sequence& s, std::uint64_t to)
+      : of(&s), tokens(to), operation_(s.tokens.truncate_async(to).connect(receiver{this})) {
+    s.asking = true;
+    const page_table& pages = s.tokens.pages();
+    for (std::size_t row = 0; row < pages.rows.size(); ++row)
+      if (const std::uint64_t at = to / pages.group(row).tokens; at < pages.rows[row].size())
+        blocks.push_back(pages.rows[row][at]);
+  }
+  simulated_cut(simulated_cut&&) = delete;
+  ~simulated_cut() { of->asking = false; }
+
+  void start() noexcept { operation_.start(); }
+  void stop() noexcept {
+    asked_to_stop = true;
+    stop_.request_stop();
+  }
+  bool wants(block_id id) const noexcept {
+    return std::find(blocks.begin(), blocks.end(), id) != blocks.end();
+  }
+
+  simulated_sequence* const of;
+  const std::uint64_t tokens;
+  std::vector<block_id> blocks;  ///< that it may cut
+  std::optional<block_error> failure;
+  bool done = false, stopped = false, asked_to_stop = false;
+  bool excused = false;  ///< its blocks may be lost whatever has become of them since
+
+ private:
+  struct receiver {
+    using receiver_concept = ex::receiver_t;
+    simulated_cut* c;
+    void set_value() noexcept { c->done = true; }
+    void set_error(block_error e) noexcept {
+      c->failure.emplace(std::move(e));
+      c->done = true;
+    }
+    void set_stopped() noexcept { c->done = c->stopped = true; }
+    auto get_env() const noexcept { return ex::prop{ex::get_stop_token, c->stop_.get_token()}; }
+  };
+  ex::inplace_stop_source stop_;
+  cut_sender::operation<receiver> operation_;
+};
+
 /// What must be true of a simulated cache: contents of blocks and of names, and which of them a fault has struck.
 class simulation_model {
  public:
@@ -156,11 +202,12 @@ class simulation_model {
     bool gone = false;     ///< a flush has covered that it was forgotten
   };
 
-  /// The block of a sequence at `index` of a row, as its stamps say. Precondition: it is sealed.
+  /// The block of a sequence at `index` of a row, as its stamps say; the last one may be in part.
   static simulated_content content_of(const simulated_sequence& s, std::uint32_t row, std::size_t index) {
     simulated_content c{row, {}};
     const std::size_t tokens = s.tokens.pages().group(row).tokens;
-    for (std::size_t t = 0; t < tokens; ++t) c.stamps[t] = s.stamps[index * tokens + t];
+    for (std::size_t t = 0; t < tokens && index * tokens + t < s.stamps.size(); ++t)
+      c.stamps[t] = s.stamps[index * tokens + t];
     return c;
   }
 

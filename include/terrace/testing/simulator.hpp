@@ -34,14 +34,16 @@ struct simulation_counts {
   std::uint64_t lost = 0;     ///< blocks that were reported lost, each time with a fault that explains it
   std::uint64_t refused = 0;  ///< reservations and acquires for which there was no room
   std::uint64_t faults = 0;
-  std::uint64_t durable = 0;   ///< names that a flush covered
-  std::uint64_t found = 0;     ///< names that were found when the cache was opened again
-  std::uint64_t restored = 0;  ///< blocks that were computed anew
-  std::uint64_t streams = 0;   ///< that have come to what attention in double comes to
-  std::uint64_t pages = 0;     ///< of windows of batches, compared likewise
-  std::uint64_t adopted = 0;   ///< tokens that a prefix index knew
-  std::uint64_t damaged = 0;   ///< copies that were reported damaged, and given up
-  std::uint64_t awaited = 0;   ///< reservations that came without blocking, later than they were asked for
+  std::uint64_t durable = 0;    ///< names that a flush covered
+  std::uint64_t found = 0;      ///< names that were found when the cache was opened again
+  std::uint64_t restored = 0;   ///< blocks that were computed anew
+  std::uint64_t streams = 0;    ///< that have come to what attention in double comes to
+  std::uint64_t pages = 0;      ///< of windows of batches, compared likewise
+  std::uint64_t adopted = 0;    ///< tokens that a prefix index knew
+  std::uint64_t damaged = 0;    ///< copies that were reported damaged, and given up
+  std::uint64_t awaited = 0;    ///< reservations that came without blocking, later than they were asked for
+  std::uint64_t suspended = 0;  ///< open blocks that might leave tier 0
+  std::uint64_t resumed = 0;    ///< sequences that went on after that
 
   /// All of them, for sums and for what is sent from one process to another.
   static constexpr std::array all{
@@ -49,7 +51,8 @@ struct simulation_counts {
       &simulation_counts::lost,       &simulation_counts::refused,  &simulation_counts::faults,
       &simulation_counts::durable,    &simulation_counts::found,    &simulation_counts::restored,
       &simulation_counts::damaged,    &simulation_counts::adopted,  &simulation_counts::pages,
-      &simulation_counts::streams,    &simulation_counts::awaited};
+      &simulation_counts::streams,    &simulation_counts::awaited,  &simulation_counts::suspended,
+      &simulation_counts::resumed};
   simulation_counts& operator+=(const simulation_counts& other) noexcept {
     for (const auto member : all) this->*member += other.*member;
     return *this;
@@ -108,7 +111,7 @@ class simulator {
   using verb = simulated_verb;
   static constexpr std::size_t most_sequences = 5, most_tokens = 64, most_acquires = 10, most_names = 12,
                                most_lost = 16, most_texts = 8, most_tenants = 2, most_batches = 2,
-                               most_streams = 2, most_restorations = 2, most_requests = 3;
+                               most_streams = 2, most_restorations = 2, most_requests = 3, most_cuts = 3;
 
   static std::vector<any_codec> codecs_of(const simulated_ladder& l) {
     std::vector<any_codec> all;
@@ -142,7 +145,8 @@ class simulator {
              std::any_of(streams_.begin(), streams_.end(),
                          [](const simulated_stream& x) { return !x.done; }) ||
              std::any_of(requests_.begin(), requests_.end(),
-                         [](const simulated_request& r) { return !r.done; });
+                         [](const simulated_request& r) { return !r.done; }) ||
+             std::any_of(cuts_.begin(), cuts_.end(), [](const simulated_cut& c) { return !c.done; });
     };
     for (int i = 0; i < 100'000 && waits(); ++i) {
       ctx_.wait(ctx_.now() + std::chrono::seconds(1));
@@ -158,6 +162,7 @@ class simulator {
     for (simulated_batch& b : batches_) b.stop();
     for (simulated_stream& x : streams_) x.stop();
     for (simulated_request& r : requests_) r.stop();
+    for (simulated_cut& c : cuts_) c.stop();
     drive_until_nothing_waits();
     if (!violation_.empty()) return;
     for (auto& [number, named] : model_.names)
@@ -165,6 +170,7 @@ class simulator {
     acquires_.clear();
     streams_.clear();
     requests_.clear();
+    cuts_.clear();
     batches_.clear();
     lost_.clear();
     for (const extent& e : std::exchange(borrowed_, {})) control().give_back(e);
@@ -222,9 +228,14 @@ class simulator {
                ? nullptr
                : &*std::next(sequences_.begin(), static_cast<std::ptrdiff_t>(i % sequences_.size()));
   }
-  simulated_sequence* pick_closed(std::uint32_t i) {
+  // One that may be cut and forked; and one that may go on.
+  simulated_sequence* pick_idle(std::uint32_t i) {
     simulated_sequence* const s = pick_sequence(i);
     return s == nullptr || s->open || s->batched || s->asking ? nullptr : s;
+  }
+  simulated_sequence* pick_closed(std::uint32_t i) {
+    simulated_sequence* const s = pick_idle(i);
+    return s == nullptr || s->tokens.suspended() ? nullptr : s;
   }
   void perform(const simulated_operation& o);
   void append(const simulated_operation& o);
@@ -233,6 +244,8 @@ class simulator {
   void end_reservation(simulated_sequence& s, std::uint32_t keep);
   void request(const simulated_operation& o);
   void examine(simulated_request& r);
+  void resume(const simulated_operation& o);
+  void examine(simulated_cut& c);
   void truncate(simulated_sequence& s, std::uint64_t tokens);
   void acquire(const simulated_operation& o);
   void start_acquire(std::vector<simulated_acquire::wanted_block> wanted, lease_form form);
@@ -286,6 +299,7 @@ class simulator {
   std::list<simulated_batch> batches_;
   std::list<simulated_stream> streams_;
   std::list<simulated_request> requests_;
+  std::list<simulated_cut> cuts_;
   std::list<simulated_acquire> acquires_;
   std::list<simulated_flush> flushes_;
   std::vector<simulated_restoration> restorations_;

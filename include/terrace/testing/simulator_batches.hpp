@@ -51,8 +51,8 @@ inline void simulator::provide(const simulated_operation& o) {
   std::vector<std::uint32_t> tokens;
   std::uint32_t each = o.b;
   for (const simulated_sequence* s : b->members) {
-    const bool takes =
-        s != nullptr && !s->open && !s->batched && !s->asking && s->stamps.size() + 4 <= most_tokens;
+    const bool takes = s != nullptr && !s->open && !s->batched && !s->asking && !s->tokens.suspended() &&
+                       s->stamps.size() + 4 <= most_tokens;
     tokens.push_back(takes ? each % 5 : 0);
     each /= 5;
   }
@@ -84,7 +84,7 @@ inline void simulator::next(const simulated_operation& o) {
   if (b == nullptr || b->busy()) return;
   for (std::size_t i = 0; i < b->members.size(); ++i)
     if (const simulated_sequence* const s = b->members[i];
-        s != nullptr && (s->open || s->asking || (s->batched && !b->reserves(i))))
+        s != nullptr && (s->open || s->asking || s->tokens.suspended() || (s->batched && !b->reserves(i))))
       return;
   const std::uint32_t layers = ladder_.setup.layout.layers();
   const bool goes_on = b->walking && o.b % 8 != 0;

@@ -71,6 +71,10 @@ inline void simulator::look_around() {
     if (r->done) examine(*r);
     r = r->done ? requests_.erase(r) : std::next(r);
   }
+  for (auto c = cuts_.begin(); c != cuts_.end();) {
+    if (c->done) examine(*c);
+    c = c->done ? cuts_.erase(c) : std::next(c);
+  }
   end_flushes();
   if (violation_.empty()) violate(watch_->look());
 }
@@ -154,7 +158,7 @@ inline void simulator::settle() {
     return std::any_of(acquires_.begin(), acquires_.end(),
                        [this](const simulated_acquire& a) { return waits_for_us(a); }) ||
            std::any_of(batches_.begin(), batches_.end(), [](const simulated_batch& b) { return b.asking; }) ||
-           !streams_.empty();
+           !streams_.empty() || !cuts_.empty();
   };
   while (violation_.empty() && !restorations_.empty() && somebody_waits()) {
     end_restoration(0, acquires_.size() % 2 == 0);
@@ -164,6 +168,7 @@ inline void simulator::settle() {
   if (!flushes_.empty()) return violate("a flush waits, and nothing is on its way");
   if (!streams_.empty()) return violate("a stream waits, and nothing is on its way");
   if (!requests_.empty()) return violate("a request for room waits, and nothing is on its way");
+  if (!cuts_.empty()) return violate("a cut waits, and nothing is on its way");
   simulation_audit audit(ladder_);
   for (simulated_acquire& a : acquires_) {
     if (!a.done()) return violate("an acquire waits, and nothing is on its way");

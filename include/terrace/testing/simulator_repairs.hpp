@@ -24,7 +24,7 @@ inline void simulator::restore(const simulated_operation& o) {
     const std::size_t index = o.c / 8 % pages.rows[row].size();
     chosen.id = pages.rows[row][index];
     if (!chosen.id.valid()) return;
-    if (index < pages.sealed(row)) chosen.content = simulation_model::content_of(*s, row, index);
+    chosen.content = simulation_model::content_of(*s, row, index);
   }
   const block_id id = chosen.id;
   const auto is_lost = [&] {
@@ -59,6 +59,7 @@ inline void simulator::excuse(block_id id) {
   for (simulated_batch& b : batches_)
     if (b.asking) b.excused.push_back(id);
   for (simulated_stream& s : streams_) s.excused.push_back(id);
+  for (simulated_cut& c : cuts_) c.excused = c.excused || c.wants(id);
 }
 
 inline void simulator::end_restoration(std::size_t i, bool whole) {

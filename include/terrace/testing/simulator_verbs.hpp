@@ -13,6 +13,7 @@ inline namespace TERRACE_EX {
 inline void simulator::perform(const simulated_operation& o) {
   simulated_sequence* const any = pick_sequence(o.a);
   simulated_sequence* const closed = pick_closed(o.a);
+  simulated_sequence* const idle = pick_idle(o.a);
   switch (o.what) {
     case verb::begin:
       if (sequences_.size() < most_sequences) sequences_.push_back({cache().make_sequence(), {}});
@@ -27,14 +28,14 @@ inline void simulator::perform(const simulated_operation& o) {
         end_reservation(*any, o.b % (any->open->tokens() + 1));
       return;
     case verb::fork:
-      if (closed != nullptr && sequences_.size() < most_sequences)
-        sequences_.push_back({cache().fork(closed->tokens), std::vector(closed->stamps)});
+      if (idle != nullptr && sequences_.size() < most_sequences)
+        sequences_.push_back({cache().fork(idle->tokens), std::vector(idle->stamps)});
       return;
     case verb::truncate:
-      if (closed != nullptr) truncate(*closed, o.b % (closed->stamps.size() + 1));
+      if (idle != nullptr) truncate(*idle, o.b % (idle->stamps.size() + 1));
       return;
     case verb::forget:
-      if (any != nullptr && !any->streaming)
+      if (any != nullptr && !any->streaming && !any->asking)
         any->tokens.forget(o.b % most_tokens, o.b % most_tokens + o.c % 16);
       return;
     case verb::drop:
@@ -51,7 +52,8 @@ inline void simulator::perform(const simulated_operation& o) {
     case verb::prefetch:
     case verb::weigh:
       if (any == nullptr) return;
-      for (const block_id id : any->tokens.pages().rows[o.b % any->tokens.pages().rows.size()])
+      // A copy: room that the sequence waits for may come meanwhile.
+      for (const block_id id : std::vector(any->tokens.pages().rows[o.b % any->tokens.pages().rows.size()]))
         if (id.valid() && control().record(id.index).now == block_record::phase::sealed) {
           if (o.what == verb::prefetch)
             cache().prefetch({&id, 1}, o.c % 3 == 0 ? lease_form::attendable : lease_form::raw);
@@ -106,6 +108,18 @@ inline void simulator::perform(const simulated_operation& o) {
       return request(o);
     case verb::abandon:
       if (!requests_.empty()) requests_.back().stop();
+      return;
+    case verb::suspend:
+      if (closed == nullptr) return;
+      if (const auto blocks = closed->tokens.suspend())
+        counts.suspended += *blocks;
+      else
+        violate("a sequence cannot be suspended: " + blocks.error().message());
+      return;
+    case verb::resume:
+      return resume(o);
+    case verb::yield:
+      if (!cuts_.empty()) cuts_.back().stop();
       return;
     case verb::insert:
       return insert(o);
@@ -228,6 +242,35 @@ inline void simulator::truncate(simulated_sequence& s, std::uint64_t tokens) {
         return id.valid() && (explained(id, done.error()) || explained(id, {errc::deadline}));
       }))
     violate("a cut failed and no fault has struck: " + done.error().message());
+}
+
+// A cut of any sequence; one that is suspended goes on after it.
+inline void simulator::resume(const simulated_operation& o) {
+  simulated_sequence* const s = pick_idle(o.a);
+  if (s == nullptr || in_batch(*s) || cuts_.size() >= most_cuts) return;
+  cuts_.emplace_back(*s,
+                     s->tokens.suspended() && o.b % 4 != 0 ? s->stamps.size() : o.c % (s->stamps.size() + 1));
+  cuts_.back().start();
+}
+
+inline void simulator::examine(simulated_cut& c) {
+  simulated_sequence& s = *c.of;
+  if (!c.failure && !c.stopped) {
+    ++counts.resumed;
+    s.stamps.resize(c.tokens);
+    if (s.tokens.suspended()) violate("a sequence was cut, and is suspended still");
+  }
+  if (s.tokens.length() != s.stamps.size())
+    return violate("a cut that failed has changed the sequence, or one that has not did nothing");
+  if (c.stopped && !c.asked_to_stop) violate("a cut has stopped, and nobody has asked it to");
+  if (!c.failure) return;
+  ++counts.refused;
+  const block_error& e = *c.failure;
+  if (e.code == errc::out_of_capacity || e.code == errc::invalid_argument || c.excused) return;
+  if (std::none_of(c.blocks.begin(), c.blocks.end(), [&](block_id id) {
+        return id.valid() && (explained(id, e) || explained(id, {errc::deadline}));
+      }))
+    violate("a cut failed and no fault has struck: " + e.message());
 }
 
 // --- Reading.
