@@ -57,6 +57,17 @@ EOF
     [[ -n $(find_clang) ]] || echo clang-19
     command -v clang-format >/dev/null || echo clang-format
   fi
+  if ((with_tests > 1)); then
+    local clang=$(find_clang || true)
+    if [[ -n $clang ]] && ! has_sanitizers "$clang"; then
+      echo "libclang-rt-$("$clang" -dumpversion | cut -d . -f 1)-dev"
+    fi
+  fi
+}
+
+# Whether a compiler can link a program with its sanitizers: clang's are a package of their own.
+has_sanitizers() {
+  "$1" -x c++ -fsanitize=address,undefined -o /dev/null - <<<'int main() {}' 2>/dev/null
 }
 
 # Prints the newest clang++ that Terrace supports, or nothing.
@@ -74,7 +85,7 @@ find_clang() {
 is_optional() {
   case $1 in
     ninja-build) command -v make >/dev/null ;;
-    ccache | clang-19 | clang-format | libbenchmark-dev) true ;;
+    ccache | clang-19 | clang-format | libbenchmark-dev | libclang-rt-*) true ;;
     *) false ;;
   esac
 }
@@ -91,7 +102,7 @@ apt() {
 
 # Installs what is missing, where that is possible; otherwise names it, and exits with 1 unless it is optional.
 # What is optional and was not to be had is not asked for again. ensure_packages 0 is for the examples,
-# ensure_packages 1 for the tests as well.
+# ensure_packages 1 for the tests as well, and ensure_packages 2 for those under sanitizers.
 ensure_packages() {
   local package unavailable=$root/build/.unavailable_packages
   local -a missing needed=() optional=()

@@ -208,7 +208,9 @@ TERRACE_BODY result<batch_window> batch::give(lease held) {
     asking_ = under_way_ = false;
     return batch_window();
   }
-  if (walk_.stale()) {  // while the blocks were on their way
+  // A sequence may change while the blocks are on their way, and by what asking for the next ones brings about.
+  if (options_.look_ahead && !walk_.stale()) look_ahead();
+  if (walk_.stale()) {
     give_up();
     return propagate(changed);
   }
@@ -217,7 +219,6 @@ TERRACE_BODY result<batch_window> batch::give(lease held) {
     return propagate(placed.error());
   }
   asking_ = false;
-  if (options_.look_ahead) look_ahead();
   return batch_window(placed_, std::move(held));
 }
 

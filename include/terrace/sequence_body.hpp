@@ -265,16 +265,17 @@ TERRACE_BODY result<std::size_t> sequence::suspend() {
   page_table& p = *pages_;
   if (p.reserved)
     return fail(errc::invalid_argument, "a sequence cannot be suspended while its reservation is open");
+  const auto has_tail = [&](std::size_t row) { return p.rows[row].size() != p.sealed(row); };
+  for (std::size_t row = 0; row < p.rows.size(); ++row) p.suspended = p.suspended || has_tail(row);
+  ++p.changes;  // before anybody is told of what sealing makes possible
   std::size_t blocks = 0;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
-    if (p.rows[row].size() == p.sealed(row)) continue;
+    if (!has_tail(row)) continue;
     const std::uint32_t tail = p.rows[row].back().index;
-    p.suspended = true;
     if (p.owner->record(tail).now != block_record::phase::open || p.owner->record(tail).refs != 1) continue;
     p.owner->seal(tail);
     ++blocks;
   }
-  if (p.suspended) ++p.changes;
   return blocks;
 }
 

@@ -214,6 +214,7 @@ class simulator {
   bool referred_to(block_id id);
   bool explained(block_id id, const error& cause);
   void look_around();
+  void look_at(const page_table& pages);
   void examine(simulated_acquire& a);
   void compare(simulated_acquire& a);
   void end_flushes();

@@ -59,6 +59,7 @@ inline bool simulator::explained(block_id id, const error& cause) {
 
 inline void simulator::look_around() {
   if (!violation_.empty()) return;
+  for (const simulated_sequence& s : sequences_) look_at(s.tokens.pages());
   for (simulated_acquire& a : acquires_)
     if (a.done() && !std::exchange(a.examined, true)) examine(a);
   for (simulated_batch& b : batches_)
@@ -77,6 +78,13 @@ inline void simulator::look_around() {
   }
   end_flushes();
   if (violation_.empty()) violate(watch_->look());
+}
+// What is behind the last whole block is open, unless it was sealed as it was.
+inline void simulator::look_at(const page_table& pages) {
+  for (std::size_t row = 0; row < pages.rows.size(); ++row)
+    if (!pages.suspended && pages.rows[row].size() > pages.sealed(row) &&
+        control().record(pages.rows[row].back().index).now != block_record::phase::open)
+      violate("a sequence that nobody has suspended ends with a sealed part of a block");
 }
 inline void simulator::examine(simulated_acquire& a) {
   ++counts.acquires;
