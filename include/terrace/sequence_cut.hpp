@@ -1,6 +1,6 @@
 #pragma once
-// How a sequence is cut within a sealed block: the block is brought, and what stays of it copied into a new open one. Part
-// of sequence.hpp.
+// Part of sequence.hpp: how a sequence is cut within a sealed block. The block is brought, and what stays of it copied into
+// a new open one.
 #include <cstddef>
 #include <cstdint>
 #include <optional>
