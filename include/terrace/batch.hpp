@@ -34,8 +34,7 @@ class batch_room {
  private:
   batch* batch_;
   std::span<const std::uint32_t> tokens_;
-  std::size_t at_ = 0;                   // the sequence that is served
-  std::optional<reservation_room> one_;  // what it has of it
+  std::size_t at_ = 0;  // the sequence that is served
 };
 
 /// A ragged set of sequences that decode together. For each layer it gives windows of pages, bounded by tier
@@ -60,9 +59,9 @@ class batch_room {
 ///
 /// It stays in place; its windows and senders end before it, and it ends before its cache. Its sequences stay, and
 /// where they are, as long as it names them: one may end or move as soon as `assign` names others or `drop` leaves
-/// it out. From the first window of a layer to the last, nobody else changes them (reserve, commit, truncate,
-/// append_shared, forget, release): `next` then gives no further window until the layer is begun anew. Owner thread
-/// only.
+/// it out. From the first window of a layer to the last, nobody else changes them (reserve, commit, truncate, suspend,
+/// append_shared, forget, release): `next` then gives no further window until the layer is begun anew, and of a window that
+/// is out the open pages are nobody's any more. Owner thread only.
 class batch {
  public:
   struct options {
@@ -140,8 +139,8 @@ class batch {
   ///
   /// Completes on the owner with set_value(batch_window); set_error(block_error), where asking again tries
   /// the same window again: lost blocks, out_of_capacity where tier 0 has no room for a single block,
-  /// invalid_argument for a layer that there is not, while a window is out, where a sequence has a reservation that is
-  /// not the batch's, and where one was changed in the middle of the layer, until that is begun anew; or set_stopped().
+  /// invalid_argument for a layer that there is not, while a window is out, where a sequence is suspended or has a
+  /// reservation that is not the batch's, and where one was changed in the middle of the layer, until that is begun anew; or set_stopped().
   ///
   /// With lease_form::attendable, pages may stay encoded where they are: for `attend` (attention/
   /// attend_batch.hpp), which then reads fewer bytes, and not for kernels.

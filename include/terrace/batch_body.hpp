@@ -78,9 +78,18 @@ TERRACE_BODY result<void> batch::check_room(std::span<const std::uint32_t> token
   return {};
 }
 
-// Each sequence's room is begun when those before it have theirs: what fails there is told from `take`.
+// All are begun before any takes room: from here on nobody else may change them.
 TERRACE_BODY result<void> batch_room::begin() {
   if (auto good = batch_->check_room(tokens_); !good) return good;
+  for (std::size_t i = 0; i < tokens_.size(); ++i) {
+    if (tokens_[i] == 0) continue;
+    reservation_room one = batch_->sequences_[i]->room_for(tokens_[i]);
+    if (auto begun = one.begin(); !begun) {
+      for (auto& r : batch_->reservations_) r.reset();
+      return begun;
+    }
+    batch_->reservations_[i].emplace(one.finish());
+  }
   batch_->reserving_ = true;
   return {};
 }
@@ -88,16 +97,8 @@ TERRACE_BODY result<void> batch_room::begin() {
 TERRACE_BODY result<bool> batch_room::take() {
   for (; at_ < tokens_.size(); ++at_) {
     if (tokens_[at_] == 0) continue;
-    if (!one_) {
-      one_.emplace(batch_->sequences_[at_]->room_for(tokens_[at_]));
-      if (auto begun = one_->begin(); !begun) {
-        one_.reset();
-        return propagate(begun.error());
-      }
-    }
-    if (const auto whole = one_->take(); !whole || !*whole) return whole;
-    batch_->reservations_[at_].emplace(one_->finish());
-    one_.reset();
+    const auto whole = batch_->sequences_[at_]->room_for(tokens_[at_]).take();
+    if (!whole || !*whole) return whole;
   }
   return true;
 }
@@ -109,9 +110,8 @@ TERRACE_BODY void batch_room::finish() noexcept {
 }
 
 TERRACE_BODY void batch_room::give_up() {
-  if (one_) one_->give_up();
-  for (auto& r : batch_->reservations_) r.reset();
   batch_->reserving_ = false;
+  for (auto& r : batch_->reservations_) r.reset();
 }
 
 TERRACE_BODY void batch::commit(std::span<const std::uint32_t> kept) {
@@ -145,7 +145,8 @@ TERRACE_BODY result<void> batch::ready() const noexcept {
   for (const sequence* s : sequences_) {
     if (s == nullptr) continue;
     if (s->pages().reserved)
-      return fail(errc::invalid_argument, "a sequence of a batch has a reservation that is not the batch's");
+      return fail(errc::invalid_argument,
+                  "a sequence of a batch has a reservation, or a cut under way, that is not the batch's");
     if (s->suspended()) return fail(errc::invalid_argument, "a sequence of a batch is suspended");
   }
   return {};
@@ -172,8 +173,9 @@ TERRACE_BODY window_limits batch::limits(std::uint32_t layer) const noexcept {
 
 TERRACE_BODY result<void> batch::ask(std::uint32_t layer, lease_form form) {
   if (busy())
-    return fail(errc::invalid_argument,
-                "a batch has one window at a time: the last one must be released first");
+    return fail(
+        errc::invalid_argument,
+        "a batch has one window at a time: the last one must be released first, and none while it reserves");
   if (layer >= layout().layers())
     return fail(errc::invalid_argument, "a batch was asked for a layer that the model does not have");
   if (under_way_ && layer == layer_ && !walk_.finished() && walk_.stale()) return propagate(changed);

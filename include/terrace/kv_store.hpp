@@ -57,7 +57,8 @@ class kv_store {
   void for_each_name(F&& f) const {
     planner_->for_each_name(f);
   }
-  /// Where a block's tokens stand: for engines that compute anew what a block_error names. Nothing where the block is gone.
+  /// Where a block's tokens stand: for engines that compute anew what a block_error names. Of the last block of a suspended
+  /// sequence what lies behind its length may be anything. Nothing where the block is gone.
   /// O(groups).
   std::optional<block_range> range_of(block_id id) const noexcept {
     const block_record* const r = planner_->find_record(id);

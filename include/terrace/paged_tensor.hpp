@@ -214,6 +214,7 @@ class paged_tensor {
                    "a page of a tensor was sealed that is not being written");
     const std::uint32_t block = std::exchange(pages_[i].open, block_id::no_index);
     owner_->seal(block);
+    owner_->wake();
     replace(i, block);
   }
   /// What was written to page `i` and not sealed vanishes; the page is as it was.
@@ -247,6 +248,7 @@ class paged_tensor {
       }
       std::ranges::copy(values.subspan(i * page_elements(), page_size(i)), contents(i, *block).begin());
       owner_->seal(*block);
+      owner_->wake();
       fresh.push_back(*block);
       owner_->owner().poll();
     }

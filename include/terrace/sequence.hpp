@@ -150,7 +150,8 @@ class sequence {
   /// The same as a sender, which never blocks. Until it has completed the sequence counts as reserved, and stays.
   cut_sender truncate_async(std::uint64_t tokens) noexcept;
   /// The request waits, for its user's next turn, say: its open blocks are sealed as they are and may leave tier 0 as all
-  /// others do; but for those that a fork shares, which stay. Until `resume` no reservation is given. Returns how many
+  /// others do; but for those that a fork shares, which stay until `suspend` is called without one. A fork of it is suspended
+  /// too. Until `resume` no reservation is given. Returns how many
   /// may leave. invalid_argument while a reservation is open.
   result<std::size_t> suspend();
   /// The end of that: a sender (sequence_cut.hpp). The blocks are brought and copied into open ones. A tier with a lossy

@@ -89,8 +89,6 @@ TERRACE_BODY result<bool> reservation_room::make_tail_own(std::size_t row) {
 TERRACE_BODY void reservation::end(std::uint32_t keep) {
   if (pages_ == nullptr) return;
   page_table& p = *std::exchange(pages_, nullptr);
-  p.reserved = false;
-  ++p.changes;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
     auto& blocks = p.rows[row];
     const std::uint64_t tokens = p.group(row).tokens;
@@ -106,6 +104,9 @@ TERRACE_BODY void reservation::end(std::uint32_t keep) {
     p.owner->drop_ref(shared.index);
   }
   p.length += keep;
+  p.reserved = false;
+  ++p.changes;
+  p.owner->wake();
 }
 
 TERRACE_BODY result<void> reservation::copy_to(restoration& lost) const {
@@ -116,6 +117,8 @@ TERRACE_BODY result<void> reservation::copy_to(restoration& lost) const {
   if (range.first_token < first_ || range.first_token + range.tokens > first_ + tokens_)
     return fail(errc::invalid_argument, "not all tokens of the block that is computed anew are reserved");
   const block_record& r = p.owner->record(lost.id().index);
+  if (r.row >= p.rows.size())
+    return fail(errc::invalid_argument, "a tensor's page is no sequence's to compute");
   return p.owner->copy_hot(lost.data().data(), p.owner->open_data(p.rows[r.row][r.depth].index),
                            lost.data().size());
 }
@@ -203,44 +206,51 @@ TERRACE_BODY result<void> sequence::append_shared(std::uint64_t tokens, std::spa
 
 TERRACE_BODY result<void> sequence_cut::begin() {
   page_table& p = *pages_;
+  const std::uint64_t tokens = tokens_.value_or(p.length);
   if (p.reserved)
     return fail(errc::invalid_argument, "a sequence cannot be cut while its reservation is open");
-  if (tokens_ > p.length)
+  if (tokens > p.length)
     return fail(errc::invalid_argument, "a sequence cannot be cut to more tokens than it has");
   std::vector<block_id> ids;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
-    if (tokens_ % p.group(row).tokens == 0) continue;
-    const block_id id = p.rows[row][tokens_ / p.group(row).tokens];
+    if (tokens % p.group(row).tokens == 0) continue;
+    const block_id id = p.rows[row][tokens / p.group(row).tokens];
     if (!id.valid())
       return fail(errc::invalid_argument, "a sequence cannot be cut inside of what it has forgotten");
     if (p.owner->record(id.index).now == block_record::phase::open) continue;
     cuts_.push_back({row, id});
     ids.push_back(id);
   }
+  tokens_ = tokens;
   p.reserved = true;
   p.owner->prefetch(ids, lease_form::raw);
   return {};
 }
 
-TERRACE_BODY result<bool> sequence_cut::copy(const leased_block& from) {
-  cut_block& cut = cuts_[at_];
-  const auto own =
-      sequence::open_like(*pages_, cut.row, tokens_ / pages_->group(cut.row).tokens, from.data, from.quality);
-  if (!own) return propagate(own.error());
-  if (!*own) return false;
-  cut.to = **own;
-  ++at_;
+TERRACE_BODY result<bool> sequence_cut::take() {
+  for (; opened_ < cuts_.size(); ++opened_) {
+    cut_block& cut = cuts_[opened_];
+    const auto own = sequence::open_like(*pages_, cut.row, *tokens_ / pages_->group(cut.row).tokens, nullptr);
+    if (!own) return propagate(own.error());
+    if (!*own) return false;
+    cut.to = **own;
+  }
   return true;
+}
+
+TERRACE_BODY result<void> sequence_cut::copy(const leased_block& from) {
+  planner& owner = control();
+  const cut_block& cut = cuts_[copied_++];
+  owner.lower_fidelity(cut.to.index, from.quality);
+  return owner.copy_hot(owner.open_data(cut.to.index), from.data, pages_->group(cut.row).block_bytes());
 }
 
 TERRACE_BODY void sequence_cut::finish() {
   page_table& p = *pages_;
-  p.reserved = p.suspended = false;
-  ++p.changes;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
     const std::uint64_t size = p.group(row).tokens;
     auto& blocks = p.rows[row];
-    for (; blocks.size() > (tokens_ + size - 1) / size; blocks.pop_back())
+    for (; blocks.size() > (*tokens_ + size - 1) / size; blocks.pop_back())
       if (blocks.back().valid()) p.owner->drop_ref(blocks.back().index);
   }
   for (const cut_block& cut : cuts_) {
@@ -248,13 +258,22 @@ TERRACE_BODY void sequence_cut::finish() {
     if (last.valid()) p.owner->drop_ref(last.index);
     last = cut.to;
   }
-  p.length = tokens_;
+  p.length = *tokens_;
+  p.reserved = p.suspended = false;
+  ++p.changes;
+  p.owner->wake();
+}
+
+TERRACE_BODY void sequence_cut::drop_copies() {
+  for (cut_block& cut : cuts_)
+    if (const block_id own = std::exchange(cut.to, block_id{}); own.valid())
+      pages_->owner->drop_ref(own.index);
 }
 
 TERRACE_BODY void sequence_cut::give_up() {
+  drop_copies();
   pages_->reserved = false;
-  for (const cut_block& cut : cuts_)
-    if (cut.to.valid()) pages_->owner->drop_ref(cut.to.index);
+  pages_->owner->wake();
 }
 
 TERRACE_BODY basic_result<void, block_error> sequence::truncate(std::uint64_t tokens) {
@@ -265,17 +284,17 @@ TERRACE_BODY result<std::size_t> sequence::suspend() {
   page_table& p = *pages_;
   if (p.reserved)
     return fail(errc::invalid_argument, "a sequence cannot be suspended while its reservation is open");
-  const auto has_tail = [&](std::size_t row) { return p.rows[row].size() != p.sealed(row); };
-  for (std::size_t row = 0; row < p.rows.size(); ++row) p.suspended = p.suspended || has_tail(row);
-  ++p.changes;  // before anybody is told of what sealing makes possible
   std::size_t blocks = 0;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
-    if (!has_tail(row)) continue;
+    if (p.rows[row].size() == p.sealed(row)) continue;
+    p.suspended = true;
     const std::uint32_t tail = p.rows[row].back().index;
     if (p.owner->record(tail).now != block_record::phase::open || p.owner->record(tail).refs != 1) continue;
     p.owner->seal(tail);
     ++blocks;
   }
+  ++p.changes;
+  p.owner->wake();
   return blocks;
 }
 
@@ -330,6 +349,7 @@ TERRACE_BODY void sequence::release() noexcept {
   pages_->turn = 0;
   pages_->suspended = false;
   ++pages_->changes;
+  pages_->owner->wake();
 }
 
 }  // namespace TERRACE_EX

@@ -15,21 +15,29 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// A cut that is under way: one row of layers after the other has its block copied. Until its end the sequence is as it
-/// was, and counts as reserved.
+/// A cut that is under way: room for all copies first, then one row of layers after the other is brought and copied. Until
+/// its end the sequence is as it was, and counts as reserved.
 class sequence_cut {
  public:
-  sequence_cut(page_table& pages, std::uint64_t tokens) noexcept : pages_(&pages), tokens_(tokens) {}
+  /// To so many tokens; to as many as there are, by default.
+  sequence_cut(page_table& pages, std::optional<std::uint64_t> tokens) noexcept
+      : pages_(&pages), tokens_(tokens) {}
 
-  planner& control() noexcept { return *pages_->owner; }
-  /// Which blocks have to be copied. All are asked for, so that the later ones come while the first is copied.
+  planner& control() const noexcept { return *pages_->owner; }
+  /// Which blocks have to be copied. All are asked for, so that they come while there is no room yet.
   result<void> begin();
-  /// The block that is to be copied next; nullptr: there is none.
-  const block_id* wanted() const noexcept { return at_ == cuts_.size() ? nullptr : &cuts_[at_].from; }
-  /// Copies it. False: a slot will come free when a transfer on its way has ended.
-  result<bool> copy(const leased_block& from);
+  bool copies() const noexcept { return !cuts_.empty(); }
+  /// Takes room for the copies. False: a slot will come free when a transfer on its way has ended.
+  result<bool> take();
+  /// The block that is to be copied next, once there is room; nullptr: there is none.
+  const block_id* wanted() const noexcept { return copied_ == cuts_.size() ? nullptr : &cuts_[copied_].from; }
+  result<void> copy(const leased_block& from);
+  /// The sequence is cut. Others may be called back from within.
   void finish();
+  /// Instead: it is as it was. Likewise.
   void give_up();
+  /// The room that was taken is free again.
+  void drop_copies();
 
  private:
   struct cut_block {
@@ -38,26 +46,25 @@ class sequence_cut {
     block_id to{};
   };
   page_table* pages_;
-  std::uint64_t tokens_;
+  std::optional<std::uint64_t> tokens_;
   std::vector<cut_block> cuts_;
-  std::size_t at_ = 0;
+  std::size_t opened_ = 0, copied_ = 0;  // of these
 };
 
-/// What one copy takes room for (cache/room.hpp).
+/// What its copies take room for (cache/room.hpp).
 class cut_room {
  public:
   using value_type = void;
-  cut_room(sequence_cut& cut, const leased_block& from) noexcept : cut_(&cut), from_(from) {}
+  explicit cut_room(sequence_cut& cut) noexcept : cut_(&cut) {}
 
   planner& control() noexcept { return cut_->control(); }
   result<void> begin() noexcept { return {}; }
-  result<bool> take() { return cut_->copy(from_); }
+  result<bool> take() { return cut_->take(); }
   void finish() noexcept {}
-  void give_up() noexcept {}
+  void give_up() { cut_->drop_copies(); }
 
  private:
   sequence_cut* cut_;
-  leased_block from_;
 };
 
 /// The sender that `sequence::truncate_async` and `resume` return. Completes on the owner with set_value(),
@@ -69,46 +76,45 @@ class cut_sender {
   static consteval auto get_completion_signatures() {
     return ex::completion_signatures<ex::set_value_t(), ex::set_error_t(block_error), ex::set_stopped_t()>{};
   }
-  cut_sender(page_table& pages, std::uint64_t tokens) noexcept : pages_(&pages), tokens_(tokens) {}
+  explicit cut_sender(sequence_cut cut) noexcept : cut_(std::move(cut)) {}
 
   template <class R>
   class operation {
    public:
     using operation_state_concept = ex::operation_state_t;
-    operation(page_table& pages, std::uint64_t tokens, R r) : cut_(pages, tokens), receiver_(std::move(r)) {}
+    operation(sequence_cut cut, R r)
+        : cut_(std::move(cut)),
+          receiver_(std::move(r)),
+          room_(room_sender(cut_room(cut_)).connect(granted{this})) {}
     operation(operation&&) = delete;
 
     void start() noexcept {
       if (auto begun = cut_.begin(); !begun)
         return ex::set_error(std::move(receiver_), block_error(begun.error()));
-      bring_next();
+      if (cut_.copies()) return room_.start();
+      cut_.finish();
+      ex::set_value(std::move(receiver_));
     }
 
    private:
-    struct brought {
+    struct granted {
       using receiver_concept = ex::receiver_t;
       operation* self;
-      void set_value(lease held) noexcept {
-        self->held_ = std::move(held);
-        self->copy();
-      }
-      void set_error(block_error e) noexcept { self->fail(std::move(e)); }
-      void set_stopped() noexcept { self->stop(); }
-      ex::env_of_t<R> get_env() const noexcept { return ex::get_env(self->receiver_); }
-    };
-    struct copied {
-      using receiver_concept = ex::receiver_t;
-      operation* self;
-      void set_value() noexcept {
-        self->held_ = {};
-        self->bring_next();
-      }
+      void set_value() noexcept { self->bring_next(); }
       void set_error(error e) noexcept { self->fail(block_error(e)); }
       void set_stopped() noexcept { self->stop(); }
       ex::env_of_t<R> get_env() const noexcept { return ex::get_env(self->receiver_); }
     };
+    struct brought {
+      using receiver_concept = ex::receiver_t;
+      operation* self;
+      void set_value(lease held) noexcept { self->copy(std::move(held)); }
+      void set_error(block_error e) noexcept { self->fail(std::move(e)); }
+      void set_stopped() noexcept { self->stop(); }
+      ex::env_of_t<R> get_env() const noexcept { return ex::get_env(self->receiver_); }
+    };
 
-    // Both are called by the operation before, as the last thing that it does, so that another may take its place.
+    // Called by the acquire before as the last thing that it does, so that another may take its place.
     void bring_next() noexcept {
       const block_id* const next = cut_.wanted();
       if (next == nullptr) {
@@ -120,40 +126,40 @@ class cut_sender {
       }});
       acquire_->start();
     }
-    void copy() noexcept {
-      room_.emplace(elide{[&] { return room_sender(cut_room(cut_, held_[0])).connect(copied{this}); }});
-      room_->start();
+    void copy(lease held) noexcept {
+      const auto copied = cut_.copy(held[0]);
+      held.release();
+      if (!copied) return fail(block_error(copied.error()));
+      bring_next();
     }
     void fail(block_error e) noexcept {
-      held_ = {};
       cut_.give_up();
       ex::set_error(std::move(receiver_), std::move(e));
     }
     void stop() noexcept {
-      held_ = {};
       cut_.give_up();
       ex::set_stopped(std::move(receiver_));
     }
 
     sequence_cut cut_;
     R receiver_;
-    lease held_;
+    room_sender<cut_room>::operation<granted> room_;
     std::optional<acquire_sender::operation<brought>> acquire_;
-    std::optional<room_sender<cut_room>::operation<copied>> room_;
   };
 
   template <class R>
   operation<R> connect(R receiver) const {
-    return operation<R>(*pages_, tokens_, std::move(receiver));
+    return operation<R>(cut_, std::move(receiver));
   }
 
  private:
-  page_table* pages_;
-  std::uint64_t tokens_;
+  sequence_cut cut_;
 };
 
-inline cut_sender sequence::truncate_async(std::uint64_t tokens) noexcept { return {*pages_, tokens}; }
-inline cut_sender sequence::resume() noexcept { return {*pages_, pages_->length}; }
+inline cut_sender sequence::truncate_async(std::uint64_t tokens) noexcept {
+  return cut_sender(sequence_cut(*pages_, tokens));
+}
+inline cut_sender sequence::resume() noexcept { return cut_sender(sequence_cut(*pages_, std::nullopt)); }
 
 }  // namespace TERRACE_EX
 }  // namespace terrace

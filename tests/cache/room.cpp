@@ -40,16 +40,6 @@ struct outcome {
   ex::inplace_stop_token token{};
 };
 
-// Six slots. All blocks are sealed, and none can leave before the device below has taken one.
-struct full_cache : small_cache<> {
-  full_cache() : small_cache<>(6, 64) {
-    script.hold = true;
-    REQUIRE(append(6));
-    while (script.in_flight == 0) ctx.poll();
-  }
-  std::uint64_t pins() { return cache().stats().pins; }
-};
-
 }  // namespace
 
 TEST_CASE("room that there is comes at once, and is that of reserve") {
@@ -246,59 +236,63 @@ TEST_CASE("a batch has room for all of its tokens or for none, and nothing else 
   CHECK(a.length() == 20);
   CHECK(b.length() == 30);
 
-  auto own = b.reserve(1);  // the second member cannot, so the first has nothing either
-  REQUIRE(own);
-  CHECK(f.ctx.sync_wait(both.reserve_async(tokens)).error().code == errc::invalid_argument);
-  CHECK(both.new_tokens(0) == 0);
-  CHECK(a.reserve(1));
+  {
+    auto own = b.reserve(1);  // the second member cannot, so the first has nothing either
+    REQUIRE(own);
+    CHECK(f.ctx.sync_wait(both.reserve_async(tokens)).error().code == errc::invalid_argument);
+    CHECK(both.new_tokens(0) == 0);
+    CHECK(a.reserve(1));
+  }
 }
 
-TEST_CASE("a lost block is computed anew in a slot that nobody has blocked for") {
-  small_cache<> f(6, 64);
-  REQUIRE(f.append(16));
-  REQUIRE(f.ctx.sync_wait(f.cache().flush()));
-  f.script.flip_reads = 1;
-  REQUIRE_FALSE(f.read(3));
-  sequence filler = f.cache().make_sequence();
-  f.script.hold = true;
-  REQUIRE(pattern::append(filler, 6 * 16, 1, 3));
-  const block_id lost = f.ids()[3];
-
-  std::optional<restoration> room;
-  const auto restored =
-      f.cache().restore_async(lost) | ex::then([&](restoration r) noexcept { room.emplace(std::move(r)); });
+TEST_CASE("while a batch waits for room, nobody else changes those that it reserves for") {
+  full_cache f;
+  sequence a = f.cache().make_sequence(), b = f.cache().make_sequence(), idle = f.cache().make_sequence();
+  batch all(f.cache());
+  sequence* const members[] = {&a, &b, &idle};
+  REQUIRE(all.assign(members));
+  const std::vector<std::uint32_t> tokens{20, 30, 0};
   ending how = ending::none;
-  auto operation = restored.connect(watcher{&how, {}});
+  auto operation = all.reserve_async(tokens).connect(watcher{&how, {}});
   operation.start();
-  CHECK(how == ending::none);
+  REQUIRE(how == ending::none);
+  for (sequence* const s : {&a, &b}) {
+    CHECK(s->reserve(1).error().code == errc::invalid_argument);
+    CHECK(s->truncate(0).error().code == errc::invalid_argument);
+    CHECK(s->suspend().error().code == errc::invalid_argument);
+  }
+  CHECK(idle.suspend());
   f.script.hold = false;
   f.settle();
   REQUIRE(how == ending::value);
-  f.write(room->data(), 3);
-  std::move(*room).complete();
-  CHECK(f.read(3));
-  CHECK(f.ctx.sync_wait(f.cache().restore_async(lost)).error().code == errc::invalid_argument);
+  CHECK(all.tokens(0) == 20);
+  CHECK(all.tokens(1) == 30);
+  all.commit(tokens);
 }
 
-TEST_CASE("who waits to compute a block anew is told when somebody else has") {
+TEST_CASE("one that is refused while it is asked to stop keeps nothing from the next in line") {
   small_cache<> f(6, 64);
-  REQUIRE(f.append(16));
-  REQUIRE(f.ctx.sync_wait(f.cache().flush()));
-  f.script.flip_reads = 1;
-  REQUIRE_FALSE(f.read(3));
-  sequence filler = f.cache().make_sequence();
-  f.script.hold = true;
-  REQUIRE(pattern::append(filler, 6 * 16, 1, 3));
-  const block_id lost = f.ids()[3];
-  ending first = ending::none, second = ending::none;
-  std::optional<restoration> room;
-  const auto keep = ex::then([&](restoration r) noexcept { room.emplace(std::move(r)); });
-  auto one = (f.cache().restore_async(lost) | keep).connect(watcher{&first, {}});
-  auto other = (f.cache().restore_async(lost) | keep).connect(watcher{&second, {}});
-  one.start();
-  other.start();
-  f.script.hold = false;
+  REQUIRE(f.append(4));
   f.settle();
-  CHECK(first == ending::value);
-  CHECK(second == ending::error);
+  const auto ids = f.ids();
+  auto held = f.ctx.sync_wait(f.cache().acquire(std::span(ids).first(3)));  // three of six slots
+  REQUIRE(held);
+  f.script.hold = true;
+  REQUIRE(f.append(2));
+  sequence large = f.cache().make_sequence(), small = f.cache().make_sequence();
+  ex::inplace_stop_source stop;
+  outcome o, next;
+  o.token = stop.get_token();
+  auto operation = large.reserve_async(5 * 16).connect(outcome::receiver{&o});
+  auto behind = small.reserve_async(16).connect(outcome::receiver{&next});
+  operation.start();
+  behind.start();
+  REQUIRE_FALSE(o.over);
+  f.script.release_all();  // the last transfers end, and it fails
+  stop.request_stop();     // or is stopped first
+  while (!o.over || !next.over) {
+    f.ctx.poll();
+    f.script.release_all();
+  }
+  CHECK(next.room);
 }

@@ -73,3 +73,13 @@ struct small_cache {
   terrace::result<type> opened;
   std::optional<terrace::sequence> tokens;
 };
+
+/// Six slots. All blocks are sealed, and none can leave before the device below has taken one.
+struct full_cache : small_cache<> {
+  full_cache() : small_cache<>(6, 64) {
+    script.hold = true;
+    REQUIRE(append(6));
+    while (script.in_flight == 0) ctx.poll();
+  }
+  std::uint64_t pins() { return cache().stats().pins; }
+};

@@ -206,3 +206,95 @@ TEST_CASE("a batch does not look at one that waits") {
   REQUIRE(window);
   CHECK_FALSE(window->empty());
 }
+
+TEST_CASE(
+    "a layout with blocks of several lengths is suspended, resumed and cut, and a sender may be used again") {
+  using store = tiered_cache<tier<ram>, tier<scripted>, lru>;
+  const kv_layout layout{
+      {{.first_layer = 0, .layers = 4, .tokens = 16, .k = {2, 32}, .v = {2, 32}, .layers_per_block = 2},
+       {.first_layer = 4, .layers = 1, .tokens = 8, .k = {1, 64}, .v = {1, 32}}}};
+  context ctx{{.codec_threads = 0}};
+  medium_script script;
+  auto cache = store::open(ctx, layout, {.capacity = 64 * 1024}, {.capacity = 1 << 20, .script = &script});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  for (const std::uint32_t tokens : {16u, 16u, 12u}) REQUIRE(pattern::append(s, tokens, 5, 1));
+  const auto tail_is_right = [&] {
+    const std::byte* const data = cache->control().open_data(s.pages().rows[1].back().index);
+    const layer_group& g = layout.groups[0];
+    for (std::uint64_t t = 32; t < s.length(); ++t) {
+      const auto* row = reinterpret_cast<const fp16*>(data + g.v_offset(1) + g.head_stride(g.v) +
+                                                      (t - 32) * g.token_stride(g.v));
+      if (row[5] != pattern::element_at(1, 3, true, 1, t, 5)) return false;
+    }
+    return true;
+  };
+  CHECK(*s.suspend() == 3);
+  auto resume = s.resume();
+  REQUIRE(ctx.sync_wait(resume));
+  CHECK(tail_is_right());
+  REQUIRE(pattern::append(s, 2, 5, 1));
+  CHECK(*s.suspend() == 3);
+  {
+    sequence other = cache->make_sequence();
+    for (int i = 0; i < 6; ++i) REQUIRE(pattern::append(other, 16, 5, 2));  // all of tier 0, and more
+  }
+  REQUIRE(ctx.sync_wait(resume));  // to the length that it has now
+  CHECK(s.length() == 46);
+  CHECK(tail_is_right());
+  REQUIRE(s.truncate(40));  // a whole block of one group, and a part of the others'
+  CHECK(*s.suspend() == 2);
+  REQUIRE(s.truncate(35));
+  CHECK(tail_is_right());
+  s.release();
+}
+
+TEST_CASE("a lost block is computed anew in a slot that nobody has blocked for") {
+  small_cache<> f(6, 64);
+  REQUIRE(f.append(16));
+  REQUIRE(f.ctx.sync_wait(f.cache().flush()));
+  f.script.flip_reads = 1;
+  REQUIRE_FALSE(f.read(3));
+  sequence filler = f.cache().make_sequence();
+  f.script.hold = true;
+  REQUIRE(pattern::append(filler, 6 * 16, 1, 3));
+  const block_id lost = f.ids()[3];
+
+  std::optional<restoration> room;
+  const auto restored =
+      f.cache().restore_async(lost) | ex::then([&](restoration r) noexcept { room.emplace(std::move(r)); });
+  ending how = ending::none;
+  auto operation = restored.connect(watcher{&how, {}});
+  operation.start();
+  CHECK(how == ending::none);
+  f.script.hold = false;
+  f.settle();
+  REQUIRE(how == ending::value);
+  f.write(room->data(), 3);
+  std::move(*room).complete();
+  CHECK(f.read(3));
+  CHECK(f.ctx.sync_wait(f.cache().restore_async(lost)).error().code == errc::invalid_argument);
+}
+
+TEST_CASE("who waits to compute a block anew is told when somebody else has") {
+  small_cache<> f(6, 64);
+  REQUIRE(f.append(16));
+  REQUIRE(f.ctx.sync_wait(f.cache().flush()));
+  f.script.flip_reads = 1;
+  REQUIRE_FALSE(f.read(3));
+  sequence filler = f.cache().make_sequence();
+  f.script.hold = true;
+  REQUIRE(pattern::append(filler, 6 * 16, 1, 3));
+  const block_id lost = f.ids()[3];
+  ending first = ending::none, second = ending::none;
+  std::optional<restoration> room;
+  const auto keep = ex::then([&](restoration r) noexcept { room.emplace(std::move(r)); });
+  auto one = (f.cache().restore_async(lost) | keep).connect(watcher{&first, {}});
+  auto other = (f.cache().restore_async(lost) | keep).connect(watcher{&second, {}});
+  one.start();
+  other.start();
+  f.script.hold = false;
+  f.settle();
+  CHECK(first == ending::value);
+  CHECK(second == ending::error);
+}

@@ -67,7 +67,7 @@ int main(int count, char** arguments) {
   std::printf(
       "%llu pages of batches compared, 0 wrong; %llu streams, 0 wrong; %llu reservations waited for, %llu "
       "open blocks "
-      "let go, %llu sequences cut or resumed; ",
+      "let go, %llu sequences resumed; ",
       n(all.pages), n(all.streams), n(all.awaited), n(all.suspended), n(all.resumed));
   std::printf("%llu tokens found in a prefix index; 0 leaks, 0 hangs\n", n(all.adopted));
 }

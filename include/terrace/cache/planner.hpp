@@ -98,11 +98,14 @@ class planner final : public transfer_listener {
     fidelity& own = blocks_.copy(block, 0).quality;
     if (of < own) own = of;
   }
-  /// From here the block is immutable and may leave tier 0.
+  /// From here the block is immutable and may leave tier 0, once `wake` is called.
   void seal(std::uint32_t block);
   void add_ref(std::uint32_t block);
-  /// The last reference lets the block go from every tier, unless it is cached.
+  /// The last reference lets the block go from every tier, unless it is cached. Who waits for the room has it after `wake`.
   void drop_ref(std::uint32_t block);
+  /// Does what has become possible: after blocks were sealed and references dropped. Other completions run within this call,
+  /// so whoever calls it has come to its own end before.
+  void wake() { pump(); }
   block_id id_of(std::uint32_t block) const noexcept { return blocks_.id_of(block); }
   /// Indices that blocks have ever had: `record` takes those below it.
   std::size_t indices() const noexcept { return blocks_.size(); }
@@ -364,8 +367,7 @@ class planner final : public transfer_listener {
   request_queue<acquire_request> line_;   // acquires that wait for slots, first come first served
   request_queue<acquire_request> ready_;  // acquires whose `done` is due
   request_queue<room_request> writers_;   // that wait for slots, likewise
-  bool serving_writers_ = false, writers_again_ = false;
-  flush_request* flushes_ = nullptr;  // that the next round will answer
+  flush_request* flushes_ = nullptr;      // that the next round will answer
 
   flush_round flush_;
   std::array<std::uint32_t, 2> unsaved_{};  // blocks that are sealed and in tier 0 alone, by round

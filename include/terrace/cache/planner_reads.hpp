@@ -57,8 +57,8 @@ TERRACE_BODY void planner::pump() {
     start_loads();
   }
   pumping_ = false;
-  settle_flushes();  // these call back, and the callers may ask for more
-  serve_writers();
+  serve_writers();  // these call back, and the callers may ask for more
+  settle_flushes();
   complete_ready();
 }
 

@@ -65,19 +65,15 @@ TERRACE_BODY void planner::request(room_request& r) {
     return r.done(&r);
   }
   writers_.push(r);
-  serve_writers();
+  pump();
 }
 
-// `done` may ask for more and take others back, so that each is out of line before.
+// `take` calls nobody back. `done` may ask for more, take others back, and block.
 TERRACE_BODY void planner::serve_writers() {
-  writers_again_ = true;
-  if (std::exchange(serving_writers_, true)) return;
-  while (std::exchange(writers_again_, false))
-    while (writers_.head != nullptr && writers_.head->take(writers_.head)) {
-      room_request* const first = writers_.pop();
-      first->done(first);
-    }
-  serving_writers_ = false;
+  while (writers_.head != nullptr && writers_.head->take(writers_.head)) {
+    room_request* const first = writers_.pop();
+    first->done(first);
+  }
 }
 
 // --- What is written.
@@ -90,7 +86,6 @@ TERRACE_BODY std::byte* planner::open_data(std::uint32_t block) noexcept {
 TERRACE_BODY void planner::seal(std::uint32_t block) {
   blocks_[block].now = block_record::phase::sealed;
   unpin(block, 0);
-  pump();
 }
 
 TERRACE_BODY void planner::drop_ref(std::uint32_t block) {

@@ -49,8 +49,8 @@ result<typename W::value_type> take_room(W work) {
 }
 
 /// The same as a sender, which never blocks. Completes on the owner with set_value(what was asked for), set_error(error) or
-/// set_stopped(), and after both of these everything is as it was. Requests that wait are served first come first served;
-/// only the first in line holds anything. No allocation.
+/// set_stopped(), and after both of these everything is as it was. Those that wait are served first come first served, and
+/// only the first in line holds anything; whoever blocks (take_room) passes the line. The operation allocates nothing.
 template <room_taker W>
 class room_sender {
   using value_type = typename W::value_type;
@@ -103,6 +103,8 @@ class room_sender {
     static void finish(room_request* r) noexcept {
       auto& self = *static_cast<operation*>(r);
       self.ended_ = true;
+      // The next in line may have that; a request to stop that is on its way must not keep it.
+      if (self.failure && std::exchange(self.begun_, false)) self.work_.give_up();
       if (self.stop_.disarm()) self.deliver();
     }
     void asked_to_stop() noexcept {
@@ -111,10 +113,7 @@ class room_sender {
       ex::set_stopped(std::move(receiver_));
     }
     void deliver() noexcept {
-      if (failure) {
-        if (begun_) work_.give_up();
-        return ex::set_error(std::move(receiver_), *failure);
-      }
+      if (failure) return ex::set_error(std::move(receiver_), *failure);
       if constexpr (std::is_void_v<value_type>)
         work_.finish(), ex::set_value(std::move(receiver_));
       else

@@ -109,8 +109,8 @@ struct simulated_sequence {
 /// Room for tokens of a simulated sequence, asked for without blocking.
 class simulated_request {
  public:
-  simulated_request(simulated_sequence& s, std::uint32_t tokens)
-      : of(&s), operation_(s.tokens.reserve_async(tokens).connect(receiver{this})) {
+  simulated_request(simulated_sequence& s, std::uint32_t t)
+      : of(&s), tokens(t), operation_(s.tokens.reserve_async(t).connect(receiver{this})) {
     s.asking = true;
   }
   simulated_request(simulated_request&&) = delete;
@@ -123,7 +123,10 @@ class simulated_request {
   }
 
   simulated_sequence* const of;
+  const std::uint32_t tokens;
   std::optional<reservation> room;
+  tier_stats hot;       ///< when it was refused
+  bool waited = false;  ///< it did not come at once
   std::optional<error> failure;
   bool done = false, stopped = false, asked_to_stop = false;
 
@@ -137,6 +140,7 @@ class simulated_request {
     }
     void set_error(error e) noexcept {
       r->failure = e;
+      r->hot = r->of->tokens.pages().owner->stats().tiers[0];
       r->done = true;
     }
     void set_stopped() noexcept { r->done = r->stopped = true; }
@@ -150,7 +154,10 @@ class simulated_request {
 class simulated_cut {
  public:
   simulated_cut(simulated_sequence& s, std::uint64_t to)
-      : of(&s), tokens(to), operation_(s.tokens.truncate_async(to).connect(receiver{this})) {
+      : of(&s),
+        tokens(to),
+        was_suspended(s.tokens.suspended()),
+        operation_(s.tokens.truncate_async(to).connect(receiver{this})) {
     s.asking = true;
     const page_table& pages = s.tokens.pages();
     for (std::size_t row = 0; row < pages.rows.size(); ++row)
@@ -171,6 +178,7 @@ class simulated_cut {
 
   simulated_sequence* const of;
   const std::uint64_t tokens;
+  const bool was_suspended;
   std::vector<block_id> blocks;  ///< that it may cut
   std::optional<block_error> failure;
   bool done = false, stopped = false, asked_to_stop = false;

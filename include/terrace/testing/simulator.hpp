@@ -241,6 +241,7 @@ class simulator {
   void perform(const simulated_operation& o);
   void append(const simulated_operation& o);
   void begin_reservation(simulated_sequence& s, std::uint32_t tokens, const std::uint64_t* stamps = nullptr);
+  void look_at_refusal(const tier_stats& hot, std::uint32_t tokens);
   void fill_reservation(simulated_sequence& s, reservation r, const std::uint64_t* stamps = nullptr);
   void end_reservation(simulated_sequence& s, std::uint32_t keep);
   void request(const simulated_operation& o);

@@ -175,16 +175,19 @@ inline void simulator::begin_reservation(simulated_sequence& s, std::uint32_t to
     ++counts.refused;
     if (r.error().code != errc::out_of_capacity)
       violate("a reservation failed in a way that is none: " + r.error().message());
-    // All blocks are of a size here, so free room is room.
-    std::size_t blocks = 0;
-    for (const layer_group& g : ladder_.setup.layout.groups)
-      blocks += g.block_rows() * (tokens / g.tokens + 2);
-    const std::size_t slot = align_up(ladder_.setup.layout.largest_block(), ladder_.rungs[0].granule);
-    if (borrowed_.empty() && hot.capacity_bytes > hot.resident_bytes + blocks * slot)
-      violate("a reservation was refused, and tier 0 had room");
+    look_at_refusal(hot, tokens);
     return;
   }
   fill_reservation(s, std::move(*r), stamps);
+}
+
+// All blocks are of a size here, so free room is room.
+inline void simulator::look_at_refusal(const tier_stats& hot, std::uint32_t tokens) {
+  std::size_t blocks = 0;
+  for (const layer_group& g : ladder_.setup.layout.groups) blocks += g.block_rows() * (tokens / g.tokens + 2);
+  const std::size_t slot = align_up(ladder_.setup.layout.largest_block(), ladder_.rungs[0].granule);
+  if (borrowed_.empty() && hot.capacity_bytes > hot.resident_bytes + blocks * slot)
+    violate("a reservation was refused, and tier 0 had room");
 }
 
 inline void simulator::fill_reservation(simulated_sequence& s, reservation r, const std::uint64_t* stamps) {
@@ -204,15 +207,17 @@ inline void simulator::request(const simulated_operation& o) {
     return;
   requests_.emplace_back(*s, tokens);
   requests_.back().start();
-  counts.awaited += requests_.back().done ? 0 : 1;
+  requests_.back().waited = !requests_.back().done;
 }
 
 inline void simulator::examine(simulated_request& r) {
+  counts.awaited += r.room && r.waited ? 1 : 0;
   if (r.room) return fill_reservation(*r.of, std::move(*r.room));
   if (r.stopped && !r.asked_to_stop) violate("a request for room has stopped, and nobody has asked it to");
   if (r.failure) ++counts.refused;
   if (r.failure && r.failure->code != errc::out_of_capacity)
     violate("a request for room failed in a way that is none: " + r.failure->message());
+  if (r.failure) look_at_refusal(r.hot, r.tokens);
   if (r.of->tokens.length() != r.of->stamps.size())
     violate("a request for room that failed has changed its sequence");
 }
@@ -256,7 +261,7 @@ inline void simulator::resume(const simulated_operation& o) {
 inline void simulator::examine(simulated_cut& c) {
   simulated_sequence& s = *c.of;
   if (!c.failure && !c.stopped) {
-    ++counts.resumed;
+    counts.resumed += c.was_suspended ? 1 : 0;
     s.stamps.resize(c.tokens);
     if (s.tokens.suspended()) violate("a sequence was cut, and is suspended still");
   }
