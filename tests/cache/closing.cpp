@@ -39,6 +39,8 @@ TEST_CASE("the end of a cache answers acquires and flushes that wait") {
   REQUIRE(f.ctx.sync_wait(f.cache().flush()));
   const auto ids = f.ids();
   for (std::size_t i = 0; i < 6; ++i) REQUIRE_FALSE(f.in_tier_0(i));
+  for (std::size_t i = 0; i < ids.size(); ++i)  // so that they are there when the sequence is not
+    REQUIRE(f.cache().name(ids[i], {.low = i, .high = 1}));
   f.script.hold = true;
   REQUIRE(f.append(1));                                     // its store waits, and so will a flush
   watched begun(f.cache(), std::span(ids).first(1));        // its read is on its way

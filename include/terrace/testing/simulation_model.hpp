@@ -134,8 +134,8 @@ class simulated_request {
   struct receiver {
     using receiver_concept = ex::receiver_t;
     simulated_request* r;
-    void set_value(reservation room) noexcept {
-      r->room.emplace(std::move(room));
+    void set_value(reservation came) noexcept {
+      r->room.emplace(std::move(came));
       r->done = true;
     }
     void set_error(error e) noexcept {
