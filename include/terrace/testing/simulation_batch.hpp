@@ -39,12 +39,23 @@ class simulated_batch {
     next_.emplace(elide{[&] { return pages.next(l, form).connect(receiver{this}); }});
     next_->start();
   }
+  /// Asks for room for tokens[i] more tokens of member i, without blocking. Precondition: not busy, nothing reserved.
+  void ask_room(std::vector<std::uint32_t> tokens) {
+    wanted = std::move(tokens);
+    room_failure.reset();
+    stopped = room_came = false;
+    reserving = true;
+    room_.reset();
+    stop_.emplace();
+    room_.emplace(elide{[&] { return pages.reserve_async(wanted).connect(room_receiver{this}); }});
+    room_->start();
+  }
   void stop() noexcept {
-    if (asking) stop_->request_stop();
+    if (asking || reserving) stop_->request_stop();
   }
   /// Whether this batch has a reservation open on member i.
   bool reserves(std::size_t i) const noexcept { return pages.new_tokens(i) != 0; }
-  bool busy() const noexcept { return asking || window.has_value(); }
+  bool busy() const noexcept { return asking || reserving || window.has_value(); }
   /// A member that takes part in the layer is another one than at its beginning.
   bool stale() const noexcept {
     return std::any_of(walks_.begin(), walks_.end(),
@@ -61,8 +72,11 @@ class simulated_batch {
   bool streaming = false;                    ///< a stream reads the reservations: they stay
   bool walking = false;                      ///< `layer` has begun
   std::uint32_t layer = 0;
-  bool asking = false, stopped = false;
-  bool fresh = false;  ///< an answer has come that nobody has looked at
+  bool asking = false, reserving = false, stopped = false;
+  bool room_came = false;             ///< an answer to `ask_room` that nobody has looked at
+  std::vector<std::uint32_t> wanted;  ///< what was asked for
+  std::optional<error> room_failure;  ///< why there is none
+  bool fresh = false;                 ///< an answer has come that nobody has looked at
   std::optional<batch_window> window;
   std::optional<block_error> failure;
   std::vector<page> held;         ///< pages of the window, in the order of its arrays
@@ -93,12 +107,31 @@ class simulated_batch {
     }
     auto get_env() const noexcept { return ex::prop{ex::get_stop_token, b->stop_->get_token()}; }
   };
+  struct room_receiver {
+    using receiver_concept = ex::receiver_t;
+    simulated_batch* b;
+    void set_value() noexcept { ended(); }
+    void set_error(error e) noexcept {
+      b->room_failure = e;
+      ended();
+    }
+    void set_stopped() noexcept {
+      b->stopped = true;
+      ended();
+    }
+    void ended() noexcept {
+      b->reserving = false;
+      b->room_came = true;
+    }
+    auto get_env() const noexcept { return ex::prop{ex::get_stop_token, b->stop_->get_token()}; }
+  };
   void begin(std::uint32_t l);
   void come(batch_window w) noexcept;
 
   std::vector<walk> walks_;
   std::optional<ex::inplace_stop_source> stop_;
   std::optional<next_sender::operation<receiver>> next_;
+  std::optional<room_sender<batch_room>::operation<room_receiver>> room_;
 };
 
 inline void simulated_batch::begin(std::uint32_t l) {

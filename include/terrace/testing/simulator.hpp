@@ -141,7 +141,7 @@ class simulator {
              std::any_of(acquires_.begin(), acquires_.end(),
                          [](const simulated_acquire& a) { return !a.done(); }) ||
              std::any_of(batches_.begin(), batches_.end(),
-                         [](const simulated_batch& b) { return b.asking; }) ||
+                         [](const simulated_batch& b) { return b.asking || b.reserving; }) ||
              std::any_of(streams_.begin(), streams_.end(),
                          [](const simulated_stream& x) { return !x.done; }) ||
              std::any_of(requests_.begin(), requests_.end(),
@@ -270,6 +270,8 @@ class simulator {
   simulated_batch* pick_batch(std::uint32_t i);
   void muster(const simulated_operation& o);
   void provide(const simulated_operation& o);
+  void take_room(simulated_batch& b);
+  void fork(const simulated_operation& o);
   void next(const simulated_operation& o);
   void pass(const simulated_operation& o);
   void enact(const simulated_operation& o);

@@ -56,25 +56,36 @@ inline void simulator::provide(const simulated_operation& o) {
     tokens.push_back(takes ? each % 5 : 0);
     each /= 5;
   }
-  const auto room = b->pages.reserve(tokens);
-  if (!room) {
-    ++counts.refused;
-    if (room.error().code != errc::out_of_capacity && room.error().code != errc::invalid_argument)
-      violate("a batch reserved in a way that is none: " + room.error().message());
-    for (const simulated_sequence* s : b->members)
-      if (s != nullptr && s->tokens.length() != s->stamps.size())
-        violate("a batch that could not reserve has changed a sequence");
-    return;
-  }
-  b->reserved = true;
-  b->walking = false;
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    if (tokens[i] == 0) continue;
-    simulated_sequence& s = *b->members[i];
-    s.batched = true;
+  for (std::size_t i = 0; i < tokens.size(); ++i)
+    if (tokens[i] != 0) b->members[i]->batched = true;
+  if (o.c % 2 == 0)
+    return b->ask_room(std::move(tokens));  // what comes of that is looked at as soon as it has come
+  b->wanted = std::move(tokens);
+  const auto room = b->pages.reserve(b->wanted);
+  b->stopped = false;
+  b->room_failure.reset();
+  if (!room) b->room_failure = room.error();
+  take_room(*b);
+}
+
+inline void simulator::take_room(simulated_batch& b) {
+  const bool given = !b.stopped && !b.room_failure;
+  if (b.room_failure) ++counts.refused;
+  if (b.room_failure && b.room_failure->code != errc::out_of_capacity &&
+      b.room_failure->code != errc::invalid_argument)
+    violate("a batch reserved in a way that is none: " + b.room_failure->message());
+  b.reserved = given;
+  if (given) b.walking = false;
+  for (std::size_t i = 0; i < b.wanted.size(); ++i) {
+    if (b.wanted[i] == 0 || b.members[i] == nullptr) continue;  // it may have been left out since
+    simulated_sequence& s = *b.members[i];
+    s.batched = given;
+    if (s.tokens.length() != s.stamps.size())
+      violate("a batch that has not committed has changed a sequence");
+    if (!given) continue;
     s.writing.clear();
-    for (std::uint32_t t = 0; t < tokens[i]; ++t) s.writing.push_back(stamps_.next());
-    contents_.write(b->pages.reserved(i), s.writing);
+    for (std::uint32_t t = 0; t < b.wanted[i]; ++t) s.writing.push_back(stamps_.next());
+    contents_.write(b.pages.reserved(i), s.writing);
   }
 }
 

@@ -62,8 +62,10 @@ inline void simulator::look_around() {
   for (const simulated_sequence& s : sequences_) look_at(s.tokens.pages());
   for (simulated_acquire& a : acquires_)
     if (a.done() && !std::exchange(a.examined, true)) examine(a);
-  for (simulated_batch& b : batches_)
+  for (simulated_batch& b : batches_) {
+    if (std::exchange(b.room_came, false)) take_room(b);
     if (std::exchange(b.fresh, false)) examine(b);
+  }
   for (auto s = streams_.begin(); s != streams_.end();) {
     if (s->done) examine(*s);
     s = s->done ? streams_.erase(s) : std::next(s);
@@ -183,7 +185,7 @@ inline void simulator::settle() {
     audit.add(a);
   }
   for (const simulated_batch& b : batches_) {
-    if (b.asking) return violate("a batch waits, and nothing is on its way");
+    if (b.asking || b.reserving) return violate("a batch waits, and nothing is on its way");
     audit.add(b);
   }
   for (const simulated_sequence& s : sequences_) audit.add(s);

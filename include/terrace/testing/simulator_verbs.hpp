@@ -28,9 +28,7 @@ inline void simulator::perform(const simulated_operation& o) {
         end_reservation(*any, o.b % (any->open->tokens() + 1));
       return;
     case verb::fork:
-      if (idle != nullptr && sequences_.size() < most_sequences)
-        sequences_.push_back({cache().fork(idle->tokens), std::vector(idle->stamps)});
-      return;
+      return fork(o);
     case verb::truncate:
       if (idle != nullptr) truncate(*idle, o.b % (idle->stamps.size() + 1));
       return;
@@ -153,6 +151,19 @@ inline void simulator::perform(const simulated_operation& o) {
     case verb::crash:
       return reopen(o.what == verb::crash);
   }
+}
+
+// The whole of it, or some whole chunks, which may be had of one that is being written as well.
+inline void simulator::fork(const simulated_operation& o) {
+  simulated_sequence* const s = o.c % 3 == 0 ? pick_sequence(o.a) : pick_idle(o.a);
+  if (s == nullptr || sequences_.size() >= most_sequences) return;
+  if (o.c % 3 != 0) return sequences_.push_back({cache().fork(s->tokens), std::vector(s->stamps)});
+  const std::size_t chunk = ladder_.setup.layout.chunk_tokens();
+  const std::size_t tokens = o.b % (s->stamps.size() / chunk + 1) * chunk;
+  auto part = cache().fork(s->tokens, tokens);
+  if (!part) return violate("a part of a sequence cannot be had: " + part.error().message());
+  const auto end = s->stamps.begin() + static_cast<std::ptrdiff_t>(tokens);
+  sequences_.push_back({std::move(*part), std::vector(s->stamps.begin(), end)});
 }
 
 // --- Writing.
