@@ -112,7 +112,7 @@ class sequence {
   /// completions run within this call; they must leave this sequence alone. It waits for no lease, and for no
   /// transfer beyond its deadline (cache_options::transfers.deadline). Errors, and the sequence is as it was:
   /// out_of_capacity when no transfer can free a slot, and, before anything leaves tier 0 for it, where so many
-  /// tokens never fit there; invalid_argument for no tokens, and while another reservation is open.
+  /// tokens never fit there; invalid_argument for no tokens, while another reservation is open, and of one that is suspended.
   result<reservation> reserve(std::uint32_t tokens) { return take_room(room_for(tokens)); }
   /// The same as a sender of a reservation (cache/room.hpp), which never blocks: for engines whose loop goes on meanwhile.
   /// Until it has completed the sequence counts as reserved, and stays.
@@ -122,7 +122,7 @@ class sequence {
   /// What both take room for: for whoever reserves for several sequences at once (batch).
   reservation_room room_for(std::uint32_t tokens) noexcept { return {*pages_, tokens}; }
   /// Keeps the first `keep` tokens of the reservation; the others vanish. Blocks that are full by now are
-  /// sealed, and written behind from here on.
+  /// sealed, and written behind from here on. Who waits for what becomes free is told within this call, at its end.
   void commit(reservation&& r, std::uint32_t keep) {
     TERRACE_ASSERT(r.pages_ == pages_.get(), "a reservation was committed to another sequence");
     TERRACE_ASSERT(keep <= r.tokens_, "more tokens were committed than reserved");
@@ -151,8 +151,8 @@ class sequence {
   cut_sender truncate_async(std::uint64_t tokens) noexcept;
   /// The request waits, for its user's next turn, say: its open blocks are sealed as they are and may leave tier 0 as all
   /// others do; but for those that a fork shares, which stay until `suspend` is called without one. A fork of it is suspended
-  /// too. Until `resume` no reservation is given. Returns how many
-  /// may leave. invalid_argument while a reservation is open.
+  /// too. Until `resume` no reservation is given. Returns how many may leave. Error: invalid_argument while a reservation is
+  /// open.
   result<std::size_t> suspend();
   /// The end of that: a sender (sequence_cut.hpp). The blocks are brought and copied into open ones. A tier with a lossy
   /// codec gives back what it made of them. Errors: those of truncate; `truncate` to a multiple of kv_layout::chunk_tokens
