@@ -11,6 +11,7 @@
 #include "terrace/execution/counting_scope.hpp"
 #include "terrace/medium/nvme.hpp"
 #include "terrace/terrace.hpp"
+#include "terrace/testing/scripted.hpp"
 
 using namespace terrace;
 
@@ -70,4 +71,50 @@ TEST_CASE("quickstart: two requests attend side by side, and one of them is give
   }
   CHECK(cache->stats().pins == 0);
   CHECK(cache->stats().blocks == 0);
+}
+
+TEST_CASE("quickstart: what is lost is computed anew, and asked for again") {
+  using store = tiered_cache<tier<ram>, tier<scripted>, lru>;
+  context ctx{{.codec_threads = 0}};
+  medium_script script;
+  const kv_layout layout = pattern::layout();
+  auto cache = store::open(ctx, layout, {.capacity = 12 * pattern::block_bytes},
+                           {.capacity = 64 * pattern::block_bytes, .script = &script});
+  REQUIRE(cache);
+  sequence sequence = cache->make_sequence();
+  for (int i = 0; i < 8; ++i) REQUIRE(pattern::append(sequence, 16, 2, 1));
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  auto token = sequence.reserve(1);
+  REQUIRE(token);
+  pattern::write(*token, 2, 1);
+  const std::vector<float> query(64, 0.25f);
+  std::vector<float> expected(64), out(64);
+  REQUIRE(ctx.sync_wait(stream(*cache, sequence, *token, 1, query, expected)));
+
+  for (const std::uint32_t layer : {0u, 1u}) {  // layer 0 pushes layer 1 out
+    script.flip_reads = layer == 1 ? 2 : 0;
+    auto done = ctx.sync_wait(stream(*cache, sequence, *token, layer, query, out));
+    if (layer == 0) continue;
+    REQUIRE_FALSE(done);
+    REQUIRE_FALSE(done.error().lost.empty());
+    script.flip_reads = 0;
+    done.error().rest.release();
+    const std::uint64_t chunk = layout.chunk_tokens();
+    for (const lost_block& lost : done.error().lost) {
+      const auto range = cache->range_of(lost.id);
+      REQUIRE(range);
+      auto past = cache->fork(sequence, range->first_token / chunk * chunk);
+      REQUIRE(past);
+      auto room =
+          past->reserve(static_cast<std::uint32_t>(range->first_token + range->tokens - past->length()));
+      REQUIRE(room);
+      pattern::write(*room, range->first_layer + range->layers, 1);
+      auto anew = cache->restore(lost.id);
+      REQUIRE(anew);
+      REQUIRE(room->copy_to(*anew));
+      std::move(*anew).complete();
+    }
+    REQUIRE(ctx.sync_wait(stream(*cache, sequence, *token, layer, query, out)));
+    CHECK(out == expected);
+  }
 }
