@@ -92,12 +92,11 @@ TEST_CASE("quickstart: what is lost is computed anew, and asked for again") {
   REQUIRE(ctx.sync_wait(stream(*cache, sequence, *token, 1, query, expected)));
 
   for (const std::uint32_t layer : {0u, 1u}) {  // layer 0 pushes layer 1 out
-    script.flip_reads = layer == 1 ? 2 : 0;
+    script.flip_reads = layer;                  // one of layer 1 comes damaged
     auto done = ctx.sync_wait(stream(*cache, sequence, *token, layer, query, out));
     if (layer == 0) continue;
     REQUIRE_FALSE(done);
     REQUIRE_FALSE(done.error().lost.empty());
-    script.flip_reads = 0;
     done.error().rest.release();
     const std::uint64_t chunk = layout.chunk_tokens();
     for (const lost_block& lost : done.error().lost) {
