@@ -15,11 +15,11 @@
 #include "terrace/cache/room.hpp"
 #include "terrace/core/layout.hpp"
 #include "terrace/execution/sync_wait.hpp"
+#include "terrace/sequence_cut.hpp"  // IWYU pragma: export
 
 namespace terrace {
 inline namespace TERRACE_EX {
 
-class cut_sender;
 class sequence;
 
 /// Room for new tokens at the end of a sequence, in tier 0. The engine writes their K and V in place,
@@ -180,10 +180,14 @@ class sequence {
   std::unique_ptr<page_table> pages_;
 };
 
+inline cut_sender sequence::truncate_async(std::uint64_t tokens) noexcept {
+  return cut_sender(sequence_cut(*pages_, tokens));
+}
+inline cut_sender sequence::resume() noexcept { return cut_sender(sequence_cut(*pages_, std::nullopt)); }
+
 }  // namespace TERRACE_EX
 }  // namespace terrace
 
-#include "terrace/sequence_cut.hpp"  // IWYU pragma: export
 #if !defined(TERRACE_PREBUILT)
 #include "terrace/sequence_body.hpp"  // IWYU pragma: export
 #endif

@@ -8,9 +8,10 @@
 #include <vector>
 
 #include "terrace/cache/acquire.hpp"
+#include "terrace/cache/page_table.hpp"
+#include "terrace/cache/planner.hpp"
 #include "terrace/cache/room.hpp"
 #include "terrace/execution/elide.hpp"
-#include "terrace/sequence.hpp"
 
 namespace terrace {
 inline namespace TERRACE_EX {
@@ -155,11 +156,6 @@ class cut_sender {
  private:
   sequence_cut cut_;
 };
-
-inline cut_sender sequence::truncate_async(std::uint64_t tokens) noexcept {
-  return cut_sender(sequence_cut(*pages_, tokens));
-}
-inline cut_sender sequence::resume() noexcept { return cut_sender(sequence_cut(*pages_, std::nullopt)); }
 
 }  // namespace TERRACE_EX
 }  // namespace terrace
