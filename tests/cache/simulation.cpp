@@ -28,6 +28,7 @@ void run(const simulated::named_ladder& ladder, std::uint64_t first, std::uint64
   CHECK(all.lost > 0);
   CHECK(all.found > 0);
   CHECK(all.restored > 0);
+  CHECK(all.recomputed > 0);
   CHECK(all.damaged > 0);
   CHECK(all.adopted > 0);
   CHECK(all.pages > 0);
@@ -87,7 +88,7 @@ TEST_CASE("a simulation is its seed: it can be done again, and be written down")
 }
 
 TEST_CASE("a failing program is made as short as it can be") {
-  const auto program = random_program(1, 500);
+  const auto program = random_program(1, 1000);
   const auto count = [](const simulated_program& p, simulated_verb v) {
     return std::count_if(p.begin(), p.end(), [v](const simulated_operation& o) { return o.what == v; });
   };

@@ -61,9 +61,9 @@ int main(int count, char** arguments) {
   std::printf("%llu acquires, %llu blocks compared, 0 wrong; %llu lost, %llu refused, %llu faults\n",
               n(all.acquires), n(all.checked), n(all.lost), n(all.refused), n(all.faults));
   std::printf(
-      "%llu names made durable, %llu found again, 0 missing; %llu blocks computed anew, %llu copies reported "
-      "damaged\n",
-      n(all.durable), n(all.found), n(all.restored), n(all.damaged));
+      "%llu names made durable, %llu found again, 0 missing; %llu blocks computed anew, %llu of them by "
+      "other sequences, %llu copies reported damaged\n",
+      n(all.durable), n(all.found), n(all.restored), n(all.recomputed), n(all.damaged));
   std::printf(
       "%llu pages of batches compared, 0 wrong; %llu streams, 0 wrong; %llu reservations waited for, %llu "
       "open blocks "

@@ -40,34 +40,37 @@ enum class simulated_verb : std::uint8_t {
   fault,    ///< befalls one of the next calls of some device
   latency,  ///< how long a device takes from now on, and whether it heeds stops
   poll,
-  wait,     ///< until something completes
-  sleep,    ///< time passes: as long as a transfer, or beyond a deadline, or beyond a stall
-  settle,   ///< until nothing is on its way; then every account must be right
-  restart,  ///< the cache is closed and opened again
-  crash,    ///< the same by a power cut
-  restore,  ///< room for a block that was lost, or that must be refused, to be computed anew
-  repair,   ///< such a block is written, or given up
-  damage,   ///< the engine finds a copy damaged
-  insert,   ///< the text of a sequence, into the prefix index
-  adopt,    ///< a new sequence with a text that may be known, or partly so
-  expel,    ///< a tenant, or all, from the prefix index
-  muster,   ///< a batch of some sequences
-  provide,  ///< a batch reserves tokens for its members
-  next,     ///< a batch is asked for its next window, of the layer that is under way or another
-  pass,     ///< a window is released
-  halt,     ///< a batch that has been asked is asked to stop
-  enact,    ///< what a batch has reserved is committed
-  dismiss,  ///< a batch leaves a member out
-  disband,  ///< a batch ends
-  attend,   ///< a stream over an open reservation
-  cease,    ///< asks a stream to stop
-  request,  ///< room for tokens, without blocking
-  abandon,  ///< asks such a request to stop
-  suspend,  ///< a sequence
-  resume,   ///< likewise, or cuts one, without blocking
-  yield,    ///< asks such a cut to stop
+  wait,       ///< until something completes
+  sleep,      ///< time passes: as long as a transfer, or beyond a deadline, or beyond a stall
+  settle,     ///< until nothing is on its way; then every account must be right
+  restart,    ///< the cache is closed and opened again
+  crash,      ///< the same by a power cut
+  restore,    ///< room for a block that was lost, or that must be refused, to be computed anew
+  repair,     ///< such a block is written, or given up
+  damage,     ///< the engine finds a copy damaged
+  insert,     ///< the text of a sequence, into the prefix index
+  adopt,      ///< a new sequence with a text that may be known, or partly so
+  expel,      ///< a tenant, or all, from the prefix index
+  muster,     ///< a batch of some sequences
+  provide,    ///< a batch reserves tokens for its members
+  next,       ///< a batch is asked for its next window, of the layer that is under way or another
+  pass,       ///< a window is released
+  halt,       ///< a batch that has been asked is asked to stop
+  enact,      ///< what a batch has reserved is committed
+  dismiss,    ///< a batch leaves a member out
+  disband,    ///< a batch ends
+  attend,     ///< a stream over an open reservation
+  cease,      ///< asks a stream to stop
+  request,    ///< room for tokens, without blocking
+  abandon,    ///< asks such a request to stop
+  suspend,    ///< a sequence
+  resume,     ///< likewise, or cuts one, without blocking
+  yield,      ///< asks such a cut to stop
+  rebuild,    ///< as restore, without blocking
+  desist,     ///< asks such a request to stop
+  recompute,  ///< such a block is copied from a sequence that computes it anew
 };
-inline constexpr std::size_t simulated_verbs = static_cast<std::size_t>(simulated_verb::yield) + 1;
+inline constexpr std::size_t simulated_verbs = static_cast<std::size_t>(simulated_verb::recompute) + 1;
 
 /// One operation. Its numbers mean something only in the state that it meets, modulo what there is: so any part of a
 /// program is a program, and a failing one can be made shorter.
@@ -94,15 +97,19 @@ inline constexpr simulated_mix usual_mix{// begin append reserve commit fork tru
                                          // muster provide next pass halt enact dismiss disband
                                          20, 30, 120, 90, 8, 30, 5, 6,
                                          // attend cease request abandon suspend resume yield
-                                         60, 5, 60, 5, 30, 60, 5};
+                                         60, 5, 60, 5, 30, 60, 5,
+                                         // rebuild desist recompute
+                                         25, 3, 15};
 
 inline constexpr std::array<std::string_view, usual_mix.size()> simulated_verb_names{
-    "begin",         "append",  "reserve",   "commit",  "fork",   "truncate", "forget",  "drop",    "acquire",
-    "stop",          "release", "prefetch",  "hint",    "weigh",  "step",     "flush",   "name",    "unname",
-    "acquire_named", "borrow",  "give_back", "resize",  "fault",  "latency",  "poll",    "wait",    "sleep",
-    "settle",        "restart", "crash",     "restore", "repair", "damage",   "insert",  "adopt",   "expel",
-    "muster",        "provide", "next",      "pass",    "halt",   "enact",    "dismiss", "disband", "attend",
-    "cease",         "request", "abandon",   "suspend", "resume", "yield"};
+    "begin",   "append", "reserve",       "commit",   "fork",      "truncate", "forget",  "drop",
+    "acquire", "stop",   "release",       "prefetch", "hint",      "weigh",    "step",    "flush",
+    "name",    "unname", "acquire_named", "borrow",   "give_back", "resize",   "fault",   "latency",
+    "poll",    "wait",   "sleep",         "settle",   "restart",   "crash",    "restore", "repair",
+    "damage",  "insert", "adopt",         "expel",    "muster",    "provide",  "next",    "pass",
+    "halt",    "enact",  "dismiss",       "disband",  "attend",    "cease",    "request", "abandon",
+    "suspend", "resume", "yield",         "rebuild",  "desist",    "recompute"};
+static_assert(!simulated_verb_names.back().empty());
 
 /// `operations` of them at random.
 inline simulated_program random_program(std::uint64_t seed, std::size_t operations,

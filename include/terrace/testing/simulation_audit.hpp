@@ -16,6 +16,7 @@
 #include "terrace/testing/simulated_ladder.hpp"
 #include "terrace/testing/simulation_batch.hpp"
 #include "terrace/testing/simulation_model.hpp"
+#include "terrace/testing/simulation_repair.hpp"
 
 namespace terrace {
 inline namespace TERRACE_EX {

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "terrace/cache/lease.hpp"
-#include "terrace/cache/restoration.hpp"
 #include "terrace/core/mix64.hpp"
 #include "terrace/kv_store.hpp"
 #include "terrace/sequence.hpp"
@@ -64,12 +63,6 @@ class simulated_acquire {
   ex::inplace_stop_source stop_;
   std::vector<block_id> ids_;
   acquire_sender::operation<receiver> operation_;
-};
-
-/// A block that is computed anew: in tier 0, and to be completed or given up.
-struct simulated_restoration {
-  restoration room;
-  simulated_content content;
 };
 
 /// A flush of a simulated engine, the names that it has to make durable, and those that must not come back after it.

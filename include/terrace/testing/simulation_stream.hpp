@@ -18,10 +18,7 @@ class simulated_stream {
   simulated_stream(std::vector<float> q, std::vector<float> e)
       : expected(std::move(e)), out(expected.size()), queries_(std::move(q)) {}
   simulated_stream(simulated_stream&&) = delete;
-  ~simulated_stream() {
-    for (simulated_sequence* const s : of_) s->streaming = false;
-    if (together_ != nullptr) together_->streaming = false;
-  }
+  ~simulated_stream() { let_go(); }
   void start(kv_store& cache, simulated_sequence& s, std::uint32_t layer, const stream_options& o) {
     read(s);
     one_.emplace(elide{
@@ -52,12 +49,15 @@ class simulated_stream {
   struct receiver {
     using receiver_concept = ex::receiver_t;
     simulated_stream* s;
-    void set_value() noexcept { s->done = true; }
+    void set_value() noexcept { s->let_go(); }
     void set_error(block_error e) noexcept {
       s->failure.emplace(std::move(e));
-      s->done = true;
+      s->let_go();
     }
-    void set_stopped() noexcept { s->done = s->stopped = true; }
+    void set_stopped() noexcept {
+      s->stopped = true;
+      s->let_go();
+    }
     auto get_env() const noexcept { return ex::prop{ex::get_stop_token, s->stop_.get_token()}; }
   };
   template <class Who>
@@ -66,6 +66,12 @@ class simulated_stream {
   void read(simulated_sequence& s) {
     s.streaming = true;
     of_.push_back(&s);
+  }
+  // At once: what is done to a cache may end a stream before anybody looks at it.
+  void let_go() noexcept {
+    done = true;
+    for (simulated_sequence* const s : std::exchange(of_, {})) s->streaming = false;
+    if (auto* const b = std::exchange(together_, nullptr)) b->streaming = false;
   }
 
   ex::inplace_stop_source stop_;

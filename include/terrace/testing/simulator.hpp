@@ -20,6 +20,7 @@
 #include "terrace/testing/simulation_audit.hpp"
 #include "terrace/testing/simulation_batch.hpp"
 #include "terrace/testing/simulation_model.hpp"
+#include "terrace/testing/simulation_repair.hpp"
 #include "terrace/testing/simulation_stream.hpp"
 #include "terrace/testing/virtual_clock.hpp"
 
@@ -34,25 +35,26 @@ struct simulation_counts {
   std::uint64_t lost = 0;     ///< blocks that were reported lost, each time with a fault that explains it
   std::uint64_t refused = 0;  ///< reservations and acquires for which there was no room
   std::uint64_t faults = 0;
-  std::uint64_t durable = 0;    ///< names that a flush covered
-  std::uint64_t found = 0;      ///< names that were found when the cache was opened again
-  std::uint64_t restored = 0;   ///< blocks that were computed anew
-  std::uint64_t streams = 0;    ///< that have come to what attention in double comes to
-  std::uint64_t pages = 0;      ///< of windows of batches, compared likewise
-  std::uint64_t adopted = 0;    ///< tokens that a prefix index knew
-  std::uint64_t damaged = 0;    ///< copies that were reported damaged, and given up
-  std::uint64_t awaited = 0;    ///< reservations that came without blocking, later than they were asked for
-  std::uint64_t suspended = 0;  ///< open blocks that might leave tier 0
-  std::uint64_t resumed = 0;    ///< sequences that went on after that
+  std::uint64_t durable = 0;     ///< names that a flush covered
+  std::uint64_t found = 0;       ///< names that were found when the cache was opened again
+  std::uint64_t restored = 0;    ///< blocks that were computed anew
+  std::uint64_t recomputed = 0;  ///< some of these, copied from a sequence that did
+  std::uint64_t streams = 0;     ///< that have come to what attention in double comes to
+  std::uint64_t pages = 0;       ///< of windows of batches, compared likewise
+  std::uint64_t adopted = 0;     ///< tokens that a prefix index knew
+  std::uint64_t damaged = 0;     ///< copies that were reported damaged, and given up
+  std::uint64_t awaited = 0;     ///< reservations that came without blocking, later than they were asked for
+  std::uint64_t suspended = 0;   ///< open blocks that might leave tier 0
+  std::uint64_t resumed = 0;     ///< sequences that went on after that
 
   /// All of them, for sums and for what is sent from one process to another.
   static constexpr std::array all{
-      &simulation_counts::operations, &simulation_counts::acquires, &simulation_counts::checked,
-      &simulation_counts::lost,       &simulation_counts::refused,  &simulation_counts::faults,
-      &simulation_counts::durable,    &simulation_counts::found,    &simulation_counts::restored,
-      &simulation_counts::damaged,    &simulation_counts::adopted,  &simulation_counts::pages,
-      &simulation_counts::streams,    &simulation_counts::awaited,  &simulation_counts::suspended,
-      &simulation_counts::resumed};
+      &simulation_counts::operations, &simulation_counts::acquires,  &simulation_counts::checked,
+      &simulation_counts::lost,       &simulation_counts::refused,   &simulation_counts::faults,
+      &simulation_counts::durable,    &simulation_counts::found,     &simulation_counts::restored,
+      &simulation_counts::damaged,    &simulation_counts::adopted,   &simulation_counts::pages,
+      &simulation_counts::streams,    &simulation_counts::awaited,   &simulation_counts::suspended,
+      &simulation_counts::resumed,    &simulation_counts::recomputed};
   simulation_counts& operator+=(const simulation_counts& other) noexcept {
     for (const auto member : all) this->*member += other.*member;
     return *this;
@@ -146,11 +148,14 @@ class simulator {
                          [](const simulated_stream& x) { return !x.done; }) ||
              std::any_of(requests_.begin(), requests_.end(),
                          [](const simulated_request& r) { return !r.done; }) ||
-             std::any_of(cuts_.begin(), cuts_.end(), [](const simulated_cut& c) { return !c.done; });
+             std::any_of(cuts_.begin(), cuts_.end(), [](const simulated_cut& c) { return !c.done; }) ||
+             std::any_of(rebuilds_.begin(), rebuilds_.end(),
+                         [](const simulated_rebuild& r) { return !r.done; });
     };
     for (int i = 0; i < 100'000 && waits(); ++i) {
       ctx_.wait(ctx_.now() + std::chrono::seconds(1));
       end_flushes();
+      for (simulated_rebuild& r : rebuilds_) r.room.reset();  // others may wait for it
     }
     if (waits()) violate("somebody waits for ever");
   }
@@ -163,6 +168,7 @@ class simulator {
     for (simulated_stream& x : streams_) x.stop();
     for (simulated_request& r : requests_) r.stop();
     for (simulated_cut& c : cuts_) c.stop();
+    for (simulated_rebuild& r : rebuilds_) r.stop();
     drive_until_nothing_waits();
     if (!violation_.empty()) return;
     for (auto& [number, named] : model_.names)
@@ -171,6 +177,7 @@ class simulator {
     streams_.clear();
     requests_.clear();
     cuts_.clear();
+    rebuilds_.clear();
     batches_.clear();
     lost_.clear();
     for (const extent& e : std::exchange(borrowed_, {})) control().give_back(e);
@@ -245,7 +252,7 @@ class simulator {
   void fill_reservation(simulated_sequence& s, reservation r, const std::uint64_t* stamps = nullptr);
   void end_reservation(simulated_sequence& s, std::uint32_t keep);
   void request(const simulated_operation& o);
-  void examine(simulated_request& r);
+  void examine(simulated_request& r, bool lone);
   void resume(const simulated_operation& o);
   void examine(simulated_cut& c);
   void truncate(simulated_sequence& s, std::uint64_t tokens);
@@ -257,7 +264,13 @@ class simulator {
   void name(const simulated_operation& o);
   void unname(const simulated_operation& o);
   void acquire_named(const simulated_operation& o);
+  std::optional<simulated_acquire::wanted_block> pick_lost(const simulated_operation& o);
   void restore(const simulated_operation& o);
+  void rebuild(const simulated_operation& o);
+  void examine(simulated_rebuild& r);
+  void begin_restoration(restoration room, const simulated_content& content, bool lost);
+  void look_at_refusal(const error& why, bool lost, bool still);
+  void recompute(const simulated_operation& o);
   void repair(const simulated_operation& o);
   void excuse(block_id id);
   void damage(const simulated_operation& o);
@@ -304,6 +317,7 @@ class simulator {
   std::list<simulated_stream> streams_;
   std::list<simulated_request> requests_;
   std::list<simulated_cut> cuts_;
+  std::list<simulated_rebuild> rebuilds_;
   std::list<simulated_acquire> acquires_;
   std::list<simulated_flush> flushes_;
   std::vector<simulated_restoration> restorations_;

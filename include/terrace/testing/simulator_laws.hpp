@@ -70,13 +70,18 @@ inline void simulator::look_around() {
     if (s->done) examine(*s);
     s = s->done ? streams_.erase(s) : std::next(s);
   }
+  const bool lone = requests_.size() + cuts_.size() + rebuilds_.size() == 1;
   for (auto r = requests_.begin(); r != requests_.end();) {
-    if (r->done) examine(*r);
+    if (r->done) examine(*r, lone);
     r = r->done ? requests_.erase(r) : std::next(r);
   }
   for (auto c = cuts_.begin(); c != cuts_.end();) {
     if (c->done) examine(*c);
     c = c->done ? cuts_.erase(c) : std::next(c);
+  }
+  for (auto r = rebuilds_.begin(); r != rebuilds_.end();) {
+    if (r->done) examine(*r);
+    r = r->done ? rebuilds_.erase(r) : std::next(r);
   }
   end_flushes();
   if (violation_.empty()) violate(watch_->look());
@@ -178,6 +183,7 @@ inline void simulator::settle() {
   if (!flushes_.empty()) return violate("a flush waits, and nothing is on its way");
   if (!streams_.empty()) return violate("a stream waits, and nothing is on its way");
   if (!requests_.empty()) return violate("a request for room waits, and nothing is on its way");
+  if (!rebuilds_.empty()) return violate("room for a lost block is waited for, and nothing is on its way");
   if (!cuts_.empty()) return violate("a cut waits, and nothing is on its way");
   simulation_audit audit(ladder_);
   for (simulated_acquire& a : acquires_) {

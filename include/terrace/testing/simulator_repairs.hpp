@@ -2,7 +2,10 @@
 // Blocks that are computed anew, and copies that the engine finds damaged. Part of testing/simulator.hpp.
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "terrace/testing/simulator.hpp"
 
@@ -10,43 +13,93 @@ namespace terrace {
 inline namespace TERRACE_EX {
 
 // Mostly what was lost, be it still so or not; else whatever there is, most of which must be refused.
+inline std::optional<simulated_acquire::wanted_block> simulator::pick_lost(const simulated_operation& o) {
+  if (!lost_.empty() && o.a % 4 != 0) return lost_[o.b % lost_.size()];
+  const simulated_sequence* const s = pick_sequence(o.b);
+  if (s == nullptr) return std::nullopt;
+  const page_table& pages = s->tokens.pages();
+  const auto row = static_cast<std::uint32_t>(o.c % pages.rows.size());
+  if (pages.rows[row].empty()) return std::nullopt;
+  const std::size_t index = o.c / 8 % pages.rows[row].size();
+  if (!pages.rows[row][index].valid()) return std::nullopt;
+  return simulated_acquire::wanted_block{pages.rows[row][index],
+                                         simulation_model::content_of(*s, row, index)};
+}
+
 inline void simulator::restore(const simulated_operation& o) {
   if (restorations_.size() >= most_restorations) return;
-  simulated_acquire::wanted_block chosen;
-  if (!lost_.empty() && o.a % 4 != 0) {
-    chosen = lost_[o.b % lost_.size()];
-  } else {
-    const simulated_sequence* const s = pick_sequence(o.b);
-    if (s == nullptr) return;
-    const page_table& pages = s->tokens.pages();
-    const auto row = static_cast<std::uint32_t>(o.c % pages.rows.size());
-    if (pages.rows[row].empty()) return;
-    const std::size_t index = o.c / 8 % pages.rows[row].size();
-    chosen.id = pages.rows[row][index];
-    if (!chosen.id.valid()) return;
-    chosen.content = simulation_model::content_of(*s, row, index);
-  }
-  const block_id id = chosen.id;
-  const auto is_lost = [&] {
-    return control().id_of(id.index) == id && !control().copy(id.index, 0).present() &&
-           control().record(id.index).now == block_record::phase::sealed;
+  const auto chosen = pick_lost(o);
+  if (!chosen) return;
+  const bool lost = simulated_rebuild::is_lost(control(), chosen->id);
+  auto room = cache().restore(chosen->id);
+  if (room) return begin_restoration(std::move(*room), chosen->content, lost);
+  look_at_refusal(room.error(), lost, simulated_rebuild::is_lost(control(), chosen->id));
+}
+
+// The same without blocking: it comes when it comes.
+inline void simulator::rebuild(const simulated_operation& o) {
+  if (restorations_.size() + rebuilds_.size() >= most_restorations) return;
+  const auto chosen = pick_lost(o);
+  if (!chosen) return;
+  rebuilds_.emplace_back(cache(), chosen->id, chosen->content);
+  rebuilds_.back().start();
+}
+
+inline void simulator::examine(simulated_rebuild& r) {
+  if (r.room) return begin_restoration(std::move(*r.room), r.content, r.was_lost);
+  if (r.failure) return look_at_refusal(*r.failure, r.was_lost, r.lost_still);
+  if (!r.asked_to_stop) violate("room for a lost block was refused as stopped, and nobody has asked it to");
+}
+
+inline void simulator::begin_restoration(restoration room, const simulated_content& content, bool lost) {
+  if (!lost) violate("a block can be computed anew that is not lost");
+  contents_.write(room.data(), content);
+  excuse(room.id());  // who has been told already that it is lost may have to wait for other blocks
+  restorations_.push_back({std::move(room), content});
+}
+
+// While room was made it may have been brought.
+inline void simulator::look_at_refusal(const error& why, bool lost, bool still) {
+  ++counts.refused;
+  if (!lost && why.code != errc::invalid_argument)
+    violate("a block that is not lost was refused in a way that is none: " + why.message());
+  if (lost && why.code != errc::out_of_capacity && (why.code != errc::unavailable || still))
+    violate("a lost block was refused in a way that is none: " + why.message());
+}
+
+// As the recipe of docs/quickstart.md has it: what comes before it is shared, and its tokens are computed by a sequence
+// that is given up again.
+inline void simulator::recompute(const simulated_operation& o) {
+  if (restorations_.empty()) return;
+  simulated_restoration& lost = restorations_[o.a % restorations_.size()];
+  const block_range range = lost.room.range();
+  const auto holds_it = [&](const simulated_sequence& s) {
+    const auto& row = s.tokens.pages().rows[lost.content.row];
+    return std::find(row.begin(), row.end(), lost.room.id()) != row.end();
   };
-  const bool lost = is_lost();
-  auto room = cache().restore(id);
-  if (room) {
-    if (!lost) violate("a block can be computed anew that is not lost");
-    contents_.write(room->data(), chosen.content);
-    excuse(id);  // who has been told already that it is lost may have to wait for other blocks
-    restorations_.push_back({std::move(*room), chosen.content});
+  const auto s = std::find_if(sequences_.begin(), sequences_.end(), holds_it);
+  if (s == sequences_.end()) return;
+  const std::size_t chunk = ladder_.setup.layout.chunk_tokens();
+  const std::uint64_t first = range.first_token / chunk * chunk;
+  auto shared = cache().fork(s->tokens, first);
+  if (!shared) return violate("what comes before a lost block cannot be shared: " + shared.error().message());
+  const auto tokens = static_cast<std::uint32_t>(range.first_token + range.tokens - first);
+  const auto anew = shared->reserve(tokens);
+  if (!anew) {
+    ++counts.refused;
+    if (anew.error().code != errc::out_of_capacity)
+      violate("a reservation failed in a way that is none: " + anew.error().message());
     return;
   }
-  ++counts.refused;
-  const errc why = room.error().code;
-  if (!lost && why != errc::invalid_argument)
-    violate("a block that is not lost was refused in a way that is none: " + room.error().message());
-  // While room was made, which drives the context, it may have been brought.
-  if (lost && why != errc::out_of_capacity && (why != errc::unavailable || is_lost()))
-    violate("a lost block was refused in a way that is none: " + room.error().message());
+  const auto own = lost.content.stamps.begin();
+  std::vector<std::uint64_t> stamps(s->stamps.begin() + static_cast<std::ptrdiff_t>(first),
+                                    s->stamps.begin() + static_cast<std::ptrdiff_t>(range.first_token));
+  stamps.insert(stamps.end(), own, own + range.tokens);
+  contents_.write(*anew, stamps);
+  std::memset(lost.room.data().data(), 0x55, lost.room.data().size());
+  if (const auto copied = anew->copy_to(lost.room); !copied)
+    return violate("what was computed anew cannot be copied: " + copied.error().message());
+  ++counts.recomputed;
 }
 
 inline void simulator::repair(const simulated_operation& o) {
@@ -55,7 +108,7 @@ inline void simulator::repair(const simulated_operation& o) {
 
 inline void simulator::excuse(block_id id) {
   for (simulated_acquire& a : acquires_)
-    if (!a.done() && a.wants(id)) a.excused.push_back(id);
+    if (!a.examined && a.wants(id)) a.excused.push_back(id);
   for (simulated_batch& b : batches_)
     if (b.asking) b.excused.push_back(id);
   for (simulated_stream& s : streams_) s.excused.push_back(id);

@@ -73,6 +73,13 @@ inline void simulator::perform(const simulated_operation& o) {
       return acquire_named(o);
     case verb::restore:
       return restore(o);
+    case verb::rebuild:
+      return rebuild(o);
+    case verb::desist:
+      if (!rebuilds_.empty()) rebuilds_.back().stop();
+      return;
+    case verb::recompute:
+      return recompute(o);
     case verb::repair:
       return repair(o);
     case verb::damage:
@@ -221,7 +228,7 @@ inline void simulator::request(const simulated_operation& o) {
   requests_.back().waited = !requests_.back().done;
 }
 
-inline void simulator::examine(simulated_request& r) {
+inline void simulator::examine(simulated_request& r, bool lone) {
   counts.awaited += r.room && r.waited ? 1 : 0;
   if (r.room) return fill_reservation(*r.of, std::move(*r.room));
   if (r.stopped && !r.asked_to_stop) violate("a request for room has stopped, and nobody has asked it to");
@@ -229,7 +236,7 @@ inline void simulator::examine(simulated_request& r) {
   if (r.failure && r.failure->code != errc::out_of_capacity)
     violate("a request for room failed in a way that is none: " + r.failure->message());
   // What it gave back may have gone on to others who waited, and these may have let go of more.
-  if (r.failure && requests_.size() == 1 && cuts_.empty()) look_at_refusal(r.hot, r.tokens);
+  if (r.failure && lone) look_at_refusal(r.hot, r.tokens);
   if (r.of->tokens.length() != r.of->stamps.size())
     violate("a request for room that failed has changed its sequence");
 }
@@ -249,6 +256,10 @@ inline void simulator::truncate(simulated_sequence& s, std::uint64_t tokens) {
     if (const std::uint64_t at = tokens / pages.group(row).tokens; at < pages.rows[row].size())
       cut.push_back(pages.rows[row][at]);
   // It waits for them in here, and the engine is all that could end that.
+  if (std::any_of(rebuilds_.begin(), rebuilds_.end(), [&](const simulated_rebuild& r) {
+        return std::find(cut.begin(), cut.end(), r.id) != cut.end();
+      }))
+    return;
   for (std::size_t i = restorations_.size(); i-- != 0;)
     if (std::find(cut.begin(), cut.end(), restorations_[i].room.id()) != cut.end()) end_restoration(i, true);
   const auto done = s.tokens.truncate(tokens);
