@@ -119,8 +119,8 @@ struct job {
   element type = element::fp16;
 };
 
-// A context of blocks that lie at `data`, or of the same blocks encoded. The bits of the numbers of fp16 that they are made
-// of are numbers of bf16 as well.
+// A context of blocks that lie at `data`, or of the same blocks encoded. The bits of the numbers of fp16 that they
+// are made of are numbers of bf16 as well.
 class attention {
  public:
   attention(const job& j, const std::byte* data, std::size_t bytes,

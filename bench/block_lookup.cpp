@@ -1,5 +1,5 @@
-// What it costs to find out where a block is that tier 0 has: from its id, which may be of a block that has gone, to its
-// place. Beside a plain array of such places, read in the same random order.
+// What it costs to find out where a block is that tier 0 has: from its id, which may be of a block that has gone, to
+// its place. Beside a plain array of such places, read in the same random order.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>

@@ -1,6 +1,7 @@
-// The bytes that a token of qwen2.5-14b takes in a tier, for each codec: blocks of its shape, encoded, and given room by the
-// allocator that the tiers have, with the granule of their media and the header that a kept extent has. The limit is what
-// the codec itself writes. The values are Gaussian; what codecs make of a model's KV, bench/kv_loss says.
+// The bytes that a token of qwen2.5-14b takes in a tier, for each codec: blocks of its shape, encoded, and given room
+// by the allocator that the tiers have, with the granule of their media and the header that a kept extent has. The
+// limit is what the codec itself writes. The values are Gaussian; what codecs make of a model's KV, bench/kv_loss
+// says.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>

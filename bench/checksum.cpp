@@ -1,6 +1,6 @@
-// CRC32C beside memcpy and beside plain reading of the same blocks, in the same rounds: one thread, blocks of 128 KiB, more
-// than caches hold, and one block that the nearest cache holds. And what it takes of a load from disk: 1 MiB through the
-// nvme medium, checked and not.
+// CRC32C beside memcpy and beside plain reading of the same blocks, in the same rounds: one thread, blocks of 128
+// KiB, more than caches hold, and one block that the nearest cache holds. And what it takes of a load from disk: 1
+// MiB through the nvme medium, checked and not.
 #include <array>
 #include <cstdint>
 #include <cstdlib>

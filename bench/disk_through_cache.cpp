@@ -1,10 +1,10 @@
-// The disk as an engine gets it: blocks that lie on nvme acquired through tiered_cache, and sealed blocks written behind,
-// beside a hand-written io_uring loop of the same transfers in the same rounds, through as much memory as the cache has,
-// and beside fio where that is installed.
+// The disk as an engine gets it: blocks that lie on nvme acquired through tiered_cache, and sealed blocks written
+// behind, beside a hand-written io_uring loop of the same transfers in the same rounds, through as much memory as the
+// cache has, and beside fio where that is installed.
 //
-// The cache checks each block that it reads and sums each that it writes. Its pool does that, and a note says what it took;
-// of a transfer that is alone, as at depth 1, the owner does it: there "CPU beyond the loop's" is less what a checksum of
-// such a block takes, measured beside it.
+// The cache checks each block that it reads and sums each that it writes. Its pool does that, and a note says what it
+// took; of a transfer that is alone, as at depth 1, the owner does it: there "CPU beyond the loop's" is less what a
+// checksum of such a block takes, measured beside it.
 #include "raw_disk.hpp"
 #include "report.hpp"
 #include "scratch_path.hpp"
@@ -105,7 +105,8 @@ class cached_disk {
   std::optional<sequence> last_;
 };
 
-// GB/s of fio for the same job over all of the file, for a shorter one tells of its start; or nothing where there is none.
+// GB/s of fio for the same job over all of the file, for a shorter one tells of its start; or nothing where there is
+// none.
 std::optional<double> fio(const disk_job& j, const std::string& path) {
   const std::string command =
       "fio --name=terrace --filename=" + path +

@@ -1,5 +1,6 @@
-// How much of a computation bound by memory can be hidden behind a disk, by a raw loop without a cache: what is left of it is
-// what a stream could gain. Three ways to share the work out, each beside the disk alone and the computation alone:
+// How much of a computation bound by memory can be hidden behind a disk, by a raw loop without a cache: what is left
+// of it is what a stream could gain. Three ways to share the work out, each beside the disk alone and the computation
+// alone:
 //  - threads of their own compute, and the one that reads the disk does nothing else;
 //  - the owner of the ring computes by itself, a piece between two looks at what has completed;
 //  - it wakes a second thread for half of each piece.
@@ -30,8 +31,8 @@ using namespace terrace;
 using bench::disk_job, bench::raw_disk;
 
 constexpr std::size_t file_bytes = 1_GiB, block = 512_KiB, depth = 32, blocks = file_bytes / block;
-// Blocks that are computed between two looks; and memory that is read for each block: what comes from disk once more, and
-// half as much, as where a tenth of a context is hot and a quarter in RAM.
+// Blocks that are computed between two looks; and memory that is read for each block: what comes from disk once more,
+// and half as much, as where a tenth of a context is hot and a quarter in RAM.
 constexpr std::size_t piece = 8, pieces = blocks / piece, piece_bytes = piece * block * 3 / 2;
 
 volatile std::uint64_t sink = 0;
@@ -161,7 +162,8 @@ class experiment {
                   .buffers = 2 * depth};
 };
 
-/// A row: the share of the computation that the disk's time hides, and how much longer than the disk alone the whole takes.
+/// A row: the share of the computation that the disk's time hides, and how much longer than the disk alone the whole
+/// takes.
 template <class Both, class Compute>
 void measure(bench::report& out, experiment& e, const std::string& name, Both both, Compute compute) {
   if (!out.wanted(name)) return;

@@ -1,8 +1,8 @@
-// A sum over a large tensor in a cache, beside the same sum over plain memory: all of it in tier 0; a tenth there and the
-// rest in RAM, there as q8_0, or on disk. Where pages are brought, a second row has the formula of README.md as its limit:
-// with a share f that is brought and R = speed of memory / speed of what brings it, a sum takes at least max(1, f R) of the
-// time that it takes over plain memory, for it reads what was brought in memory too. The speeds are of the same rounds, and
-// f is what the cache counted.
+// A sum over a large tensor in a cache, beside the same sum over plain memory: all of it in tier 0; a tenth there and
+// the rest in RAM, there as q8_0, or on disk. Where pages are brought, a second row has the formula of README.md as
+// its limit: with a share f that is brought and R = speed of memory / speed of what brings it, a sum takes at least
+// max(1, f R) of the time that it takes over plain memory, for it reads what was brought in memory too. The speeds
+// are of the same rounds, and f is what the cache counted.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>

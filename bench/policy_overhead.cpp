@@ -1,10 +1,10 @@
-// What a policy costs. Its calls: a touch in a list beside a bare intrusive list of the same blocks, any other one beside
-// the 100 ns that it may take, and all of them beside the textbook's std::list with an std::unordered_map. And its books,
-// in bytes for each block of a tier: 16 for lists and 32 for what orders blocks by more.
+// What a policy costs. Its calls: a touch in a list beside a bare intrusive list of the same blocks, any other one
+// beside the 100 ns that it may take, and all of them beside the textbook's std::list with an std::unordered_map. And
+// its books, in bytes for each block of a tier: 16 for lists and 32 for what orders blocks by more.
 //
 // Blocks are used in random order, as the worst that a cache can do to its processor; all of them are in charge. A
-// touch is a use of a block in charge; to replace is to name a victim, to remove it, and to admit it again as a new block,
-// which is what a miss costs. Each figure is of one pass over a random order, after a pass that nobody counts.
+// touch is a use of a block in charge; to replace is to name a victim, to remove it, and to admit it again as a new
+// block, which is what a miss costs. Each figure is of one pass over a random order, after a pass that nobody counts.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -32,7 +32,8 @@ namespace {
 std::size_t allocated_bytes = 0;
 }  // namespace
 
-// What a policy takes is counted. Not inlined: seen together with a delete-expression, free() looks like a mistake to GCC.
+// What a policy takes is counted. Not inlined: seen together with a delete-expression, free() looks like a mistake to
+// GCC.
 [[gnu::noinline]] void* operator new(std::size_t bytes, std::align_val_t alignment) {
   const auto unit = static_cast<std::size_t>(alignment);
   allocated_bytes += bytes;

@@ -66,8 +66,8 @@ class raw_disk {
   /// many or 0.
   void run(const disk_job& j, std::byte* at) { run(j, at, nothing{}); }
 
-  /// Likewise, and calls `meanwhile(transfers that have ended)` each time when it has handed over what it could; where that
-  /// says true, for it has more to do, the loop does not wait.
+  /// Likewise, and calls `meanwhile(transfers that have ended)` each time when it has handed over what it could;
+  /// where that says true, for it has more to do, the loop does not wait.
   template <class Meanwhile>
   void run(const disk_job& j, std::byte* at, Meanwhile meanwhile) {
     std::vector<std::byte*> free;  // a ring: the buffer that has been idle longest is next

@@ -70,7 +70,7 @@ inline double lower_end(std::vector<double> samples) {
 /// and is written like this:
 ///
 ///     bench::report out("copy", argc, argv);
-///     out.compare({"copy 64 MiB", "GB/s", "memcpy"}, [&] { return rate_of_ours(); }, [&] { return rate_of_memcpy(); });
+///     out.compare({"copy 64 MiB", "GB/s", "memcpy"}, [&] { return our_rate(); }, [&] { return memcpy_rate(); });
 ///     return out.finish();
 class report {
  public:

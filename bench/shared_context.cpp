@@ -1,5 +1,5 @@
-// Sequences that share a context ten times larger than tier 0, and decode a token each: by a stream over the batch, by the
-// windows of the batch, and one after the other; beside compute and transfers alone, whichever takes longer.
+// Sequences that share a context ten times larger than tier 0, and decode a token each: by a stream over the batch,
+// by the windows of the batch, and one after the other; beside compute and transfers alone, whichever takes longer.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>

@@ -2,7 +2,7 @@
 // acknowledged is there and right:
 //
 //     torture --dir DIR --seconds S [--seed N]    prints "ack ID" after each flush that covers block ID
-//     torture --dir DIR --verify FILE             FILE has those lines. 0: all right, 1: one is missing, 3: one is wrong
+//     torture --dir DIR --verify FILE             FILE has those lines. 0: all right, 1: missing, 3: wrong
 //
 // What a block holds follows from its ID alone, which is its name in the store as well.
 #include <fcntl.h>

@@ -44,8 +44,8 @@ T* allocate(std::size_t count, place where = place::device) {
   return static_cast<T*>(p);
 }
 
-/// Seconds that `work`, which enqueues on the default stream, takes on the device: the mean of as many as fill `at_least`
-/// seconds, two at least.
+/// Seconds that `work`, which enqueues on the default stream, takes on the device: the mean of as many as fill
+/// `at_least` seconds, two at least.
 template <class Work>
 double device_seconds(Work work, double at_least = 0.02) {
   static cudaEvent_t begin = nullptr, end = nullptr;

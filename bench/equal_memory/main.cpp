@@ -1,13 +1,13 @@
 // Decode steps over KV that is ten times larger than the memory for it, by Terrace and by what one would write without
 // it, on the same budget of bytes: the same KV in a file, the same queries, attention kernels, work items and threads.
-//   stream        Terrace: a tier in RAM over nvme; with most of that RAM as a second tier, read in place; and, which is
-//                 not the same work, with q8_0 on disk: half of the bytes to bring, at a loss
+//   stream        Terrace: a tier in RAM over nvme; with most of that RAM as a second tier, read in place; and, which
+//                 is not the same work, with q8_0 on disk: half of the bytes to bring, at a loss
 //   blocking      a cache of blocks, least recently used first, and a read (O_DIRECT) that is waited for at each miss
 //   mapped        a mapped file and the kernel's paging, with the advice that serves it best
-// A step's floor is max(compute alone, bytes from disk / speed of a raw io_uring loop), of the same round. The loop reads
-// layer after layer, as the file lies that the others read; Terrace's blocks are written all layers of a token together, and it
-// lays those of a layer behind one another as far as there is room. A note says what the disk takes where they lie as they were
-// written, and what Terrace's transfers take alone.
+// A step's floor is max(compute alone, bytes from disk / speed of a raw io_uring loop), of the same round. The loop
+// reads layer after layer, as the file lies that the others read; Terrace's blocks are written all layers of a token
+// together, and it lays those of a layer behind one another as far as there is room. A note says what the disk takes
+// where they lie as they were written, and what Terrace's transfers take alone.
 //
 // The page cache of a host below a virtual disk may answer faster than a disk would; it does so for all of them.
 #include <fcntl.h>

@@ -37,9 +37,10 @@ struct selection_result {
   }
 };
 
-/// Chooses which blocks the attention of a single token reads. Each query head chooses by the summaries of its KV head's
-/// keys; a block holds all heads, so it is read if one of them wants it, and then all attend to it. The newest sealed
-/// block and the open one are always read. The layout has one group, one layer a block, and keys of a head side by side.
+/// Chooses which blocks the attention of a single token reads. Each query head chooses by the summaries of its KV
+/// head's keys; a block holds all heads, so it is read if one of them wants it, and then all attend to it. The newest
+/// sealed block and the open one are always read. The layout has one group, one layer a block, and keys of a head
+/// side by side.
 class block_selector {
  public:
   block_selector(attend_mode mode, const terrace::layer_group& group)

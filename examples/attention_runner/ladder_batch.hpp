@@ -11,8 +11,8 @@
 
 namespace runner {
 
-/// Sequences of one cache that decode a token each, together: what they share is brought once a layer. They stay, and none
-/// of them has a selector or reserves by itself meanwhile.
+/// Sequences of one cache that decode a token each, together: what they share is brought once a layer. They stay, and
+/// none of them has a selector or reserves by itself meanwhile.
 class ladder_batch {
  public:
   explicit ladder_batch(std::span<const std::unique_ptr<ladder>> all)

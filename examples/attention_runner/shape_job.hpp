@@ -119,8 +119,8 @@ class shape_job : recomputation {
 
   std::size_t width() const noexcept { return std::size_t{kv_.shape().q_heads} * kv_.shape().head_dim; }
 
-  // A token of each sequence through every layer, one sequence after the other; the seconds that it took. What is synthetic
-  // is made outside of the clock, here and below.
+  // A token of each sequence through every layer, one sequence after the other; the seconds that it took. What is
+  // synthetic is made outside of the clock, here and below.
   terrace::result<double> decode_each(std::uint32_t step, terrace::context& ctx) {
     double took = 0;
     for (std::uint32_t s = 0; s < sequences_.size(); ++s) {

@@ -58,10 +58,10 @@ class batch_room {
 /// never move, so that captured graphs keep their addresses.
 ///
 /// It stays in place; its windows and senders end before it, and it ends before its cache. Its sequences stay, and
-/// where they are, as long as it names them: one may end or move as soon as `assign` names others or `drop` leaves
-/// it out. From the first window of a layer to the last, nobody else changes them (reserve, commit, truncate, suspend,
-/// append_shared, forget, release): `next` then gives no further window until the layer is begun anew, and of a window that
-/// is out the open pages are nobody's any more. Owner thread only.
+/// where they are, as long as it names them: one may end or move as soon as `assign` names others or `drop` leaves it
+/// out. From the first window of a layer to the last, nobody else changes them (reserve, commit, truncate, suspend,
+/// append_shared, forget, release): `next` then gives no further window until the layer is begun anew, and of a
+/// window that is out the open pages are nobody's any more. Owner thread only.
 class batch {
  public:
   struct options {
@@ -83,12 +83,12 @@ class batch {
   /// changed: invalid_argument for more than there is room for, one of another cache, one twice, and while a
   /// reservation is open, a window out or a stream under way.
   result<void> assign(std::span<sequence* const> sequences);
-  /// Leaves sequence i out: what it has reserved vanishes, it has no pages in the windows to come, and it may end. The
-  /// others keep their numbers and what they have reserved, and `next` goes on for them with the window that was next:
-  /// so a request that is stopped, or has lost a block, stops nobody else. Until the next `assign` it counts as a
-  /// sequence of no tokens, which reserves and keeps 0: queries and results of a layer that is begun after this are without
-  /// its tokens. Errors, and nothing has changed: invalid_argument for a sequence that there is not or not any more, while
-  /// a window is out or a stream over the batch under way, and where a layer cannot go on (`next`).
+  /// Leaves sequence i out: what it has reserved vanishes, it has no pages in the windows to come, and it may end.
+  /// The others keep their numbers and what they have reserved, and `next` goes on for them with the window that was
+  /// next: so a request that is stopped, or has lost a block, stops nobody else. Until the next `assign` it counts as
+  /// a sequence of no tokens, which reserves and keeps 0: queries and results of a layer that is begun after this are
+  /// without its tokens. Errors, and nothing has changed: invalid_argument for a sequence that there is not or not
+  /// any more, while a window is out or a stream over the batch under way, and where a layer cannot go on (`next`).
   result<void> drop(std::size_t i);
   /// Whether there is a sequence i that has not been dropped.
   bool has(std::size_t i) const noexcept { return i < size() && sequences_[i] != nullptr; }
@@ -103,8 +103,8 @@ class batch {
   /// window is out, and where the open pages do not fit into the arrays. Then no sequence is longer, and the
   /// batch has no reservation.
   result<void> reserve(std::span<const std::uint32_t> tokens) { return take_room(batch_room(*this, tokens)); }
-  /// The same as a sender (cache/room.hpp), which never blocks. `tokens` must stay until it completes, and nothing else is
-  /// asked of the batch meanwhile.
+  /// The same as a sender (cache/room.hpp), which never blocks. `tokens` must stay until it completes, and nothing
+  /// else is asked of the batch meanwhile.
   room_sender<batch_room> reserve_async(std::span<const std::uint32_t> tokens) noexcept {
     return room_sender(batch_room(*this, tokens));
   }
@@ -137,10 +137,10 @@ class batch {
   /// that, and where the layer is another one than before, a layer is begun anew. The windows hold all tokens
   /// of each sequence that its new tokens see; without a reservation, those that its last token sees.
   ///
-  /// Completes on the owner with set_value(batch_window); set_error(block_error), where asking again tries
-  /// the same window again: lost blocks, out_of_capacity where tier 0 has no room for a single block,
-  /// invalid_argument for a layer that there is not, while a window is out, where a sequence is suspended or has a
-  /// reservation that is not the batch's, and where one was changed in the middle of the layer, until that is begun anew; or set_stopped().
+  /// Completes on the owner with set_value(batch_window); set_error(block_error), where asking again tries the same
+  /// window again: lost blocks, out_of_capacity where tier 0 has no room for a single block, invalid_argument for a
+  /// layer that there is not, while a window is out, where a sequence is suspended or has a reservation that is not
+  /// the batch's, and where one was changed in the middle of the layer, until that is begun anew; or set_stopped().
   ///
   /// With lease_form::attendable, pages may stay encoded where they are: for `attend` (attention/
   /// attend_batch.hpp), which then reads fewer bytes, and not for kernels.

@@ -32,8 +32,9 @@ class kv_store {
   sequence make_sequence() { return sequence(*planner_, ++sequences_); }
   /// A sequence with the same tokens that shares every block (sequence::fork).
   sequence fork(const sequence& s) { return s.fork(++sequences_); }
-  /// Likewise with its first `tokens` tokens alone, even while a reservation is open: for computing anew what comes after
-  /// them. Errors: invalid_argument for more tokens than it has, or where they end within a block of some group.
+  /// Likewise with its first `tokens` tokens alone, even while a reservation is open: for computing anew what comes
+  /// after them. Errors: invalid_argument for more tokens than it has, or where they end within a block of some
+  /// group.
   result<sequence> fork(const sequence& s, std::uint64_t tokens) { return s.fork(++sequences_, tokens); }
 
   /// Brings sealed blocks to where attention can read them, and pins them: a sender of a lease
@@ -57,9 +58,8 @@ class kv_store {
   void for_each_name(F&& f) const {
     planner_->for_each_name(f);
   }
-  /// Where a block's tokens stand: for engines that compute anew what a block_error names. Of the last block of a suspended
-  /// sequence what lies behind its length may be anything. Nothing where the block is gone.
-  /// O(groups).
+  /// Where a block's tokens stand: for engines that compute anew what a block_error names. Of the last block of a
+  /// suspended sequence what lies behind its length may be anything. Nothing where the block is gone. O(groups).
   std::optional<block_range> range_of(block_id id) const noexcept {
     const block_record* const r = planner_->find_record(id);
     if (r == nullptr) return std::nullopt;
@@ -70,13 +70,14 @@ class kv_store {
   /// Takes the name away, and its reference. Nothing where there is none.
   void forget(block_key key) { planner_->forget(key); }
 
-  /// A sender that completes when every block sealed before has been stored in a tier below tier 0, and every block that
-  /// had a name before is durable in a tier that keeps: it survives a crash of the process and of the machine. Names that
-  /// were forgotten before do not come back then. What is sealed and named later does not hold it up; flushes that begin
-  /// while one is under way are answered together after it. Errors: out_of_capacity where there is no room for that,
-  /// what a tier has failed with where one is set aside or its sync fails (deadline where it hangs), lost as long as
-  /// a block with a name is, while the others are made durable (`for_each_name` and `resident` tell which; `restore` it, or
-  /// `forget` its name). Asked to stop, it completes with set_stopped, and what it had begun goes on.
+  /// A sender that completes when every block sealed before has been stored in a tier below tier 0, and every block
+  /// that had a name before is durable in a tier that keeps: it survives a crash of the process and of the machine.
+  /// Names that were forgotten before do not come back then. What is sealed and named later does not hold it up;
+  /// flushes that begin while one is under way are answered together after it. Errors: out_of_capacity where there is
+  /// no room for that, what a tier has failed with where one is set aside or its sync fails (deadline where it
+  /// hangs), lost as long as a block with a name is, while the others are made durable (`for_each_name` and
+  /// `resident` tell which; `restore` it, or `forget` its name). Asked to stop, it completes with set_stopped, and
+  /// what it had begun goes on.
   flush_sender flush() noexcept { return flush_sender(*planner_); }
   /// The engine's clock: the step that begins now. It never goes back.
   void advance_step(std::uint64_t step) { planner_->advance_step(step); }

@@ -14,15 +14,15 @@
 /// Prefixes that outlive the process: names for the blocks of a sequence, so that a cache that is opened over the same
 /// tiers begins a request with what an earlier one has computed.
 ///
-///     const std::vector<block_key> keys = your_hashes(prompt);    // one for each chunk of layout.chunk_tokens() tokens
+///     const std::vector<block_key> keys = your_hashes(prompt);  // one a chunk of layout.chunk_tokens() tokens
 ///     sequence s = cache.make_sequence();
 ///     auto known = adopt_named_prefix(cache, s, keys);            // tokens that need not be computed
 ///     ... compute and commit the rest ...
 ///     auto named = name_prefix(cache, s, keys);
 ///     auto done = ctx.sync_wait(cache.flush());                   // from here on it survives a crash
 ///
-/// The n-th key says what the first n + 1 chunks are: 128 bits of a hash of all their tokens, of the model, of how KV is
-/// laid out and split among ranks, and of the tenant where tenants may not share. Tokens are not compared here, as
+/// The n-th key says what the first n + 1 chunks are: 128 bits of a hash of all their tokens, of the model, of how KV
+/// is laid out and split among ranks, and of the tenant where tenants may not share. Tokens are not compared here, as
 /// `prefix_index` compares them: an engine that serves strangers takes a hash with a secret key (SipHash-128, BLAKE2,
 /// HMAC), or one of them might find a text with another one's key.
 ///
@@ -53,8 +53,8 @@ inline std::uint64_t match_named_prefix(const kv_store& cache, std::span<const b
 }
 
 /// Begins an empty sequence with the longest prefix that has names, by reference, and returns its tokens. What is
-/// damaged shows when it is read, as a lost block. Errors: invalid_argument where a name is of a block of another row or
-/// layout. Precondition: `s` is an empty sequence of this cache, without a reservation.
+/// damaged shows when it is read, as a lost block. Errors: invalid_argument where a name is of a block of another row
+/// or layout. Precondition: `s` is an empty sequence of this cache, without a reservation.
 inline result<std::uint64_t> adopt_named_prefix(kv_store& cache, sequence& s,
                                                 std::span<const block_key> chunks) {
   TERRACE_ASSERT(s.length() == 0, "only an empty sequence can begin with a prefix that has names");
@@ -73,9 +73,9 @@ inline result<std::uint64_t> adopt_named_prefix(kv_store& cache, sequence& s,
   return tokens;
 }
 
-/// Names the sealed chunks of `s`, so many as there are keys, and returns how many tokens have names now: fewer than that
-/// where `s` has forgotten blocks. What another sequence has named already is left as it is, unless no tier has it any more.
-/// Errors: invalid_argument where a block has another name; the chunks before it have theirs then.
+/// Names the sealed chunks of `s`, so many as there are keys, and returns how many tokens have names now: fewer than
+/// that where `s` has forgotten blocks. What another sequence has named already is left as it is, unless no tier has
+/// it any more. Errors: invalid_argument where a block has another name; the chunks before it have theirs then.
 inline result<std::uint64_t> name_prefix(kv_store& cache, const sequence& s,
                                          std::span<const block_key> chunks) {
   const std::size_t chunk = cache.layout().chunk_tokens();

@@ -18,8 +18,8 @@ namespace terrace {
 /// How a prefix index is set up.
 struct prefix_index_options {
   std::size_t chunks = 4096;  ///< the most that it remembers; its memory is taken at once
-  /// The most blocks of one tenant, in whole chunks, one at least; 0: no limit of its own. A chunk has a block of each row
-  /// of layers (kv_layout::chunk_blocks): with 32 layers, 32 of them.
+  /// The most blocks of one tenant, in whole chunks, one at least; 0: no limit of its own. A chunk has a block of
+  /// each row of layers (kv_layout::chunk_blocks): with 32 layers, 32 of them.
   std::size_t tenant_blocks = 0;
   std::uint64_t salt =
       0;  ///< begins every hash. A secret number keeps tenants from making collisions on purpose

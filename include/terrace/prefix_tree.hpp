@@ -34,8 +34,9 @@ struct chained_hash {
 /// particular other entry, or at the start, for one tenant: so whoever has come to an entry has compared every token
 /// before it. Knows nothing of blocks; who does says which entries may go.
 ///
-/// Entries are dense numbers below the capacity. Memory is taken at the start: 4 bytes a token, and `overhead_bytes` and
-/// two buckets of 4 bytes at most for each chunk; a hash map's node for each tenant. O(1) expected but for what is said.
+/// Entries are dense numbers below the capacity. Memory is taken at the start: 4 bytes a token, and `overhead_bytes`
+/// and two buckets of 4 bytes at most for each chunk; a hash map's node for each tenant. O(1) expected but for what
+/// is said.
 template <class Hash = chained_hash>
 class prefix_tree {
  public:
@@ -74,8 +75,8 @@ class prefix_tree {
   }
 
   place start() const noexcept { return {.hash = salt_}; }
-  /// The place behind the next chunk, its first tokens those of `rest`. O(tokens of a chunk). Precondition: there are as
-  /// many.
+  /// The place behind the next chunk, its first tokens those of `rest`. O(tokens of a chunk). Precondition: there are
+  /// as many.
   place next(const place& at, std::span<const token_id> rest, std::uint64_t tenant) const noexcept {
     const auto chunk = rest.first(chunk_);
     const std::uint64_t up_to_here = hash_(at.hash, chunk);
@@ -93,8 +94,8 @@ class prefix_tree {
     return at;
   }
 
-  /// `e` and all before it were asked for just now, and the nearer to the start the more recently: so that the oldest of
-  /// a tenant's has nothing behind it. `e` may be none. O(entries before it).
+  /// `e` and all before it were asked for just now, and the nearer to the start the more recently: so that the oldest
+  /// of a tenant's has nothing behind it. `e` may be none. O(entries before it).
   void touch(std::uint32_t e) noexcept {
     for (; e != none; e = entries_[e].parent) {
       index_list& ages = tenants_.find(entries_[e].tenant)->second;
@@ -102,9 +103,9 @@ class prefix_tree {
       ages.push_back(age_links_, e);
     }
   }
-  /// Whom to erase so that there is room for a chunk of `tenant` after `parent`: none where there is room, nothing where
-  /// nobody can go. A tenant that has `most_of_tenant` chunks gives the one that it has not asked for longest; where the
-  /// tree is full, the tenant with the most does. O(tenants).
+  /// Whom to erase so that there is room for a chunk of `tenant` after `parent`: none where there is room, nothing
+  /// where nobody can go. A tenant that has `most_of_tenant` chunks gives the one that it has not asked for longest;
+  /// where the tree is full, the tenant with the most does. O(tenants).
   std::optional<std::uint32_t> gives_way(std::uint64_t tenant, std::uint32_t parent,
                                          std::size_t most_of_tenant) const {
     const auto own = tenants_.find(tenant);

@@ -43,9 +43,9 @@ class reservation {
   /// Where the keys (for MLA, the latent vectors) of `layer` go, and its values.
   plane_rows k(std::uint32_t layer) const noexcept { return {*pages_, first_, tokens_, layer, false}; }
   plane_rows v(std::uint32_t layer) const noexcept { return {*pages_, first_, tokens_, layer, true}; }
-  /// Copies what is written here into the room for a lost block of another sequence, which this one computes anew. Errors,
-  /// and nothing is copied: invalid_argument where not all tokens of that block are reserved here, or its cache is another
-  /// one; what a device says that does not copy.
+  /// Copies what is written here into the room for a lost block of another sequence, which this one computes anew.
+  /// Errors, and nothing is copied: invalid_argument where not all tokens of that block are reserved here, or its
+  /// cache is another one; what a device says that does not copy.
   result<void> copy_to(restoration& lost) const;
 
  private:
@@ -82,8 +82,8 @@ class reservation_room {
 /// One request's tokens. Move-only; releases its blocks at the end. It must end before its cache does, and
 /// its reservations and streams before it. Owner thread only.
 ///
-/// The open block at its end, one a row of layers, keeps its slot in tier 0 where the length is no multiple of a block's
-/// tokens. A request that is to wait for long gives it back by `suspend`, until `resume`.
+/// The open block at its end, one a row of layers, keeps its slot in tier 0 where the length is no multiple of a
+/// block's tokens. A request that is to wait for long gives it back by `suspend`, until `resume`.
 class sequence {
  public:
   explicit sequence(planner& owner, std::uint32_t number) : pages_(std::make_unique<page_table>()) {
@@ -112,10 +112,11 @@ class sequence {
   /// completions run within this call; they must leave this sequence alone. It waits for no lease, and for no
   /// transfer beyond its deadline (cache_options::transfers.deadline). Errors, and the sequence is as it was:
   /// out_of_capacity when no transfer can free a slot, and, before anything leaves tier 0 for it, where so many
-  /// tokens never fit there; invalid_argument for no tokens, while another reservation is open, and of one that is suspended.
+  /// tokens never fit there; invalid_argument for no tokens, while another reservation is open, and of one that is
+  /// suspended.
   result<reservation> reserve(std::uint32_t tokens) { return take_room(room_for(tokens)); }
-  /// The same as a sender of a reservation (cache/room.hpp), which never blocks: for engines whose loop goes on meanwhile.
-  /// Until it has completed the sequence counts as reserved, and stays.
+  /// The same as a sender of a reservation (cache/room.hpp), which never blocks: for engines whose loop goes on
+  /// meanwhile. Until it has completed the sequence counts as reserved, and stays.
   room_sender<reservation_room> reserve_async(std::uint32_t tokens) noexcept {
     return room_sender(room_for(tokens));
   }
@@ -139,8 +140,8 @@ class sequence {
   /// Appends tokens that sealed blocks of this cache hold already, by reference: no copy. `blocks` has, row after
   /// row, the blocks of `tokens` tokens. O(blocks). Precondition: the blocks hold what would be computed here.
   /// Errors, and nothing has changed: lost where a block is gone, even if another one has its index now;
-  /// invalid_argument for a block that is not sealed or is of another row of layers, for another number of blocks, where
-  /// the length or `tokens` is no multiple of every group's tokens a block, and while a reservation is open.
+  /// invalid_argument for a block that is not sealed or is of another row of layers, for another number of blocks,
+  /// where the length or `tokens` is no multiple of every group's tokens a block, and while a reservation is open.
   result<void> append_shared(std::uint64_t tokens, std::span<const block_id> blocks);
   /// Cuts the sequence to its first `tokens` tokens. Where that cuts a sealed block, the part that stays is
   /// copied into a new open one, for which the block is brought to a tier that can be read: this blocks and
@@ -149,21 +150,21 @@ class sequence {
   basic_result<void, block_error> truncate(std::uint64_t tokens);
   /// The same as a sender, which never blocks. Until it has completed the sequence counts as reserved, and stays.
   cut_sender truncate_async(std::uint64_t tokens) noexcept;
-  /// The request waits, for its user's next turn, say: its open blocks are sealed as they are and may leave tier 0 as all
-  /// others do; but for those that a fork shares, which stay until `suspend` is called without one. A fork of it is suspended
-  /// too. Until `resume` no reservation is given. Returns how many may leave. Error: invalid_argument while a reservation is
-  /// open.
+  /// The request waits, for its user's next turn, say: its open blocks are sealed as they are and may leave tier 0 as
+  /// all others do; but for those that a fork shares, which stay until `suspend` is called without one. A fork of it
+  /// is suspended too. Until `resume` no reservation is given. Returns how many may leave. Error: invalid_argument
+  /// while a reservation is open.
   result<std::size_t> suspend();
-  /// The end of that: a sender (sequence_cut.hpp). The blocks are brought and copied into open ones. A tier with a lossy
-  /// codec gives back what it made of them. Errors: those of truncate; `truncate` to a multiple of kv_layout::chunk_tokens
-  /// needs none of these blocks, and resumes too.
+  /// The end of that: a sender (sequence_cut.hpp). The blocks are brought and copied into open ones. A tier with a
+  /// lossy codec gives back what it made of them. Errors: those of truncate; `truncate` to a multiple of
+  /// kv_layout::chunk_tokens needs none of these blocks, and resumes too.
   cut_sender resume() noexcept;
   bool suspended() const noexcept { return pages_->suspended; }
   /// Lets the blocks go that lie wholly within tokens [first, last): attention does not see them any more.
   /// For sliding windows; where only some layers have one, of one group of layers. Open blocks stay.
   void forget(std::uint64_t first, std::uint64_t last, std::optional<std::size_t> group = {});
-  /// Tells the cache what the engine knows of tokens [first, last), in every layer, or in those of one group: applies to
-  /// the sealed blocks that lie wholly within. The outcome says to how many (cache/hints.hpp).
+  /// Tells the cache what the engine knows of tokens [first, last), in every layer, or in those of one group: applies
+  /// to the sealed blocks that lie wholly within. The outcome says to how many (cache/hints.hpp).
   hint_outcome hint(std::uint64_t first, std::uint64_t last, const terrace::hint& h,
                     std::optional<std::size_t> group = {});
   /// Lets everything go; the sequence is empty then.

@@ -1,6 +1,6 @@
 #pragma once
-// Part of sequence.hpp: how a sequence is cut within a sealed block. The block is brought, and what stays of it copied into
-// a new open one.
+// Part of sequence.hpp: how a sequence is cut within a sealed block. The block is brought, and what stays of it
+// copied into a new open one.
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -16,8 +16,8 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// A cut that is under way: room for all copies first, then one row of layers after the other is brought and copied. Until
-/// its end the sequence is as it was, and counts as reserved.
+/// A cut that is under way: room for all copies first, then one row of layers after the other is brought and copied.
+/// Until its end the sequence is as it was, and counts as reserved.
 class sequence_cut {
  public:
   /// To so many tokens; to as many as there are, by default.

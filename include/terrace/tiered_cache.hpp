@@ -22,12 +22,12 @@ inline namespace TERRACE_EX {
 /// has an instance of its own. The first tier holds blocks as the engine writes them; attention reads them
 /// there.
 ///
-/// A handle: moving it is cheap, and what was made from it goes on pointing at what it holds. All of that must end before
-/// it does: sequences, reservations, leases, restorations, batches, prefix indices, paged tensors and what they have
-/// lent, streams, and the operations of acquires, flushes and of what waits for room. Those of acquires, flushes and restores
-/// that have not completed by then are completed at its end, with errc::stopped; what they were connected to must still be there, and may begin
-/// nothing new. All members are for the thread that owns the context; `open` is in
-/// cache_front.hpp, the verbs are in kv_store.hpp.
+/// A handle: moving it is cheap, and what was made from it goes on pointing at what it holds. All of that must end
+/// before it does: sequences, reservations, leases, restorations, batches, prefix indices, paged tensors and what
+/// they have lent, streams, and the operations of acquires, flushes and of what waits for room. Those of acquires,
+/// flushes and restores that have not completed by then are completed at its end, with errc::stopped; what they were
+/// connected to must still be there, and may begin nothing new. All members are for the thread that owns the context;
+/// `open` is in cache_front.hpp, the verbs are in kv_store.hpp.
 template <class... Parts>
 class tiered_cache : public cache_front<tiered_cache<Parts...>, typename composition<Parts...>::tiers,
                                         typename composition<Parts...>::policy> {

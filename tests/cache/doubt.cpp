@@ -52,7 +52,8 @@ struct fixture : small_cache<> {
   }
 };
 
-// No descriptor can be opened as long as it lives. Nothing may be asserted meanwhile: a sanitizer wants descriptors for that.
+// No descriptor can be opened as long as it lives. Nothing may be asserted meanwhile: a sanitizer wants descriptors
+// for that.
 class no_descriptors {
  public:
   no_descriptors() {

@@ -1,4 +1,5 @@
-// Room in tier 0 that is asked for without blocking: for a sequence's tokens, for a batch's, for a block that is computed anew.
+// Room in tier 0 that is asked for without blocking: for a sequence's tokens, for a batch's, for a block that is
+// computed anew.
 #include <cstdint>
 #include <optional>
 #include <utility>

@@ -10,8 +10,8 @@
 #include "instruction_sets.hpp"
 #include "terrace/core/element.hpp"
 
-/// Many groups encoded together, some of them odd, have the codes that each has alone. A Row of n values has raw, encode(set)
-/// and codes_of(group).
+/// Many groups encoded together, some of them odd, have the codes that each has alone. A Row of n values has raw,
+/// encode(set) and codes_of(group).
 template <class Row, terrace::element_type T>
 void check_that_groups_stand_alone() {
   using namespace terrace;

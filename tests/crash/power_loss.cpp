@@ -1,6 +1,6 @@
-// The power goes at every moment of runs over media that keep, and what the disk may then have is opened again: what a
-// flush has acknowledged is there, nothing is wrong, and nothing is larger than it may be. TERRACE_POWER_LOSS_IMAGES says
-// how many disks are looked at; tests/crash/power_loss sets it.
+// The power goes at every moment of runs over media that keep, and what the disk may then have is opened again: what
+// a flush has acknowledged is there, nothing is wrong, and nothing is larger than it may be.
+// TERRACE_POWER_LOSS_IMAGES says how many disks are looked at; tests/crash/power_loss sets it.
 #include <chrono>
 #include <cstdint>
 #include <cstdio>

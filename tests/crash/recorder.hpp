@@ -113,7 +113,8 @@ class recorder {
     return perform(std::move(o), [] { return 0; });
   }
 
-  // What a call would be; nothing where it is not of a file below the root. Name changes take effect here as they begin.
+  // What a call would be; nothing where it is not of a file below the root. Name changes take effect here as they
+  // begin.
 
   std::optional<operation> change(int fd, operation o) {
     const std::lock_guard lock(mutex_);

@@ -1,5 +1,5 @@
-// What blocks draw of the softmax mass on a device, as the cache's policies are told of it: the real kernels, emulated, on
-// the streams of the fake runtime, beside a stream on the host.
+// What blocks draw of the softmax mass on a device, as the cache's policies are told of it: the real kernels,
+// emulated, on the streams of the fake runtime, beside a stream on the host.
 #include <cmath>
 #include <cstring>
 #include <functional>

@@ -1,5 +1,5 @@
-// config.json and *.safetensors of hostile bytes, as attention_runner reads them: refused with a sentence, or sizes that
-// agree and tensors that lie within their file.
+// config.json and *.safetensors of hostile bytes, as attention_runner reads them: refused with a sentence, or sizes
+// that agree and tensors that lie within their file.
 #include <unistd.h>
 
 #include <cstddef>

@@ -1,4 +1,5 @@
-// Trace files of hostile bytes, as trace_replay reads them: refused with a sentence, or requests whose blocks are dense.
+// Trace files of hostile bytes, as trace_replay reads them: refused with a sentence, or requests whose blocks are
+// dense.
 #include <sys/mman.h>
 #include <unistd.h>
 

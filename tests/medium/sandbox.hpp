@@ -69,8 +69,8 @@ class file_size_limit {
   void (*handler_)(int) = nullptr;
 };
 
-/// From now on the file refuses writes, of those who have it open as well: a disk that has become read-only. Or it takes them
-/// again. False where that is not to be had: a privilege and a file system that knows immutable files.
+/// From now on the file refuses writes, of those who have it open as well: a disk that has become read-only. Or it
+/// takes them again. False where that is not to be had: a privilege and a file system that knows immutable files.
 inline bool refuse_writes(const std::string& path, bool yes) {
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (file < 0) return false;

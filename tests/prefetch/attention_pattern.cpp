@@ -112,8 +112,8 @@ TEST_CASE("attention_pattern: of a selection it learns after how many reads a bl
     }
     return asked;
   };
-  // What it asks for after the last of so many reads is in vain. Of three, a third is too much for 0.85; of six, and with
-  // block 0 beside them, a sixth is not.
+  // What it asks for after the last of so many reads is in vain. Of three, a third is too much for 0.85; of six, and
+  // with block 0 beside them, a sixth is not.
   CHECK(asked_after(3, 0.85f) == std::vector<std::size_t>(6, 0));
   CHECK(asked_after(3, 0.7f) == std::vector<std::size_t>{7, 7, 7, 0, 0, 0});
   CHECK(asked_after(6, 0.85f) == std::vector<std::size_t>{7, 7, 7, 7, 7, 7, 0, 0, 0, 0, 0, 0});

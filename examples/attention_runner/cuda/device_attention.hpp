@@ -22,8 +22,8 @@
 
 namespace runner {
 
-/// What attention of one layer takes and where its results go, in device memory: fp16, [token][head][dim], the new tokens
-/// of all sequences in order.
+/// What attention of one layer takes and where its results go, in device memory: fp16, [token][head][dim], the new
+/// tokens of all sequences in order.
 struct layer_rows {
   const terrace::fp16 *q = nullptr, *k = nullptr, *v = nullptr;
   terrace::fp16* out = nullptr;
@@ -84,8 +84,8 @@ class device_attention {
   }
   void end_step() { cache_->advance_step(cache_->control().step() + 1); }
 
-  /// A step of one token of each sequence, of which so many are kept, and the wait for its end. The seconds that it took
-  /// until then. Nothing is kept where it fails.
+  /// A step of one token of each sequence, of which so many are kept, and the wait for its end. The seconds that it
+  /// took until then. Nothing is kept where it fails.
   using rows_of_layer = std::function<layer_rows(std::uint32_t layer)>;
   terrace::result<double> step(step_parts parts, std::uint32_t kept, const rows_of_layer& rows) {
     const auto start = std::chrono::steady_clock::now();
@@ -100,8 +100,8 @@ class device_attention {
     return seconds_since(start);
   }
 
-  /// Repeats a step of one token and keeps nothing of it: whole, transfers alone, compute alone, in turn. One clock, the
-  /// host's, from the first call to the end of the stream's work.
+  /// Repeats a step of one token and keeps nothing of it: whole, transfers alone, compute alone, in turn. One clock,
+  /// the host's, from the first call to the end of the stream's work.
   terrace::result<step_times> measure(const rows_of_layer& rows) {
     constexpr std::size_t triples = 7;
     std::vector<double> wall, compute, copy, overlap;

@@ -11,9 +11,9 @@
 
 namespace runner {
 
-/// The KV of one sequence with its hot tier on a device, for a model whose layers are computed on the host: keys, values
-/// and queries of a chunk go up through pinned memory, layer by layer, and the results come down the same way. All of
-/// them are fp16 there.
+/// The KV of one sequence with its hot tier on a device, for a model whose layers are computed on the host: keys,
+/// values and queries of a chunk go up through pinned memory, layer by layer, and the results come down the same way.
+/// All of them are fp16 there.
 class device_backend final : public kv_backend {
  public:
   /// Chunks have at most `most_tokens`. What is given is referred to. Errors: those of device_attention::open.

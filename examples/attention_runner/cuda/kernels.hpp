@@ -8,7 +8,8 @@
 #include "terrace/cuda/kernels.hpp"
 #include "terrace/cuda/launch.hpp"
 
-// What kernels.cu gives to the host code. It also instantiates attention and its merge, for fp16 and heads of 64 and 128.
+// What kernels.cu gives to the host code. It also instantiates attention and its merge, for fp16 and heads of 64 and
+// 128.
 namespace runner {
 
 /// New keys and values, and where they go: token t of `mapping` is row t of `k` and `v`, [token][kv_head][dim] of fp16

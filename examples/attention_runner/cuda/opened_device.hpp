@@ -13,7 +13,8 @@
 
 namespace runner {
 
-/// The device of one run: a stream of the engine's on it, and what is said of it in the end. The run's cache ends first.
+/// The device of one run: a stream of the engine's on it, and what is said of it in the end. The run's cache ends
+/// first.
 class opened_device {
  public:
   /// Measures the link. Refuses head dimensions that no kernel is there for; without a device that works with status 1.

@@ -61,8 +61,8 @@ inline result<void> validate(const attention_shape& shape, const layer_group& gr
 ///     l  = l * exp(m - m') + (sum of p, one fixed tree)
 ///     o  = o * exp(m - m'), then p * v + o by FMA, over the visible tokens, ascending
 ///
-/// That is how q8_0 and q4_0 blocks are read in place as well, unless the shape's `arithmetic` says `integer`: then s and
-/// p * v are sums of products of integers, with errors that attention_arithmetic.hpp bounds.
+/// That is how q8_0 and q4_0 blocks are read in place as well, unless the shape's `arithmetic` says `integer`: then s
+/// and p * v are sums of products of integers, with errors that attention_arithmetic.hpp bounds.
 ///
 /// `next` is the block that these queries will be folded with next, if that is known: it is asked for from memory
 /// meanwhile, which changes no bits.
@@ -102,8 +102,8 @@ inline void attend(const query_tile& tile, const block_view& block, partial_stat
   kernels::attend(item, set);
 }
 
-/// Folds so many blocks in turn, as one work item: `view_of(i)` is one of them, and `after(i)` is called when it has been
-/// folded. Each is asked for from memory while the one before it is folded. Otherwise as `attend`.
+/// Folds so many blocks in turn, as one work item: `view_of(i)` is one of them, and `after(i)` is called when it has
+/// been folded. Each is asked for from memory while the one before it is folded. Otherwise as `attend`.
 template <class View, class After>
 void attend_in_turn(const query_tile& tile, std::size_t blocks, View view_of, partial_state& state,
                     std::uint32_t kv_head, std::uint32_t first_query, std::uint32_t queries,

@@ -13,8 +13,8 @@ enum class attention_arithmetic : std::uint8_t {
   /// float otherwise, and for blocks that are raw or fp8. So it matters whether a block was decoded or read in place,
   /// and nothing else does: not threads, windows, nor what else is computed in the call.
   ///
-  /// Keys and values count as what is stored, code * scale, not rounded to the element type. Beside float's own rounding
-  /// (that of attend.hpp) there are two errors, with u = 2^-16:
+  /// Keys and values count as what is stored, code * scale, not rounded to the element type. Beside float's own
+  /// rounding (that of attend.hpp) there are two errors, with u = 2^-16:
   /// - a query is rounded to 16 bits of its largest element: a logit is off by at most u * max|q| * (sum of |k|);
   /// - in a tile of up to 64 tokens, p * scale is rounded to 16 bits of its largest, for each group of 32 dimensions:
   ///   the sum of p * v in a dimension is off by at most u * max(p |scale|) * (sum of |code|), over visible tokens.

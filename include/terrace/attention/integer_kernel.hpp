@@ -78,8 +78,8 @@ struct tile_scales {
   }
 };
 
-// The scales of a tile, each collected when the first rows need them and not before: the lines that values are in have then
-// had the time of the scores to come from memory.
+// The scales of a tile, each collected when the first rows need them and not before: the lines that values are in
+// have then had the time of the scores to come from memory.
 template <class codes>
 class scales_of_tile {
  public:
@@ -147,8 +147,8 @@ struct integer_queries {
 // the queries.
 inline constexpr int most_sixteens = max_rows >= 4 ? 2 : 1;
 
-// out[row][token] = q . k for 16 * sixteens tokens, `stride` apart. A lane is a token: their codes are transposed once for
-// all rows, and nothing is summed over lanes.
+// out[row][token] = q . k for 16 * sixteens tokens, `stride` apart. A lane is a token: their codes are transposed
+// once for all rows, and nothing is summed over lanes.
 template <class codes, int rows, int sixteens>
 [[gnu::noinline]] TERRACE_TARGET void score_tokens(const integer_queries<rows>& queries,
                                                    const std::byte* keys, std::size_t stride,
@@ -258,8 +258,8 @@ struct integer_weights {
   }
 };
 
-// o[row] = o[row] * rescale[row] + the weighted values of tokens [begin, end), for `width` groups from the `first` on and the
-// rows that see any. `begin` is even; `tokens` is how many there are to read.
+// o[row] = o[row] * rescale[row] + the weighted values of tokens [begin, end), for `width` groups from the `first` on
+// and the rows that see any. `begin` is even; `tokens` is how many there are to read.
 template <class codes, int rows, int width>
 [[gnu::noinline]] TERRACE_TARGET void add_groups(const integer_weights<rows>& weights,
                                                  const token_rows& values, std::size_t first, token_run run,

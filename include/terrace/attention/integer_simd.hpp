@@ -6,8 +6,8 @@
 //   splat_pair(p)                 the two int16 at p in every lane
 //   add(a, b), to_float(v)        the latter rounded
 //   dot(sum, a, b)                sum + a * b of the lower halves + a * b of the upper halves
-//   load_columns(p, stride, out)  of sixteen rows, `stride` bytes apart: lane t of out[c] is what row t has at 4 * c; four
-//                                 or eight columns
+//   load_columns(p, stride, out)  of sixteen rows, `stride` bytes apart: lane t of out[c] is what row t has at 4 * c;
+//                                 four or eight columns
 //   even_bytes(v), odd_bytes(v)   bytes 0 and 2, or 1 and 3, as signed pairs
 //   even_nibbles<s>(v), odd_nibbles<s>(v)  the lower (s = 0) or upper (s = 4) halves of these bytes, 0 to 15
 //   load_byte_pairs(a, b, out)    pairs (a[d], b[d]) of two rows of 32 signed bytes, in the order that in_order undoes

@@ -162,8 +162,8 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE f32x16 exp_nonpositive(f32x16 x) noexcept {
 inline constexpr std::size_t max_parts = max_tile_tokens / 16;
 inline std::size_t parts(const tile& part) noexcept { return (part.tokens + 15) / 16; }
 
-// Turns the rows' scores of so many sixteens of tokens into exp(score - m), zero where a row does not see the token; updates
-// m and l, and gives what each row's output must be multiplied with.
+// Turns the rows' scores of so many sixteens of tokens into exp(score - m), zero where a row does not see the token;
+// updates m and l, and gives what each row's output must be multiplied with.
 template <int rows>
 TERRACE_TARGET inline void weigh(const token_mask (&visible)[rows], std::size_t parts, float* scores,
                                  float* const (&m)[rows], float* const (&l)[rows],

@@ -15,8 +15,8 @@
 namespace terrace {
 
 /// For each block of one row and KV head the least and the largest value of each channel of its keys (the summary of
-/// Quest, J. Tang et al., ICML 2024), and how far the farthest key lies from the middle of these: 8 bytes a channel, and
-/// 8 a block. From them follows between which bounds a query's logits over the block lie, without reading it.
+/// Quest, J. Tang et al., ICML 2024), and how far the farthest key lies from the middle of these: 8 bytes a channel,
+/// and 8 a block. From them follows between which bounds a query's logits over the block lie, without reading it.
 class key_summaries {
  public:
   explicit key_summaries(std::uint32_t dim) : dim_(dim) {}
@@ -61,9 +61,10 @@ class key_summaries {
     tokens_.push_back(static_cast<std::uint32_t>(keys.size() / dim_));
   }
 
-  /// Bounds of scale * <query, key> over all keys of a block. The keys lie in a box and in a ball around its centre: from
-  /// the product with the centre that with a key differs by no more than the sum of |q| * half the channel's width, and
-  /// by no more than the norm of q times the radius. In many dimensions the ball is the tighter of the two. O(dim).
+  /// Bounds of scale * <query, key> over all keys of a block. The keys lie in a box and in a ball around its centre:
+  /// from the product with the centre that with a key differs by no more than the sum of |q| * half the channel's
+  /// width, and by no more than the norm of q times the radius. In many dimensions the ball is the tighter of the
+  /// two. O(dim).
   struct logit_bounds {
     double low = 0, high = 0;
   };
@@ -100,8 +101,8 @@ struct always_read {
   double log_mass = -std::numeric_limits<double>::infinity();
 };
 
-/// The logarithm of the sum of exponentials of scale * <query, key> over `keys`, [token][dim], which the caller reads in
-/// any case; -infinity for none. O(elements).
+/// The logarithm of the sum of exponentials of scale * <query, key> over `keys`, [token][dim], which the caller reads
+/// in any case; -infinity for none. O(elements).
 template <element_type T>
 double log_mass(std::span<const T> keys, std::span<const float> query, float scale) {
   constexpr double nothing = -std::numeric_limits<double>::infinity();
@@ -136,18 +137,19 @@ struct top_k {
 
 /// Reads as many blocks as it takes to be sure that the others have at most `eps` of the softmax mass.
 ///
-/// Why this holds: let block b have n_b keys, whose logits lie in [l_b, h_b]. Its sum of exponentials Z_b then lies in
-/// [n_b exp(l_b), n_b exp(h_b)]. With U the sum of Z_b over unread blocks and R that over read ones, the share missed is
-/// U / (U + R), which grows with U and falls with R. So it is at most U' / (U' + R'), with U' the sum of n_b exp(h_b) over
-/// the unread and R' that of n_b exp(l_b) over the read. Each block that is read makes U' smaller and R' larger, and with
-/// all read U' is 0: it ends.
+/// Why this holds: let block b have n_b keys, whose logits lie in [l_b, h_b]. Its sum of exponentials Z_b then lies
+/// in [n_b exp(l_b), n_b exp(h_b)]. With U the sum of Z_b over unread blocks and R that over read ones, the share
+/// missed is U / (U + R), which grows with U and falls with R. So it is at most U' / (U' + R'), with U' the sum of
+/// n_b exp(h_b) over the unread and R' that of n_b exp(l_b) over the read. Each block that is read makes U' smaller
+/// and R' larger, and with all read U' is 0: it ends.
 ///
 /// What the result may be off: attention over the read blocks alone is o_R, over all of them o = (1 - m) o_R + m o_U,
 /// where m <= eps is the share missed. So |o - o_R| = m |o_U - o_R| <= 2 eps max |v|, for each norm, as o_U and o_R are
 /// means of values.
 ///
-/// Keys that are read in any case, and in no block (always_read::log_mass), add to R what they have. The logits are those
-/// of the keys that were summarised: where a lossy codec changes them afterwards, that change is not part of the bound.
+/// Keys that are read in any case, and in no block (always_read::log_mass), add to R what they have. The logits are
+/// those of the keys that were summarised: where a lossy codec changes them afterwards, that change is not part of
+/// the bound.
 ///
 /// Sums are in double; their rounding (of relative size 1e-13 * dim) is not part of the bound.
 struct certified {

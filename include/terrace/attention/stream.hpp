@@ -137,12 +137,13 @@ struct one_sequence {
 /// Attention of the reserved tokens over everything that `tokens` has in `layer`, the reserved ones included,
 /// each query up to its own position: a sender of nothing, which writes `out`.
 ///
-/// `queries` is [token][q_head][dim], `out` is [token][q_head][v dim], both contiguous ranges of fp16, bf16
-/// or float; the number of query heads follows from the size of `queries`. Without a scale in the options,
-/// that of the logits is 1 / sqrt(dim). With one latent plane (MLA) queries are absorbed ones, and the result
-/// is in the latent space. With `only` in the options it reads those of the sealed blocks (attention/select.hpp chooses)
-/// and the open ones, and the softmax is over these. What it refers to stays, unchanged, until it completes. Errors: block_error (see
-/// stream_sender), invalid_argument where the sequence was changed meanwhile. O(blocks) requests, O(tokens * context) compute.
+/// `queries` is [token][q_head][dim], `out` is [token][q_head][v dim], both contiguous ranges of fp16, bf16 or float;
+/// the number of query heads follows from the size of `queries`. Without a scale in the options, that of the logits
+/// is 1 / sqrt(dim). With one latent plane (MLA) queries are absorbed ones, and the result is in the latent space.
+/// With `only` in the options it reads those of the sealed blocks (attention/select.hpp chooses) and the open ones,
+/// and the softmax is over these. What it refers to stays, unchanged, until it completes. Errors: block_error (see
+/// stream_sender), invalid_argument where the sequence was changed meanwhile. O(blocks) requests, O(tokens * context)
+/// compute.
 template <std::ranges::contiguous_range Queries, std::ranges::contiguous_range Out>
 auto stream(kv_store& cache, const sequence& tokens, const reservation& reserved, std::uint32_t layer,
             const Queries& queries, Out&& out, stream_options options = {}) {

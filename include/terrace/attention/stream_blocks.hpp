@@ -17,7 +17,8 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-// Calls f(block, position) for each sealed block of a row that the only sequence's queries still see, in ascending order.
+// Calls f(block, position) for each sealed block of a row that the only sequence's queries still see, in ascending
+// order.
 template <class F>
 void stream_run::for_each_seen(std::uint32_t row, F&& f) const {
   const walk_member& m = work_->who.front();
@@ -33,8 +34,8 @@ void stream_run::for_each_seen(std::uint32_t row, F&& f) const {
   }
 }
 
-// The distinct sealed blocks of a row that several sequences' queries still see, in the order in which a batch goes through
-// them; and whose pages they are.
+// The distinct sealed blocks of a row that several sequences' queries still see, in the order in which a batch goes
+// through them; and whose pages they are.
 TERRACE_BODY void stream_run::walk_row(std::uint32_t row, std::vector<block_id>& blocks) {
   constexpr std::size_t all = std::numeric_limits<std::size_t>::max();
   work_->walk.begin(cache_.control(), work_->who, row);

@@ -26,9 +26,10 @@ TERRACE_BODY block_view stream_run::view(const stream_member& m, std::size_t pos
           .encoding = static_cast<block_encoding>(format_id)};
 }
 
-// One round of compute. A work item is a KV head, a sequence and a run of its queries: it goes through count_of(sequence)
-// of that one's pages, in order, view_of(sequence, i) is one of them, and after(sequence, i, head, first query, queries)
-// follows where a head of it has been folded. The sequences of a head follow one another, as they may share its blocks.
+// One round of compute. A work item is a KV head, a sequence and a run of its queries: it goes through
+// count_of(sequence) of that one's pages, in order, view_of(sequence, i) is one of them, and after(sequence, i, head,
+// first query, queries) follows where a head of it has been folded. The sequences of a head follow one another, as
+// they may share its blocks.
 template <class Count, class View, class After>
 void stream_run::fold(Count count_of, View view_of, After after) {
   const std::span<stream_member> members = work_->members();
@@ -51,15 +52,16 @@ void stream_run::fold(Count count_of, View view_of, After after) {
         m.queries, count_of(m), [&](std::size_t i) { return view_of(m, i); }, m.state, head, run.first,
         run.count, [&](std::size_t i) { after(m, i, head, run.first, run.count); });
   };
-  // A decode is bound by memory, of which one core gets the better part. Where its windows are waited for, a second core
-  // gains nothing, and waking it takes it from those who bring them: the kernel, the codecs, a disk that is a program.
+  // A decode is bound by memory, of which one core gets the better part. Where its windows are waited for, a second
+  // core gains nothing, and waking it takes it from those who bring them: the kernel, the codecs, a disk that is a
+  // program.
   const std::size_t items = shape_.kv_heads * runs.size();
   if (most_rows > few || !folds_alone()) return cache_.owner().parallel_for(items, work);
   for (std::size_t i = 0; i < items; ++i) work(i);
 }
 
-// Folds each sequence's pages that lie before the stream's block `end` and are not folded yet. place_of(block) tells its
-// address and its format.
+// Folds each sequence's pages that lie before the stream's block `end` and are not folded yet. place_of(block) tells
+// its address and its format.
 template <class Place>
 void stream_run::fold_blocks(std::size_t end, Place place_of) {
   for (stream_member& m : work_->members())
@@ -94,8 +96,8 @@ TERRACE_BODY bool stream_run::is_to_weigh() const noexcept {
   return options_.attend && decodes && (cache_.control().weighs() || cache_.prefetcher().watches());
 }
 
-// Tells the policies and the prefetcher what each block drew, now that the whole is known: the policies the sum of what all
-// sequences say, which for those that add up is as if each had streamed alone, the prefetcher the mean.
+// Tells the policies and the prefetcher what each block drew, now that the whole is known: the policies the sum of
+// what all sequences say, which for those that add up is as if each had streamed alone, the prefetcher the mean.
 TERRACE_BODY void stream_run::report_mass() {
   if (!weighs_) return;
   const std::span<const stream_member> members = work_->members();

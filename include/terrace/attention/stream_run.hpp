@@ -30,12 +30,12 @@ struct stream_options {
   std::optional<std::span<const std::uint32_t>> only = {};
 };
 
-/// Attention of new tokens' queries over one layer of a sequence, or of several, wherever the blocks are: load > compute
-/// > merge over windows of blocks. Most of the windows come while the others are folded; memory is
-/// bounded by the windows, not by the context. Loads are asked for in order; windows are folded in order,
-/// whatever comes first, so the result's bits do not depend on where blocks were. A block that several sequences share
-/// is loaded once. Compute is shared by the owner and the context's pool, except where a decode waits for its windows:
-/// then the owner folds them alone.
+/// Attention of new tokens' queries over one layer of a sequence, or of several, wherever the blocks are: load >
+/// compute > merge over windows of blocks. Most of the windows come while the others are folded; memory is bounded by
+/// the windows, not by the context. Loads are asked for in order; windows are folded in order, whatever comes first,
+/// so the result's bits do not depend on where blocks were. A block that several sequences share is loaded once.
+/// Compute is shared by the owner and the context's pool, except where a decode waits for its windows: then the owner
+/// folds them alone.
 ///
 /// `run` is the part that does not depend on who is told. It stays in place until `done` was called.
 class stream_run {
@@ -51,9 +51,10 @@ class stream_run {
 
   bool attends() const noexcept { return options_.attend; }
 
-  /// Takes who attends, `who.members(vector of walk_member)` adds them, each with at least one new token; and their queries,
-  /// [token][q_head][dim], one member after the other. Errors: invalid_argument for a layer that there is not, queries of
-  /// another size, and a selection that is not ascending, goes beyond the sealed blocks or is of several members.
+  /// Takes who attends, `who.members(vector of walk_member)` adds them, each with at least one new token; and their
+  /// queries, [token][q_head][dim], one member after the other. Errors: invalid_argument for a layer that there is
+  /// not, queries of another size, and a selection that is not ascending, goes beyond the sealed blocks or is of
+  /// several members.
   template <class Who, element_type Q>
   result<void> load(const Who& who, std::span<const Q> queries) {
     work_ = cache_.workspaces().take();
@@ -97,8 +98,8 @@ class stream_run {
   bool stopped = false;
 
  private:
-  // Windows at most, most of them on their way while the others are folded: the more, the less a disk waits for them. But
-  // only so many that all of them take an eighth of tier 0, or six.
+  // Windows at most, most of them on their way while the others are folded: the more, the less a disk waits for them.
+  // But only so many that all of them take an eighth of tier 0, or six.
   static constexpr std::size_t depth = 12, least_depth = 6;
   static constexpr std::size_t piece = 8;  // blocks folded between two looks at what has completed
   static constexpr std::size_t few = 16;   // rows that read a KV head: with so many, memory is the limit

@@ -10,8 +10,8 @@
 
 namespace terrace {
 
-/// The page table of one request: for each row of layers the blocks that hold its tokens, in order. Blocks
-/// before length / tokens are sealed; the one after them, where there is one, is open, unless it is suspended. For sequence,
+/// The page table of one request: for each row of layers the blocks that hold its tokens, in order. Blocks before
+/// length / tokens are sealed; the one after them, where there is one, is open, unless it is suspended. For sequence,
 /// reservation and stream.
 struct page_table {
   planner* owner = nullptr;
@@ -48,7 +48,8 @@ struct page_table {
     return {row, 0};
   }
   std::size_t sealed(std::size_t row) const noexcept { return length / group(row).tokens; }
-  /// Bytes of tier 0 that the open blocks take while `tokens` more are reserved: they cannot leave until they are sealed.
+  /// Bytes of tier 0 that the open blocks take while `tokens` more are reserved: they cannot leave until they are
+  /// sealed.
   std::uint64_t open_bytes(std::uint32_t tokens) const noexcept {
     std::uint64_t bytes = 0;
     for (std::size_t row = 0; row < rows.size(); ++row) {

@@ -40,13 +40,13 @@ namespace terrace {
 /// - Slots for all blocks of an acquire are reserved together, first come first served; only the first in
 ///   line holds anything, so two half-served acquires never wait for each other. It waits for transfers only,
 ///   never for a lease to be released: when nothing is on its way and there is still no slot, it is refused
-///   with out_of_capacity. Room for what is written (room_request) has a line of its own, by the same rule, but takes its
-///   slots one by one.
+///   with out_of_capacity. Room for what is written (room_request) has a line of its own, by the same rule, but takes
+///   its slots one by one.
 /// - A better copy is never replaced by a worse one; a lossy copy is written to a tier once, not over itself.
 /// - A transfer that passes its deadline has failed for those who wait for it. Its extents stay in quarantine until
 ///   it really ends, for until then it may write them.
-/// - A copy whose bytes are wrong is given up. One that could not be read for another reason stays, and is doubtful until
-///   a read of it succeeds: it is asked for again, but does not count as saving the block.
+/// - A copy whose bytes are wrong is given up. One that could not be read for another reason stays, and is doubtful
+///   until a read of it succeeds: it is asked for again, but does not count as saving the block.
 /// - A tier that fails is set aside and tried again later (cache/tier_health.hpp). What would go down to it goes to the
 ///   next tier that works, or stays where it is.
 class planner final : public transfer_listener {
@@ -79,8 +79,8 @@ class planner final : public transfer_listener {
   void wait_for_transfer() { context_.wait(context_.now() + std::chrono::seconds(1)); }
   /// Lets the request take room, at once where it is alone, or puts it in line. `done` may be called from within.
   void request(room_request& r);
-  /// Takes back a request whose `done` has not been called. `give_up` gives back what it has taken; the next one in line may
-  /// have that.
+  /// Takes back a request whose `done` has not been called. `give_up` gives back what it has taken; the next one in
+  /// line may have that.
   template <class GiveUp>
   void cancel(room_request& r, GiveUp&& give_up) {
     writers_.erase(r);
@@ -101,10 +101,11 @@ class planner final : public transfer_listener {
   /// From here the block is immutable and may leave tier 0, once `wake` is called.
   void seal(std::uint32_t block);
   void add_ref(std::uint32_t block);
-  /// The last reference lets the block go from every tier, unless it is cached. Who waits for the room has it after `wake`.
+  /// The last reference lets the block go from every tier, unless it is cached. Who waits for the room has it after
+  /// `wake`.
   void drop_ref(std::uint32_t block);
-  /// Does what has become possible: after blocks were sealed and references dropped. Other completions run within this call,
-  /// so whoever calls it has come to its own end before.
+  /// Does what has become possible: after blocks were sealed and references dropped. Other completions run within
+  /// this call, so whoever calls it has come to its own end before.
   void wake() { pump(); }
   block_id id_of(std::uint32_t block) const noexcept { return blocks_.id_of(block); }
   /// Indices that blocks have ever had: `record` takes those below it.
@@ -157,8 +158,8 @@ class planner final : public transfer_listener {
 
   /// Applies `h` to these blocks; see sequence::hint. O(blocks log hints).
   hint_outcome hint_blocks(std::span<const block_id> blocks, const hint& h);
-  /// Tells the policies of the tiers that have the block what share of the softmax mass it drew in this step; where several
-  /// sequences of a batch read it, the sum of theirs.
+  /// Tells the policies of the tiers that have the block what share of the softmax mass it drew in this step; where
+  /// several sequences of a batch read it, the sum of theirs.
   void weigh(std::uint32_t block, float mass);
   /// Whether any policy wants to be told.
   bool weighs() const noexcept { return tiers_[0]->what.weighs; }
@@ -212,8 +213,8 @@ class planner final : public transfer_listener {
   result<void> report_damaged(block_id id, std::size_t tier);
   /// Whether a block can be computed anew: it is sealed, and nothing of it is in tier 0.
   bool restorable(block_id id) const noexcept;
-  /// See kv_store::restore. The block is the caller's until end_restore, which says whether it is whole. Nothing while a
-  /// transfer may free a slot. unavailable where it is not restorable any more.
+  /// See kv_store::restore. The block is the caller's until end_restore, which says whether it is whole. Nothing
+  /// while a transfer may free a slot. unavailable where it is not restorable any more.
   result<std::optional<std::byte*>> try_restore(block_id id);
   void end_restore(std::uint32_t block, bool whole);
 
@@ -224,8 +225,8 @@ class planner final : public transfer_listener {
   void overdue(transfer_job& job) override;
   void finished(transfer_job& job, result<void> outcome) override;
 
-  /// Stops starting transfers, answers acquires and flushes that wait with errc::stopped, and waits for transfers on their
-  /// way. Called before media close.
+  /// Stops starting transfers, answers acquires and flushes that wait with errc::stopped, and waits for transfers on
+  /// their way. Called before media close.
   void shut_down();
 
  private:

@@ -10,8 +10,8 @@
 
 namespace terrace {
 
-// The end of a read that failed: the pin on its copy goes too. Bytes that are wrong stay wrong. Else the reason may pass
-// (no descriptor, no memory, a server that does not answer), so the copy stays where it is.
+// The end of a read that failed: the pin on its copy goes too. Bytes that are wrong stay wrong. Else the reason may
+// pass (no descriptor, no memory, a server that does not answer), so the copy stays where it is.
 TERRACE_BODY void planner::read_failed(std::uint32_t block, std::size_t tier, const error& cause) {
   block_copy& copy = blocks_.copy(block, tier);
   ++tiers_[tier]->stats.failed_reads;

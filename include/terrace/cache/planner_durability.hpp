@@ -295,8 +295,8 @@ TERRACE_BODY bool planner::adopt(std::size_t tier, extent at, const extent_heade
   return true;
 }
 
-// What was found and does not count, of a name that has gone on say, may still be there after a crash: it has to be gone
-// before a flush says that anything of these names lasts.
+// What was found and does not count, of a name that has gone on say, may still be there after a crash: it has to be
+// gone before a flush says that anything of these names lasts.
 TERRACE_BODY void planner::disown(std::uint32_t block, std::size_t tier) noexcept {
   if (blocks_.copy(block, tier).present()) {
     tiers_[tier]->release(blocks_.where(block, tier));

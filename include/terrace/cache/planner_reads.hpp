@@ -305,8 +305,8 @@ TERRACE_BODY void lease::release() noexcept {
   if (lease_record* record = std::exchange(record_, nullptr)) record->owner->release(record);
 }
 
-// Each is made as long as the longest, for they are handed out in any order: else one that was short so far would grow in
-// the middle of a decode.
+// Each is made as long as the longest, for they are handed out in any order: else one that was short so far would
+// grow in the middle of a decode.
 TERRACE_BODY lease_record* planner::take_record(std::size_t entries) {
   if (entries > longest_record_) {
     longest_record_ = std::max(entries, 2 * longest_record_);

@@ -1,5 +1,6 @@
 #pragma once
-// What the engine says and asks besides reading and writing: hints, the clock, sizes, accounts; and the cache's end. Part of cache/planner.hpp.
+// What the engine says and asks besides reading and writing: hints, the clock, sizes, accounts; and the cache's end.
+// Part of cache/planner.hpp.
 #include <algorithm>
 #include <utility>
 

@@ -30,8 +30,8 @@ class acquire_request {
   acquire_request* next = nullptr;
 };
 
-/// Someone who wants slots of tier 0 for what is written there, and does not block meanwhile (cache/room.hpp). It stays in
-/// place from `planner::request` until `done` was called or `planner::cancel` returned.
+/// Someone who wants slots of tier 0 for what is written there, and does not block meanwhile (cache/room.hpp). It
+/// stays in place from `planner::request` until `done` was called or `planner::cancel` returned.
 class room_request {
  public:
   using look = bool (*)(room_request*) noexcept;

@@ -16,8 +16,8 @@ namespace terrace {
 /// The most tiers that a cache can have.
 inline constexpr std::size_t max_tiers = 6;
 
-/// Where one tier has a block: all that a lookup reads, so small that a table of them is as quick to read as a plain array
-/// of places.
+/// Where one tier has a block: all that a lookup reads, so small that a table of them is as quick to read as a plain
+/// array of places.
 struct copy_place {
   static constexpr std::uint32_t unreadable = 0xffffffffu;  ///< no block has this generation
 
@@ -112,8 +112,8 @@ struct block_record {
   bool wanted() const noexcept { return refs != 0 || cached != index_link::none; }
 };
 
-/// Which blocks there are, and which tiers have them: dense records, and for each tier dense places and copies; recycled
-/// indices are told apart by generation. It holds facts and takes no decision; the planner decides.
+/// Which blocks there are, and which tiers have them: dense records, and for each tier dense places and copies;
+/// recycled indices are told apart by generation. It holds facts and takes no decision; the planner decides.
 class residency {
  public:
   explicit residency(std::size_t tiers) noexcept : tiers_(tiers) {}

@@ -10,9 +10,10 @@
 namespace terrace {
 
 /// Room in tier 0 for a block that was lost, to be computed anew: `kv_store::restore`. The engine writes the whole
-/// block, row by row or in its group's layout, and says `complete`; from there the block is as it was before it was lost, under its
-/// id, for every sequence, name and index that refers to it, and is written behind again. Dropped before that, the
-/// block stays lost. Acquires of the block wait until either. Move-only, owner thread only; it ends before its cache.
+/// block, row by row or in its group's layout, and says `complete`; from there the block is as it was before it was
+/// lost, under its id, for every sequence, name and index that refers to it, and is written behind again. Dropped
+/// before that, the block stays lost. Acquires of the block wait until either. Move-only, owner thread only; it ends
+/// before its cache.
 class restoration {
  public:
   restoration(planner& owner, block_id id, std::byte* data) noexcept : owner_(&owner), id_(id), data_(data) {}
@@ -34,8 +35,8 @@ class restoration {
   }
   /// Which tokens of which layers it holds.
   block_range range() const noexcept { return range_of(owner_->layout(), owner_->record(id_.index)); }
-  /// Where the keys (for MLA, the latent vectors) of one of its layers go, and its values: token 0 is range().first_token.
-  /// Precondition: the layer is in its range.
+  /// Where the keys (for MLA, the latent vectors) of one of its layers go, and its values: token 0 is
+  /// range().first_token. Precondition: the layer is in its range.
   plane_rows k(std::uint32_t layer) const noexcept { return rows(layer, false); }
   plane_rows v(std::uint32_t layer) const noexcept { return rows(layer, true); }
   /// The same as a whole: group().block_bytes(), in tier 0's memory. Precondition: not completed.

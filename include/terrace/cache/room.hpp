@@ -13,8 +13,8 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// What takes several slots of tier 0, one after another, and can pause between two: the tokens of a sequence, those of a
-/// batch, a block that is computed anew.
+/// What takes several slots of tier 0, one after another, and can pause between two: the tokens of a sequence, those
+/// of a batch, a block that is computed anew.
 template <class W>
 concept room_taker = requires(W& w) {
   typename W::value_type;
@@ -48,9 +48,10 @@ result<typename W::value_type> take_room(W work) {
     return work.finish();
 }
 
-/// The same as a sender, which never blocks. Completes on the owner with set_value(what was asked for), set_error(error) or
-/// set_stopped(), and after both of these everything is as it was. Those that wait are served first come first served, and
-/// only the first in line holds anything; whoever blocks (take_room) passes the line. The operation allocates nothing.
+/// The same as a sender, which never blocks. Completes on the owner with set_value(what was asked for),
+/// set_error(error) or set_stopped(), and after both of these everything is as it was. Those that wait are served
+/// first come first served, and only the first in line holds anything; whoever blocks (take_room) passes the line.
+/// The operation allocates nothing.
 template <room_taker W>
 class room_sender {
   using value_type = typename W::value_type;

@@ -13,9 +13,10 @@ namespace terrace {
 /// What a codec is: a stateless type with static members that turns the bytes of one block into fewer, and
 /// back.
 ///
-/// A block's raw bytes are those that the engine writes: layer_group::block_bytes() of them, planes of the
-/// group's element types in its page order. Any thread may call any member at any time. No member throws,
-/// allocates memory that outlives it (a thread's scratch, kept for its next block, apart), or reads or writes outside its spans. Spans do not overlap, and need no alignment.
+/// A block's raw bytes are those that the engine writes: layer_group::block_bytes() of them, planes of the group's
+/// element types in its page order. Any thread may call any member at any time. No member throws, allocates memory
+/// that outlives it (a thread's scratch, kept for its next block, apart), or reads or writes outside its spans. Spans
+/// do not overlap, and need no alignment.
 ///
 /// Constants:
 /// - `format_id`: names the encoded format on disk, for ever. 0 is identity; ggml's have ggml's numbers.

@@ -58,7 +58,8 @@ TERRACE_TARGET inline void encode_q8_0_group(element_value auto type, const std:
   store_codes(type, x, scale, inverse, out);
 }
 
-// Sixteen groups at once: they share a transpose and a division. False, and nothing written, where one of them has a value that must be tamed.
+// Sixteen groups at once: they share a transpose and a division. False, and nothing written, where one of them has a
+// value that must be tamed.
 TERRACE_TARGET inline bool encode_q8_0_sixteen(element_value auto type, const std::byte* in,
                                                std::byte* out) noexcept {
   using namespace simd::TERRACE_ISA;

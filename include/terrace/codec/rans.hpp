@@ -130,8 +130,8 @@ inline const rans::tables& rans::table() noexcept {
   return made;
 }
 
-/// What a writer of numbers knows, which writes the last first, from the end of a buffer towards its beginning: its place,
-/// and the states of the lanes. The writing itself is in codec/rans_simd.hpp.
+/// What a writer of numbers knows, which writes the last first, from the end of a buffer towards its beginning: its
+/// place, and the states of the lanes. The writing itself is in codec/rans_simd.hpp.
 struct rans_writer {
   std::byte* at;  ///< where the stream begins, as far as it is written
   std::array<std::uint32_t, rans::lanes> states;

@@ -1,8 +1,8 @@
 #pragma once
 // Writing to and reading from a range coder (codec/rans.hpp), for each instruction set:
 //
-//   put(writer, numbers, distributions)  sixteen numbers, each by the distribution that its lane says. Precondition: each
-//                           takes its number
+//   put(writer, numbers, distributions)  sixteen numbers, each by the distribution that its lane says. Precondition:
+//                           each takes its number
 //   i32x16                  sixteen whole numbers
 //   rans_lanes              the states of sixteen lanes, in registers where there are such
 //   load_lanes(reader), store_lanes(reader, lanes)

@@ -2,10 +2,9 @@
 // The macros of Terrace (TERRACE_EX, which names the execution back end, is in execution/backend.hpp). All of
 // this is about the compiler, never about a feature: no type changes its shape because of a macro in this file.
 
-// Marks a function that the CUDA device pass compiles as well. Empty for every other compiler.
-// TERRACE_DEVICE marks the body of a kernel: nvcc compiles it for the device alone, another compiler for the
-// tests that emulate a device. TERRACE_DEVICE_UNROLL stands before a loop of a kernel whose body indexes arrays that have
-// to become registers.
+// Marks a function that the CUDA device pass compiles as well. Empty for every other compiler. TERRACE_DEVICE marks
+// the body of a kernel: nvcc compiles it for the device alone, another compiler for the tests that emulate a device.
+// TERRACE_DEVICE_UNROLL stands before a loop of a kernel whose body indexes arrays that have to become registers.
 #if defined(__CUDACC__)
 #define TERRACE_HD __host__ __device__
 #define TERRACE_DEVICE __device__
@@ -41,8 +40,8 @@
 #endif
 #define TERRACE_ALWAYS_INLINE __attribute__((always_inline)) inline
 
-// Code that uses AVX-512 intrinsics stands between these two: g++ 12 warns of the deliberately undefined operands inside
-// its own.
+// Code that uses AVX-512 intrinsics stands between these two: g++ 12 warns of the deliberately undefined operands
+// inside its own.
 #if defined(__GNUC__) && !defined(__clang__)
 #define TERRACE_AVX512_BEGIN                                                           \
   _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wuninitialized\"") \

@@ -61,9 +61,9 @@ inline isa best_isa() noexcept {
   return chosen;
 }
 
-/// Whether lines that are needed later should be asked for into the second cache rather than the first: it waits for more of
-/// them at a time where the first cache is no larger than 32 KiB (Zen 4 and older); where it is larger (Zen 5) the first was
-/// the better place. Asked of the operating system once.
+/// Whether lines that are needed later should be asked for into the second cache rather than the first: it waits for
+/// more of them at a time where the first cache is no larger than 32 KiB (Zen 4 and older); where it is larger (Zen
+/// 5) the first was the better place. Asked of the operating system once.
 inline bool misses_wait_in_second_cache() noexcept {
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
   static const bool waits = ::sysconf(_SC_LEVEL1_DCACHE_SIZE) <= 32 * 1024;

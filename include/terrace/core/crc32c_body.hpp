@@ -130,8 +130,8 @@ inline constexpr std::array<long long, 8> crc32c_powers = [] {
   return powers;
 }();
 
-// Asks for what comes a page later: the processor itself does not read ahead beyond the end of a page. Where there is no
-// memory nothing happens.
+// Asks for what comes a page later: the processor itself does not read ahead beyond the end of a page. Where there is
+// no memory nothing happens.
 inline void crc32c_read_ahead(const std::byte* at) noexcept {
   const std::uintptr_t later = reinterpret_cast<std::uintptr_t>(at) + 4096;
   for (std::uintptr_t line = later; line != later + 256; line += 64)

@@ -94,7 +94,8 @@ result<void> attend(const attention_args& given, stream_handle stream) noexcept 
       if constexpr (deep::shared_bytes <= least_shared_bytes) {
         return deep::launch(args, columns, stream);
       } else {
-        // 8.6 and 8.9 have less for a block than 8.0 and 9.0. What does not fit there at all is left to the plain kernel.
+        // 8.6 and 8.9 have less for a block than 8.0 and 9.0. What does not fit there at all is left to the plain
+        // kernel.
         const std::size_t room = most_shared_bytes();
         if (deep::shared_bytes <= room) return deep::launch(args, columns, stream);
         if constexpr (shallow::shared_bytes <= least_shared_bytes)

@@ -22,8 +22,8 @@ inline namespace TERRACE_EX {
 class batch;
 
 /// Pages that are in device memory for work on one stream: the arrays that paged kernels take, in device memory at
-/// addresses that do not change. Pages are raw, as the layer group lays a block out. Move-only; dropped without a release
-/// it records its event on its stream itself.
+/// addresses that do not change. Pages are raw, as the layer group lays a block out. Move-only; dropped without a
+/// release it records its event on its stream itself.
 class window {
  public:
   window(window&& other) noexcept
@@ -61,12 +61,12 @@ class window {
   cudaStream_t stream_;
 };
 
-/// A ragged set of sequences that decode together on a device, as terrace::batch is on the host. Blocks of tier 0 are read
-/// where they are; those in host memory come over the link into windows, three of them, so that the copies of the next
-/// run under the kernels of this one, and arrive in the order in which the sequences are read.
+/// A ragged set of sequences that decode together on a device, as terrace::batch is on the host. Blocks of tier 0 are
+/// read where they are; those in host memory come over the link into windows, three of them, so that the copies of
+/// the next run under the kernels of this one, and arrive in the order in which the sequences are read.
 ///
-/// No member waits for the device, but `reserve` for the copies that make it room. `next` waits for a disk, where a block
-/// is nowhere nearer: prefetch what is.
+/// No member waits for the device, but `reserve` for the copies that make it room. `next` waits for a disk, where a
+/// block is nowhere nearer: prefetch what is.
 ///
 /// One engine stream at a time: its arrays are written in that stream's order. Streams stay until the batch has ended.
 /// While that stream is being captured into a graph, capture what lies between `next` and `release`, not these. It

@@ -85,13 +85,13 @@ class calibration_scratch {
 
 }  // namespace detail
 
-/// Measures which method carries pieces fastest from host to device, for each size and count of `transfer_choice`, with
-/// scratch of its own on both sides: max(most_bytes, the largest size), 4 MiB. The answer is for
-/// `link.use`; the choice and the kernel that the link has stay as they are, unless a kernel is given, which the link then
-/// keeps. What travels down is not measured: the table serves both ways.
+/// Measures which method carries pieces fastest from host to device, for each size and count of `transfer_choice`,
+/// with scratch of its own on both sides: max(most_bytes, the largest size), 4 MiB. The answer is for `link.use`; the
+/// choice and the kernel that the link has stay as they are, unless a kernel is given, which the link then keeps.
+/// What travels down is not measured: the table serves both ways.
 ///
-/// Waits for the link's copies, so it is for start-up, before they matter: it moves at most (rounds + 1) * 3 methods * 11
-/// sizes * 4/3 * most_bytes. Errors: those of the runtime. Owner thread only.
+/// Waits for the link's copies, so it is for start-up, before they matter: it moves at most (rounds + 1) * 3 methods
+/// * 11 sizes * 4/3 * most_bytes. Errors: those of the runtime. Owner thread only.
 inline result<transfer_choice> calibrate(host_link& link, const calibration_options& o = {}) {
   const std::size_t largest = transfer_choice::bytes_of(transfer_choice::sizes - 1);
   auto made = detail::calibration_scratch::make(link, std::max(o.most_bytes, largest));

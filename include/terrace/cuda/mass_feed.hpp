@@ -15,10 +15,10 @@
 namespace terrace::cuda {
 inline namespace TERRACE_EX {
 
-/// Tells the cache's policies what share of the softmax mass each block drew, as streams do on the host. Shares are of the
-/// whole, and known when the last window of a layer has been merged: until then the scalars of the windows' tiles and
-/// their tables are kept on the device. The shares come to the host behind the step, on the engine's stream, and the
-/// policies are told when the context is polled: no host wait. For decode_attention.
+/// Tells the cache's policies what share of the softmax mass each block drew, as streams do on the host. Shares are
+/// of the whole, and known when the last window of a layer has been merged: until then the scalars of the windows'
+/// tiles and their tables are kept on the device. The shares come to the host behind the step, on the engine's
+/// stream, and the policies are told when the context is polled: no host wait. For decode_attention.
 ///
 /// Device memory: 8 bytes for each tile, query and query head of a layer, beside the cache's.
 class mass_feed {

@@ -12,8 +12,8 @@
 
 namespace terrace::cuda {
 
-/// While it lives, pinning on this thread is allowed, and harmless, though some thread captures a stream into a graph: in
-/// the mode that threads begin with it would fail, and the capture with it.
+/// While it lives, pinning on this thread is allowed, and harmless, though some thread captures a stream into a
+/// graph: in the mode that threads begin with it would fail, and the capture with it.
 class beside_captures {
  public:
   beside_captures() noexcept { exchange(); }

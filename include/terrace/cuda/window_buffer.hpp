@@ -16,8 +16,9 @@
 namespace terrace::cuda {
 inline namespace TERRACE_EX {
 
-/// What a window of a batch has in device memory besides the blocks that are in tier 0 anyway: room for blocks that come
-/// from host memory, raw and, where they travel encoded, encoded. Borrowed from tier 0, and so within its budget.
+/// What a window of a batch has in device memory besides the blocks that are in tier 0 anyway: room for blocks that
+/// come from host memory, raw and, where they travel encoded, encoded. Borrowed from tier 0, and so within its
+/// budget.
 ///
 /// A buffer is filled by the link's up stream and read by the engine's. Each waits for the other by events on the
 /// device: `copied`, after which the engine may read it, and `released`, after which it may be filled again.
@@ -41,8 +42,8 @@ class window_buffer {
       if (event != nullptr) link_->events().give_back(event);
   }
 
-  /// Borrows room for `slots` blocks of `raw_bytes`, and as many of `encoded_bytes` where that is not 0. Errors: those of
-  /// planner::borrow and of the runtime.
+  /// Borrows room for `slots` blocks of `raw_bytes`, and as many of `encoded_bytes` where that is not 0. Errors:
+  /// those of planner::borrow and of the runtime.
   result<void> open(std::size_t slots, std::size_t raw_bytes, std::size_t encoded_bytes) {
     for (std::size_t i = 0; i < slots; ++i) {
       for (auto [room, bytes] : {std::pair{&raw_, raw_bytes}, std::pair{&encoded_, encoded_bytes}}) {
@@ -104,9 +105,9 @@ class window_buffer {
     now_ = phase::out;
     return cudaStreamWaitEvent(stream, copied_, 0);
   }
-  /// The engine's work on it has been enqueued on `stream`: blocks in tier 0 may leave, because whatever overwrites them
-  /// comes after that work (host_link::follow), and those in host memory stay until `keep` has seen the copies' end.
-  /// Returns the lease of the latter.
+  /// The engine's work on it has been enqueued on `stream`: blocks in tier 0 may leave, because whatever overwrites
+  /// them comes after that work (host_link::follow), and those in host memory stay until `keep` has seen the copies'
+  /// end. Returns the lease of the latter.
   lease release(cudaStream_t stream) noexcept {
     was_read_ = cudaEventRecord(released_, stream) == cudaSuccess;
     if (!was_read_) {

@@ -13,8 +13,8 @@ inline namespace TERRACE_EX {
 /// Brings a request to stop, which may come from any thread and at any time, to the owner of a context: a part of an
 /// operation state. There it calls `operation.asked_to_stop()`, once at most.
 ///
-/// The operation arms it when it starts, and disarms it when it has come to its end. Between the two a request may be on its
-/// way; then the operation must stay, and completes in `asked_to_stop`, even if it had ended otherwise before.
+/// The operation arms it when it starts, and disarms it when it has come to its end. Between the two a request may be
+/// on its way; then the operation must stay, and completes in `asked_to_stop`, even if it had ended otherwise before.
 template <class Operation, class Token>
 class stop_on_owner {
  public:

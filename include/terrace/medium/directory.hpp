@@ -28,15 +28,15 @@ inline namespace TERRACE_EX {
 /// ahead and what a file server caches, it needs no room in advance and no rewriting of what lies beside it,
 /// and releasing an extent gives its room back to everybody. Blocks of a megabyte and more suit it best.
 ///
-/// A file appears under its name only when it is complete and the file system has taken all of it: it is
-/// written under a temporary name, synchronised (a server that is full may say so only then), and renamed.
-/// Files are the owner's alone (0600), in a folder of the medium's own (0700) that is made under the
-/// directory; so nobody else's file is ever touched, and several caches may share one directory. Files and
-/// folder are removed at the end, unless `keep` says otherwise: then the folder `kv-store` is a store in the format
-/// of docs/on-disk-format.md, whose labelled extents a later cache finds again. One that is there is made private; that of
-/// another user is refused. A process that is killed has no end: its
-/// folder `terrace-XXXXXX` stays, with the KV in it, until somebody removes it. No later cache does, for it may be in use on
-/// another machine: the locks of network file systems do not always tell.
+/// A file appears under its name only when it is complete and the file system has taken all of it: it is written
+/// under a temporary name, synchronised (a server that is full may say so only then), and renamed. Files are the
+/// owner's alone (0600), in a folder of the medium's own (0700) that is made under the directory; so nobody else's
+/// file is ever touched, and several caches may share one directory. Files and folder are removed at the end, unless
+/// `keep` says otherwise: then the folder `kv-store` is a store in the format of docs/on-disk-format.md, whose
+/// labelled extents a later cache finds again. One that is there is made private; that of another user is refused. A
+/// process that is killed has no end: its folder `terrace-XXXXXX` stays, with the KV in it, until somebody removes
+/// it. No later cache does, for it may be in use on another machine: the locks of network file systems do not always
+/// tell.
 ///
 /// Calls to the system block, so two threads of its own make them. A transfer that is asked to stop before a
 /// thread has come to it is not carried out.

@@ -45,8 +45,8 @@ TERRACE_BODY result<void> extent_table::open(descriptor file, const superblock& 
 }
 
 // A process that was killed may have left to the system what it had not yet made durable, and what is found counts as
-// that. Where a sync had failed, the system still shows what it will never write: so it is written again. All of it, for
-// the disk may have a header where the system shows that it was taken back; but for what no one ever wrote.
+// that. Where a sync had failed, the system still shows what it will never write: so it is written again. All of it,
+// for the disk may have a header where the system shows that it was taken back; but for what no one ever wrote.
 TERRACE_BODY result<void> extent_table::read_table() {
   const std::uint64_t end = table_at(shape_.headers * extent_header::bytes);
   std::vector<std::byte> buffer(std::min<std::uint64_t>(piece, end - table_at(0)));

@@ -70,9 +70,10 @@ concept resizable_medium = medium<M> && requires(M& m, std::size_t bytes) {
   { m.resize(bytes) } -> std::same_as<result<void>>;
 };
 
-/// A medium that is read faster in order: `reserve_behind(before, bytes)` reserves as `reserve` does, directly behind the
-/// extent `before` where that can be, or, where there is none, so that others can follow. The cache says what a block's
-/// neighbour in its row is: they are read one after the other, by one call to the system, which makes one transfer of them.
+/// A medium that is read faster in order: `reserve_behind(before, bytes)` reserves as `reserve` does, directly behind
+/// the extent `before` where that can be, or, where there is none, so that others can follow. The cache says what a
+/// block's neighbour in its row is: they are read one after the other, by one call to the system, which makes one
+/// transfer of them.
 template <class M>
 concept ordered_medium = medium<M> && requires(M& m, std::optional<extent> before, std::size_t bytes) {
   { m.reserve_behind(before, bytes) } -> std::same_as<std::optional<extent>>;

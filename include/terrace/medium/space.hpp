@@ -31,9 +31,9 @@ class space {
   /// enough.
   std::optional<extent> reserve(std::size_t bytes);
 
-  /// Likewise, for what will be read in order: directly behind `before`, a run in use, where that is free. Else, and where
-  /// there is none before, at a place with some room around it, so that what comes next can lie behind it as well. Else
-  /// wherever there is room. O(1).
+  /// Likewise, for what will be read in order: directly behind `before`, a run in use, where that is free. Else, and
+  /// where there is none before, at a place with some room around it, so that what comes next can lie behind it as
+  /// well. Else wherever there is room. O(1).
   std::optional<extent> reserve_behind(std::optional<extent> before, std::size_t bytes);
 
   /// The run of `bytes` at `offset`, a multiple of the granule, if all of it is free and within the limit. For what

@@ -48,8 +48,9 @@ class store_sync {
     bool performed = false;
   };
   /// set_value() when all extents whose write has completed, and all headers put by now, survive a crash of the
-  /// machine; set_error(error) when they may not. After an error it fails for good, with errc::unavailable and the number
-  /// of that error: the kernel may have forgotten what it could not write. Opening the store anew finds what is there.
+  /// machine; set_error(error) when they may not. After an error it fails for good, with errc::unavailable and the
+  /// number of that error: the kernel may have forgotten what it could not write. Opening the store anew finds what
+  /// is there.
   struct sender {
     using sender_concept = ex::sender_t;
     template <class Self, class... E>

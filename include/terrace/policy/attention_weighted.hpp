@@ -112,8 +112,8 @@ class attention_weighted {
     return double{options_.alpha} * unimportance(s, mass) + double{options_.gamma} * double{s.cheapness} -
            weight_of_a_step_ * static_cast<double>(s.step);
   }
-  // r / (1 + r) for r = mean / mass = total / (measured * mass), which is also right for a mass of 0. The total is as of
-  // now.
+  // r / (1 + r) for r = mean / mass = total / (measured * mass), which is also right for a mass of 0. The total is as
+  // of now.
   double unimportance(const block_state& s, double mass) const noexcept {
     if (!s.measured()) return 0.5;
     const double both = total_ + measured_ * mass;

@@ -9,7 +9,8 @@ namespace terrace {
 /// Where a block stands in a `block_queue`: what every `block_state` of a policy with such queues has.
 struct block_place {
   /// Policies with ghosts keep so many bits of a key beside their flags: 16 bytes a block in all. Among ten million
-  /// keys two are then equal with a probability of 1 in 1400; one of them gets the other's place, and no more than that.
+  /// keys two are then equal with a probability of 1 in 1400; one of them gets the other's place, and no more than
+  /// that.
   static constexpr unsigned key_bits = 56;
   static constexpr std::uint64_t key_mask = (std::uint64_t{1} << key_bits) - 1;
   /// The key with its high bits folded in. 0, a private block, stays 0, and nothing else becomes it.

@@ -19,8 +19,8 @@
 
 namespace terrace {
 
-/// For prefixes that conversations share and extend: evicts the block that is least likely to be worth its room, by what
-/// it has learned so far of when blocks of its kind come back.
+/// For prefixes that conversations share and extend: evicts the block that is least likely to be worth its room, by
+/// what it has learned so far of when blocks of its kind come back.
 ///
 /// The kind of a block is its depth in the prefix (by octaves), whether a block after it is known (the end of a prefix
 /// is often a reply that nobody will continue), and how often it has come back. A `return_model` learns for each kind

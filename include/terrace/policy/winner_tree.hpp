@@ -11,9 +11,9 @@
 
 namespace terrace {
 
-/// A tournament over dense indices (Knuth, The Art of Computer Programming 3, 5.4.1, "tree of winners"): each has a key
-/// or none, and the one with the highest key wins. Eight keys that lie side by side are a match, whose winner's key goes
-/// on to the next round, until a last match decides.
+/// A tournament over dense indices (Knuth, The Art of Computer Programming 3, 5.4.1, "tree of winners"): each has a
+/// key or none, and the one with the highest key wins. Eight keys that lie side by side are a match, whose winner's
+/// key goes on to the next round, until a last match decides.
 ///
 /// An index never moves, unlike in a heap: so nothing has to be read to know where its key is, nor be written when
 /// another one's changes. What a change reads of each round lies at an address that the index alone gives, so that the

@@ -21,12 +21,12 @@ namespace terrace {
 ///
 ///     cache.use(adaptive(layer_ahead{}, attention_pattern{}));
 ///
-/// A use counts where attention read the block: any that it saw, or, where it reads a selection, those that drew a share
-/// of the mass (prefetcher.hpp). Usefulness is used blocks over predicted ones, in which the last hundred or so rows
-/// count. Rows that are read whole and rows of which a selection is read are judged apart: there it begins at 1, as most
-/// prefetchers are right about the former, and here at 0. Memory is taken at the start: for each prefetcher about 550
-/// bytes for each of 64 sequences; of two that share a place, one is not measured. `observe` costs what the prefetchers
-/// cost, and O(wishes).
+/// A use counts where attention read the block: any that it saw, or, where it reads a selection, those that drew a
+/// share of the mass (prefetcher.hpp). Usefulness is used blocks over predicted ones, in which the last hundred or so
+/// rows count. Rows that are read whole and rows of which a selection is read are judged apart: there it begins at 1,
+/// as most prefetchers are right about the former, and here at 0. Memory is taken at the start: for each prefetcher
+/// about 550 bytes for each of 64 sequences; of two that share a place, one is not measured. `observe` costs what the
+/// prefetchers cost, and O(wishes).
 template <prefetcher... Ps>
 class adaptive {
   static_assert(sizeof...(Ps) != 0, "adaptive needs at least one prefetcher to follow");

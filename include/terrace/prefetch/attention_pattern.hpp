@@ -14,15 +14,16 @@ namespace terrace {
 
 /// Asks for those blocks of the next row of layers that drew most of the softmax mass in the last steps of the same
 /// sequence; after the last row, for those of the first one at the next step. Where attention reads a selection of
-/// blocks, it asks for those that were read most often: for no more than the last step read, and for so few that, as far
-/// as it has seen, the share of them that is read is at least `least`. A low share loads more blocks in time, and more
-/// in vain.
+/// blocks, it asks for those that were read most often: for no more than the last step read, and for so few that, as
+/// far as it has seen, the share of them that is read is at least `least`. A low share loads more blocks in time, and
+/// more in vain.
 ///
-/// A block's score is the mean of its shares, or of whether it was read (1) or not (0), each step counting `decay` of the
-/// step after it. For each row of each sequence the best 4 * `blocks` are remembered, in a table that begins with its full
-/// size and in which a newer row may take an older one's place: 48 bytes * blocks * rows. Of selections it counts, over
-/// all rows, how many blocks of which score were read at the next step; the last two hundred rows count most.
-/// `attended` is O(blocks of the row * log blocks), `suggest` O(blocks log blocks); neighbours are asked for together.
+/// A block's score is the mean of its shares, or of whether it was read (1) or not (0), each step counting `decay` of
+/// the step after it. For each row of each sequence the best 4 * `blocks` are remembered, in a table that begins with
+/// its full size and in which a newer row may take an older one's place: 48 bytes * blocks * rows. Of selections it
+/// counts, over all rows, how many blocks of which score were read at the next step; the last two hundred rows count
+/// most. `attended` is O(blocks of the row * log blocks), `suggest` O(blocks log blocks); neighbours are asked for
+/// together.
 class attention_pattern {
  public:
   static constexpr std::string_view name = "attention_pattern";

@@ -9,8 +9,8 @@
 
 namespace terrace {
 
-/// A row of blocks that attention is about to stream: one row of layers of one sequence; or of all those of a batch, which
-/// goes by its first sequence's number, and whose blocks are counted once each.
+/// A row of blocks that attention is about to stream: one row of layers of one sequence; or of all those of a batch,
+/// which goes by its first sequence's number, and whose blocks are counted once each.
 struct row_use {
   std::uint32_t sequence = 0;
   std::uint32_t row = 0;     ///< the row of layers being streamed
@@ -51,9 +51,9 @@ concept prefetcher = std::move_constructible<P> &&
 };
 
 /// A prefetcher that wants to know what attention looked at. `attended(use, shares)`: this row has been attended;
-/// shares[i] is the share of the softmax mass that the i-th block that attention sees drew, the mean over query
-/// heads (and sequences), and 0 where it was not read. Between it and the row's `observe` other rows may come. It allocates nothing.
-/// Not called where many queries attend at once: nobody works it out there.
+/// shares[i] is the share of the softmax mass that the i-th block that attention sees drew, the mean over query heads
+/// (and sequences), and 0 where it was not read. Between it and the row's `observe` other rows may come. It allocates
+/// nothing. Not called where many queries attend at once: nobody works it out there.
 template <class P>
 concept attention_watching_prefetcher = prefetcher<P> &&
     requires(P p, const row_use& use, std::span<const float> shares) {

@@ -29,7 +29,8 @@ struct simulated_setup {
   std::uint64_t seed = 1;  ///< of the devices
 };
 
-/// The cache that a simulator drives, whatever its composition: opened, closed and opened again, over devices that stay.
+/// The cache that a simulator drives, whatever its composition: opened, closed and opened again, over devices that
+/// stay.
 class simulated_ladder {
  public:
   struct rung {

@@ -67,8 +67,8 @@ struct simulation_counts {
 /// Its laws, checked after every operation:
 /// - a block that is handed out has the right bytes, when it is acquired and until it is released
 /// - windows of batches have the pages of their sequences, each in order, none left out, and right bytes
-/// - a block is lost only where a fault has struck a copy of it, or late where something stalls; not after it was computed
-///   anew
+/// - a block is lost only where a fault has struck a copy of it, or late where something stalls; not after it was
+///   computed anew
 /// - no tier grows beyond its capacity; stores that fail are counted, and show in the tier's health
 /// - what a flush has covered is found again after a power cut, and what was forgotten before it is not
 /// and whenever nothing is on its way:

@@ -1,6 +1,6 @@
 #pragma once
-// Sequences that decode together: what a batch reserves, its windows, and members that change or leave under it. Part of
-// testing/simulator.hpp.
+// Sequences that decode together: what a batch reserves, its windows, and members that change or leave under it. Part
+// of testing/simulator.hpp.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>

@@ -14,8 +14,8 @@ namespace terrace {
 ///     virtual_clock clock;
 ///     context ctx{{.codec_threads = 0, .time = &clock}};
 ///
-/// Everything that completes must be due at some time (event_source::due) or be posted by the owner: completions of other
-/// threads and of descriptors are not waited for. So the context has no codec threads, and media are of memory.
+/// Everything that completes must be due at some time (event_source::due) or be posted by the owner: completions of
+/// other threads and of descriptors are not waited for. So the context has no codec threads, and media are of memory.
 ///
 /// Where nothing is due and yet somebody waits, or where the program sleeps again and again without an end, it prints
 /// a sentence and aborts: the test hangs, and no time would end that.

@@ -27,9 +27,9 @@ inline namespace TERRACE_EX {
 /// is made at start: as many carriers as the planner has jobs, and the staging buffers, which bound what is
 /// in flight.
 ///
-/// A job that has not ended by its deadline is reported to the planner as overdue, and its I/O is asked to stop. Deadlines
-/// are of time in which the owner polled (execution/watched_clock.hpp).
-/// Its carrier and staging buffers stay with it until it has really ended.
+/// A job that has not ended by its deadline is reported to the planner as overdue, and its I/O is asked to stop.
+/// Deadlines are of time in which the owner polled (execution/watched_clock.hpp). Its carrier and staging buffers
+/// stay with it until it has really ended.
 template <class... Tiers>
 class transfer_engine final : public transfer_port, private event_source {
   static constexpr std::size_t count = sizeof...(Tiers);
@@ -178,8 +178,8 @@ class transfer_engine final : public transfer_port, private event_source {
     }
     void work_or_write() noexcept {
       if (how->what == route::work::none && !how->verify && !how->sum) return place(job->source.bytes);
-      // A check takes less than waking a thread and being woken by it, so where nothing else is under way that could go on
-      // meanwhile, the owner does it.
+      // A check takes less than waking a thread and being woken by it, so where nothing else is under way that could
+      // go on meanwhile, the owner does it.
       if (how->what == route::work::none && engine->under_way_ == 1)
         transcode_now();
       else

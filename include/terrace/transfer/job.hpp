@@ -33,7 +33,8 @@ struct transfer_job {
 /// Whose jobs they are, and who is told how each goes on: the planner. Called on the owner.
 class transfer_listener {
  public:
-  /// The job's source has been read: what is left of a load is work for the pool, and the next one may be read meanwhile.
+  /// The job's source has been read: what is left of a load is work for the pool, and the next one may be read
+  /// meanwhile.
   virtual void source_read(transfer_job& job) = 0;
   /// The codec needed only `bytes`: gives back the rest of the job's target, before that is written. False: the tier
   /// has been made smaller, and the job has no target any more.

@@ -110,8 +110,8 @@ std::vector<CUstream_st*> all_streams() {
   for (const auto& s : m().streams) all.push_back(s.get());
   return all;
 }
-// Runs up to `most` works of streams drawn at random; false where none can run. The memory is opened once for all of them:
-// that takes longer than most works do.
+// Runs up to `most` works of streams drawn at random; false where none can run. The memory is opened once for all of
+// them: that takes longer than most works do.
 bool pump(std::size_t most) {
   std::optional<fake_cuda::device_access> open;
   while (most-- > 0) {

@@ -38,12 +38,14 @@ void fail_work(cudaError_t how, std::size_t nth = 1);
 
 /// While it is set, nothing that is put on a stream runs, unless somebody waits for it.
 void stall(bool stalled);
-/// While it is set, some thread captures a stream in the global mode: pinning fails, but on threads in the relaxed mode.
+/// While it is set, some thread captures a stream in the global mode: pinning fails, but on threads in the relaxed
+/// mode.
 void capture(bool capturing);
 /// Runs everything that can run.
 void drain();
 
-/// Puts host code on a stream, as a kernel would be. It may touch device memory, and takes so long on the virtual clock.
+/// Puts host code on a stream, as a kernel would be. It may touch device memory, and takes so long on the virtual
+/// clock.
 void launch(cudaStream_t stream, std::function<void()> kernel, double microseconds = 0);
 /// Lets the host touch device memory while it lives.
 class device_access {
