@@ -29,6 +29,7 @@ if(TERRACE_SANITIZE)
     target_compile_options(terrace_program INTERFACE -Wno-maybe-uninitialized)
   endif()
   target_link_options(terrace_program INTERFACE -fsanitize=${TERRACE_SANITIZE})
+  target_compile_definitions(terrace_program INTERFACE TERRACE_SANITIZED)
 endif()
 
 find_path(TERRACE_CLI11_INCLUDE_DIR CLI/CLI.hpp)

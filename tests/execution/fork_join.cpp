@@ -22,9 +22,9 @@ TEST_CASE("parallel_for calls each index once, whatever the number of threads") 
 }
 
 TEST_CASE("parallel_for does not wait for a pool that is busy") {
-  context ctx{{.codec_threads = 1}};
   std::atomic<bool> release{false};
   work blocker([&] { release.wait(false); });
+  context ctx{{.codec_threads = 1}};  // ends first, and its thread with it
   ctx.pool().submit(blocker);
   std::size_t sum = 0;  // only the owner can be there, and the sanitizer would say otherwise
   for (int round = 0; round < 10; ++round) ctx.parallel_for(100, [&](std::size_t i) noexcept { sum += i; });

@@ -223,7 +223,7 @@ TEST_CASE("ram: the caller's memory is a limit, and is never given back to the s
   CHECK((*m)->capacity() == 4 * 4096);
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they take most of the addresses
+#if !defined(TERRACE_SANITIZED)  // sanitizers take most of the addresses
 TEST_CASE("ram: where addresses are scarce it opens all the same, and cannot grow") {
   rlimit before{};
   ::getrlimit(RLIMIT_AS, &before);
