@@ -70,6 +70,11 @@ struct kept_cache {
 };
 using answer = kept_cache::answer;
 
+bool durable(kept_cache& c, std::uint64_t number) {
+  const block_id id = *c.cache().find(key_of(number));
+  return c.cache().control().copy(id.index, 2).durable || c.cache().control().copy(id.index, 3).durable;
+}
+
 void flip(const std::string& path, std::uint64_t at) {
   std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
   file.seekg(static_cast<std::streamoff>(at));
@@ -431,8 +436,12 @@ TEST_CASE(
       return id;
     };
     const block_id first = lose(1), second = lose(2);
+    REQUIRE(c.write(80, 8) == 8);
     CHECK_FALSE(c.flush());
+    for (std::uint64_t block = 80; block < 88; ++block) CHECK(durable(c, block));  // all the same
+    REQUIRE(c.write(88, 1) == 1);
     CHECK_FALSE(c.flush());
+    CHECK(durable(c, 88));
     c.cache().forget(key_of(2));
     CHECK(c.cache().range_of(second) == std::nullopt);
     auto still = c.ctx.sync_wait(c.cache().flush());
@@ -458,5 +467,5 @@ TEST_CASE(
     ++names;
     CHECK(c.cache().find(key) == id);
   });
-  CHECK(names == 79);
+  CHECK(names == 88);
 }

@@ -317,6 +317,7 @@ class planner final : public transfer_listener {
   void complete_ready();
   void count_unsaved(std::uint32_t block, bool yes) noexcept;
   void keep_later(std::uint32_t block);
+  void leave_out(block_id id, const error& why);
   void store_ended(transfer_job& job) noexcept;
   void begin_flush();
   void await_stores(bool all) noexcept;
@@ -418,7 +419,7 @@ class planner final : public transfer_listener {
 
   // A block that has a name is durable once a tier that keeps has a copy, and has been synced with its header.
   std::unordered_map<block_key, std::uint32_t, block_key_hash> names_;
-  std::vector<block_id> lost_names_;       // of which nobody has a copy: the next flush looks again
+  std::vector<block_id> left_out_;         // that the last flush could not read: the next one looks again
   std::uint64_t namings_ = 0;              // names that were ever given, by earlier caches as well
   std::array<bool, max_tiers> keepers_{};  // tiers whose medium keeps
   std::deque<block_id> to_keep_;           // perhaps no keeper has a copy; looked at by the next flush

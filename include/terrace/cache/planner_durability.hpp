@@ -104,8 +104,7 @@ TERRACE_BODY void planner::start_keeping() {
     if (kept) continue;
     const std::size_t from = blocks_.best_copy(id.index);
     if (from == tiers()) {
-      keep_failure_ = error{errc::lost, "a block that has a name is lost"};
-      lost_names_.push_back(id);
+      leave_out(id, {errc::lost, "a block that has a name is lost"});
       continue;
     }
     const room found = start_store(id.index, from, false, {.ahead = to_keep_.size()}, true);

@@ -40,6 +40,12 @@ TERRACE_BODY void planner::keep_later(std::uint32_t block) {
   flush_.synced = flush_.synced_stuck = flush_.marked = false;
 }
 
+// The flush under way goes on without this block, fails with that in the end, and the next one looks at it again.
+TERRACE_BODY void planner::leave_out(block_id id, const error& why) {
+  left_out_.push_back(id);
+  if (!flush_.left_out) flush_.left_out = why;
+}
+
 TERRACE_BODY void planner::store_ended(transfer_job& job) noexcept {
   job.storing = false;
   if (std::exchange(job.awaited, false)) --flush_.stores;
@@ -49,8 +55,8 @@ TERRACE_BODY void planner::store_ended(transfer_job& job) noexcept {
 TERRACE_BODY void planner::begin_flush() {
   if (flush_.first != nullptr || flushes_ == nullptr) return;
   for (std::size_t i = 0; i < options_.jobs(); ++i) jobs_[i].awaited = false;
-  to_keep_.insert(to_keep_.end(), lost_names_.begin(), lost_names_.end());
-  lost_names_.clear();
+  to_keep_.insert(to_keep_.end(), left_out_.begin(), left_out_.end());
+  left_out_.clear();
   flush_ = {.first = std::exchange(flushes_, nullptr), .names = kept_ + to_keep_.size()};
   keep_failure_.reset();
 }
@@ -118,6 +124,7 @@ TERRACE_BODY void planner::settle_flushes() {
         error{errc::out_of_capacity, "the tiers that keep blocks have no room for all that have names"};
   std::optional<error> failure = keep_failure_;
   if (!failure && unsaved_[round_ ? 0 : 1] != 0) failure = why_unsaved();
+  if (!failure) failure = flush_.left_out;  // last: then everything else is durable
   answer_flushes(std::exchange(flush_.first, nullptr), failure);
   if (flushes_ != nullptr) pump();
 }

@@ -309,9 +309,10 @@ TERRACE_BODY void planner::finish_store(transfer_job& job, const result<void>& o
       to.breaker.withdrawn();
     if (job.target.bytes != 0) to.release(job.target);
     blocks_.remove_copy(job.block, job.to);
-    if (to_be_kept) keep_later(job.block);
-    if (to_be_kept && unreadable)
-      keep_failure_ = outcome.error();  // the next flush tries again, not this one
+    if (to_be_kept && unreadable && flush_.first != nullptr)
+      leave_out(blocks_.id_of(job.block), outcome.error());
+    else if (to_be_kept)
+      keep_later(job.block);
   }
   if (job.evict) {
     leaving_[job.from] -= job.source.bytes;

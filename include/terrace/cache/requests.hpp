@@ -88,14 +88,15 @@ class flush_request {
 /// The flushes that are answered together, and what they wait for. Of two rounds, blocks that become unsaved enter the
 /// one, while the other, of those before, can only run empty: later blocks hold no flush up.
 struct flush_round {
-  flush_request* first = nullptr;  ///< none: no flush is under way
-  bool turned = false;             ///< what is sealed from now on is of the other round
-  bool synced = false;             ///< its sync has begun
-  bool synced_stuck = false;       ///< likewise one of what there was while not all could be stored
-  bool marked = false;             ///< it has looked which stores of named blocks are on their way
-  bool stuck = false;              ///< likewise which stores may still make room
-  unsigned stores = 0;             ///< that are awaited
-  std::uint64_t names = 0;         ///< how many blocks are to have been looked at, of all with names
+  flush_request* first = nullptr;      ///< none: no flush is under way
+  bool turned = false;                 ///< what is sealed from now on is of the other round
+  bool synced = false;                 ///< its sync has begun
+  bool synced_stuck = false;           ///< likewise one of what there was while not all could be stored
+  bool marked = false;                 ///< it has looked which stores of named blocks are on their way
+  bool stuck = false;                  ///< likewise which stores may still make room
+  unsigned stores = 0;                 ///< that are awaited
+  std::uint64_t names = 0;             ///< how many blocks are to have been looked at, of all with names
+  std::optional<error> left_out = {};  ///< why it goes on without some block with a name
 };
 
 }  // namespace terrace

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <utility>
@@ -63,29 +64,6 @@ class simulated_acquire {
   ex::inplace_stop_source stop_;
   std::vector<block_id> ids_;
   acquire_sender::operation<receiver> operation_;
-};
-
-/// A flush of a simulated engine, the names that it has to make durable, and those that must not come back after it.
-class simulated_flush {
- public:
-  simulated_flush(kv_store& cache, std::vector<std::uint64_t> n, std::vector<std::uint64_t> f = {})
-      : names(std::move(n)), forgotten(std::move(f)), operation_(cache.flush().connect(receiver{this})) {}
-  simulated_flush(simulated_flush&&) = delete;
-  void start() noexcept { operation_.start(); }
-
-  const std::vector<std::uint64_t> names, forgotten;
-  std::optional<result<void>> outcome;
-
- private:
-  struct receiver {
-    using receiver_concept = ex::receiver_t;
-    simulated_flush* f;
-    void set_value() noexcept { f->outcome.emplace(); }
-    void set_error(error e) noexcept { f->outcome.emplace(propagate(e)); }
-    void set_stopped() noexcept { f->outcome.emplace(fail(errc::stopped, "a flush was stopped")); }
-    ex::env<> get_env() const noexcept { return {}; }
-  };
-  flush_sender::operation<receiver> operation_;
 };
 
 /// A sequence of a simulated engine, and what its tokens are.
@@ -235,6 +213,46 @@ class simulation_model {
  private:
   static constexpr std::uint64_t unstruck = ~std::uint64_t{0};
   std::vector<std::uint64_t> struck_;  // by index: the generation that was struck last
+};
+
+/// A flush of a simulated engine, the names that it has to make durable, and those that must not come back after it.
+class simulated_flush {
+ public:
+  simulated_flush(kv_store& cache, std::vector<std::uint64_t> n, std::vector<std::uint64_t> f = {})
+      : names(std::move(n)),
+        forgotten(std::move(f)),
+        cache_(&cache),
+        operation_(cache.flush().connect(receiver{this})) {}
+  simulated_flush(simulated_flush&&) = delete;
+  void start() noexcept { operation_.start(); }
+
+  const std::vector<std::uint64_t> names, forgotten;
+  std::optional<result<void>> outcome;
+  std::vector<std::uint64_t> lost;  ///< those of the names that nobody had then
+
+ private:
+  struct receiver {
+    using receiver_concept = ex::receiver_t;
+    simulated_flush* f;
+    void set_value() noexcept { f->outcome.emplace(); }
+    void set_error(error e) noexcept {
+      f->outcome.emplace(propagate(e));
+      std::copy_if(f->names.begin(), f->names.end(), std::back_inserter(f->lost),
+                   [this](std::uint64_t n) { return !f->somebody_has(n); });
+    }
+    void set_stopped() noexcept { f->outcome.emplace(fail(errc::stopped, "a flush was stopped")); }
+    ex::env<> get_env() const noexcept { return {}; }
+  };
+  bool somebody_has(std::uint64_t name) const {
+    const auto id = cache_->find(simulation_model::key(name));
+    const planner& control = cache_->control();
+    for (std::size_t t = 0; id && t < control.tiers(); ++t)
+      if (control.copy(id->index, t).readable()) return true;
+    return false;
+  }
+
+  kv_store* cache_;
+  flush_sender::operation<receiver> operation_;
 };
 
 }  // namespace TERRACE_EX

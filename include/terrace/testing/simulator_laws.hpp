@@ -135,9 +135,12 @@ inline void simulator::end_flushes() {
       ++f;
       continue;
     }
+    // One that says lost has seen to the others all the same.
+    const bool covered = f->outcome->has_value() || f->outcome->error().code == errc::lost;
     for (const std::uint64_t number : f->names)
       if (const auto found = model_.names.find(number);
-          *f->outcome && ladder_.setup.keep && found != model_.names.end()) {
+          covered && ladder_.setup.keep && found != model_.names.end() &&
+          std::find(f->lost.begin(), f->lost.end(), number) == f->lost.end()) {
         counts.durable += found->second.durable ? 0 : 1;
         found->second.durable = true;
       }
