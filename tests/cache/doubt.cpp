@@ -11,6 +11,7 @@
 #include "small_cache.hpp"
 #include "terrace/medium/directory.hpp"
 #include "terrace/medium/nvme.hpp"
+#include "terrace/testing/faulty.hpp"
 
 using namespace terrace;
 using std::chrono::milliseconds;
@@ -211,6 +212,38 @@ TEST_CASE("a copy that comes up beside a doubtful one farther down is not let go
   CHECK_FALSE(control.copy(first.index, 2).present());
   REQUIRE(t.ctx.sync_wait(t.opened->flush()));
   CHECK(control.copy(first.index, 1).present());
+}
+
+TEST_CASE(
+    "a flush goes on without a named block that cannot be read, says why, and the next one tries again") {
+  using type = tiered_cache<tier<ram>, tier<scripted>, tier<faulty>, lru>;
+  context ctx{{.codec_threads = 0}};
+  medium_script near;
+  faulty_device far{64 * pattern::block_bytes};
+  auto cache = type::open(ctx, pattern::layout(1), {.capacity = 4 * pattern::block_bytes},
+                          {.capacity = 64 * pattern::block_bytes, .script = &near},
+                          {.capacity = far.capacity(), .device = &far, .keep = true});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  for (int i = 0; i < 8; ++i) REQUIRE(pattern::append(s, 16, 1, 1));
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  const auto ids = pattern::sealed(s, 0);
+  REQUIRE_FALSE(cache->control().copy(ids[0].index, 0).present());
+  REQUIRE(cache->control().copy(ids[7].index, 0).present());
+  near.fail_reads = always;
+  REQUIRE(cache->name(ids[0], {.low = 1, .high = 7}));
+  for (int round = 0; round < 2; ++round) {
+    const std::size_t readable = 7u - static_cast<unsigned>(round);
+    REQUIRE(cache->name(ids[readable], {.low = 2 + readable, .high = 7}));
+    const auto flushed = ctx.sync_wait(cache->flush());
+    REQUIRE_FALSE(flushed);
+    CHECK(flushed.error().code == errc::io);
+    CHECK(cache->control().copy(ids[readable].index, 2).durable);
+    CHECK_FALSE(cache->control().copy(ids[0].index, 2).present());
+  }
+  near.fail_reads = 0;
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  CHECK(cache->control().copy(ids[0].index, 2).durable);
 }
 
 TEST_CASE("a flushed block with a name outlives a time without descriptors") {
