@@ -34,12 +34,11 @@ class batch_room {
  private:
   batch* batch_;
   std::span<const std::uint32_t> tokens_;
-  std::size_t at_ = 0;  // the sequence that is served
+  std::size_t at_ = 0;  // the sequence being served
 };
 
-/// A ragged set of sequences that decode together. For each layer it gives windows of pages, bounded by tier
-/// 0, in an order in which every sequence sees its pages ascending; a block that several sequences share is
-/// loaded once.
+/// A ragged set of sequences that decode together. For each layer it gives windows of pages, small enough for tier 0,
+/// in an order in which every sequence sees its pages ascending; a block that several sequences share is loaded once.
 ///
 ///     auto assigned = batch.assign(sequences);
 ///     auto room = batch.reserve(tokens);                     // all of them, or out_of_capacity and none
@@ -53,22 +52,22 @@ class batch_room {
 ///     }
 ///     batch.commit(kept);
 ///
-/// While one window is attended, the blocks of the following one are on their way; behind the last one of a
-/// layer, the first of the next layer. Its arrays have the room that the options say from the start, and
-/// never move, so that captured graphs keep their addresses.
+/// While one window is attended, the blocks of the next one are on their way; after the last window of a layer, those
+/// of the first window of the next layer. The arrays are allocated once, as large as the options say, and never move,
+/// so that captured graphs keep their addresses.
 ///
-/// It stays in place; its windows and senders end before it, and it ends before its cache. Its sequences stay, and
-/// where they are, as long as it names them: one may end or move as soon as `assign` names others or `drop` leaves it
-/// out. From the first window of a layer to the last, nobody else changes them (reserve, commit, truncate, suspend,
-/// append_shared, forget, release): `next` then gives no further window until the layer is begun anew, and of a
-/// window that is out the open pages are nobody's any more. Owner thread only.
+/// It cannot be moved. Its windows and senders must end before it, and it must end before its cache. Its sequences
+/// must stay alive and in place while they are assigned: one may end or move as soon as `assign` names others or
+/// `drop` leaves it out. Nobody else may change them (reserve, commit, truncate, suspend, append_shared, forget,
+/// release) between the first window of a layer and the last. If that happens, `next` gives no further window until
+/// the layer is begun anew, and the open pages of a window that is out must not be used any more. Owner thread only.
 class batch {
  public:
   struct options {
-    std::uint32_t sequences = 256;   ///< at most so many
-    std::uint32_t pages = 1u << 16;  ///< of one window; a page that m sequences share counts as m
+    std::uint32_t sequences = 256;   ///< the most that it takes
+    std::uint32_t pages = 1u << 16;  ///< the most in one window; a page that m sequences share counts as m
     std::size_t window_bytes = 0;  ///< raw bytes of a window's blocks that take a slot; 0: a share of tier 0
-    bool look_ahead = true;        ///< false: a window's blocks are asked for by its `next`, no sooner
+    bool look_ahead = true;        ///< false: only `next` itself asks for its window's blocks
   };
   explicit batch(kv_store& cache) : batch(cache, options{}) {}
   batch(kv_store& cache, options o)
@@ -79,32 +78,32 @@ class batch {
   batch(batch&&) = delete;
   ~batch() { TERRACE_ASSERT(!in_use(), "a batch ended before its windows and senders"); }
 
-  /// Which sequences decode now; those of before are let go of, as they are, and may end. Errors, and nothing has
-  /// changed: invalid_argument for more than there is room for, one of another cache, one twice, and while a
-  /// reservation is open, a window out or a stream under way.
+  /// Sets the sequences that decode now. The previous ones stay as they are, and may end. Errors, after which nothing
+  /// has changed: invalid_argument for more sequences than there is room for, one of another cache or one given
+  /// twice, and while a reservation is open, a window is out or a stream is under way.
   result<void> assign(std::span<sequence* const> sequences);
-  /// Leaves sequence i out: what it has reserved vanishes, it has no pages in the windows to come, and it may end.
-  /// The others keep their numbers and what they have reserved, and `next` goes on for them with the window that was
-  /// next: so a request that is stopped, or has lost a block, stops nobody else. Until the next `assign` it counts as
-  /// a sequence of no tokens, which reserves and keeps 0: queries and results of a layer that is begun after this are
-  /// without its tokens. Errors, and nothing has changed: invalid_argument for a sequence that there is not or not
-  /// any more, while a window is out or a stream over the batch under way, and where a layer cannot go on (`next`).
+  /// Leaves sequence i out: its reservation vanishes, it has no pages in later windows, and it may end. The others
+  /// keep their numbers and reservations, and `next` goes on for them with the window that was due: a request that is
+  /// stopped, or has lost a block, stops nobody else. Until the next `assign` it counts as a sequence of no tokens,
+  /// which reserves and keeps 0: queries and results of a layer begun after this are without its tokens. Errors,
+  /// after which nothing has changed: invalid_argument for a sequence that does not exist or was dropped already,
+  /// while a window is out or a stream over the batch is under way, and if the layer cannot go on (`next`).
   result<void> drop(std::size_t i);
   /// Whether there is a sequence i that has not been dropped.
   bool has(std::size_t i) const noexcept { return i < size() && sequences_[i] != nullptr; }
-  /// With those that have been dropped.
+  /// Including those that have been dropped.
   std::size_t size() const noexcept { return sequences_.size(); }
   const kv_layout& layout() const noexcept { return owner_->layout(); }
 
-  /// Room for tokens[i] more tokens of sequence i; 0 leaves it out of this step: it has no pages then until
-  /// the commit. It may block, and run other completions, as sequence::reserve does; these must leave the batch
-  /// and its sequences alone. Errors: those of sequence::reserve, out_of_capacity also where all of them together
-  /// never fit into tier 0; invalid_argument for another number of sequences, while a reservation is open or a
-  /// window is out, and where the open pages do not fit into the arrays. Then no sequence is longer, and the
-  /// batch has no reservation.
+  /// Room for tokens[i] more tokens of sequence i; 0 leaves it out of this step: it has no pages until the commit. It
+  /// may block, and run other completions, as sequence::reserve does; these must leave the batch and its sequences
+  /// alone. Errors: those of sequence::reserve; out_of_capacity also if all of them together can never fit into tier
+  /// 0; invalid_argument for the wrong number of sequences, for tokens of one that was dropped, while a reservation
+  /// is open or a window is out, and if the open pages do not fit into the arrays. After an error no sequence is
+  /// longer, and the batch has no reservation.
   result<void> reserve(std::span<const std::uint32_t> tokens) { return take_room(batch_room(*this, tokens)); }
-  /// The same as a sender (cache/room.hpp), which never blocks. `tokens` must stay until it completes, and nothing
-  /// else is asked of the batch meanwhile.
+  /// The same as a sender (cache/room.hpp), which never blocks. `tokens` must stay valid until it completes, and
+  /// nothing else may be asked of the batch meanwhile.
   room_sender<batch_room> reserve_async(std::span<const std::uint32_t> tokens) noexcept {
     return room_sender(batch_room(*this, tokens));
   }
@@ -119,39 +118,41 @@ class batch {
     TERRACE_ASSERT(has(i), "a sequence of a batch was asked for after it had been dropped");
     return *sequences_[i];
   }
-  /// Who takes part in a step, for whoever walks the pages on another way than `next`. Precondition: it is `ready`.
+  /// The members that take part in a step, for code that walks the pages without `next`. Precondition: `ready`
+  /// succeeds.
   void members(std::vector<walk_member>& all) const;
-  /// Whether its pages can be walked. Errors: invalid_argument where one of those that take part is suspended, or has a
-  /// reservation that is not the batch's: its tokens must not be taken for tokens that are attended. O(sequences).
+  /// Whether its pages can be walked. Errors: invalid_argument if a sequence that takes part is suspended, or has a
+  /// reservation that is not the batch's, whose tokens must not be attended. O(sequences).
   result<void> ready() const noexcept;
-  /// Tokens that sequence i has reserved, and all that it has, these included.
+  /// The tokens that sequence i has reserved; all its tokens, including those.
   std::uint32_t new_tokens(std::size_t i) const noexcept {
     return reservations_[i] ? reservations_[i]->tokens() : 0;
   }
   std::uint64_t tokens(std::size_t i) const noexcept { return length(i) + new_tokens(i); }
-  /// Keeps kept[i] of them; the others vanish. Preconditions: reserve succeeded, one number for each
-  /// sequence, no more than were reserved, no window is out and no stream under way.
+  /// Keeps kept[i] of the reserved tokens of sequence i; the others vanish. Preconditions: reserve succeeded; `kept`
+  /// has one number for each sequence, none larger than what was reserved; no window is out and no stream under way.
   void commit(std::span<const std::uint32_t> kept);
 
-  /// The next window of `layer`: a sender of a batch_window, an empty one when all have been given. After
-  /// that, and where the layer is another one than before, a layer is begun anew. The windows hold all tokens
-  /// of each sequence that its new tokens see; without a reservation, those that its last token sees.
+  /// The next window of `layer`: a sender of a batch_window, which is empty once all have been given. The call after
+  /// that, or one for another layer, begins a layer anew. The windows hold all tokens of each sequence that its new
+  /// tokens see; without a reservation, those that its last token sees.
   ///
-  /// Completes on the owner with set_value(batch_window); set_error(block_error), where asking again tries the same
-  /// window again: lost blocks, out_of_capacity where tier 0 has no room for a single block, invalid_argument for a
-  /// layer that there is not, while a window is out, where a sequence is suspended or has a reservation that is not
-  /// the batch's, and where one was changed in the middle of the layer, until that is begun anew; or set_stopped().
+  /// Completes on the owner with set_value(batch_window), set_error(block_error) or set_stopped(). After an error,
+  /// asking again tries the same window again. Errors: lost blocks; out_of_capacity if tier 0 has no room for a
+  /// single block; invalid_argument for a layer that does not exist, while a window is out, if a sequence is
+  /// suspended or has a reservation that is not the batch's, and, if a sequence was changed in the middle of the
+  /// layer, until that layer is begun anew.
   ///
-  /// With lease_form::attendable, pages may stay encoded where they are: for `attend` (attention/
-  /// attend_batch.hpp), which then reads fewer bytes, and not for kernels.
+  /// With lease_form::attendable, pages may stay encoded where they are: for `attend` (attention/attend_batch.hpp),
+  /// which then reads fewer bytes, but not for kernels.
   next_sender next(std::uint32_t layer, lease_form form = lease_form::raw) noexcept;
-  /// Begins the layer anew with the next `next`. Precondition: no window is out.
+  /// Makes the following `next` begin its layer anew. Precondition: no window is out.
   void rewind() noexcept {
     TERRACE_ASSERT(!busy(), "a batch was rewound while a window is out");
     under_way_ = false;
   }
 
-  /// Why there is no further window of a layer (`next`).
+  /// Why a layer gives no further window (`next`).
   static constexpr error changed{
       errc::invalid_argument,
       "a sequence of a batch was changed in the middle of a layer: the layer has to be begun anew"};
@@ -164,11 +165,11 @@ class batch {
   result<void> check_room(std::span<const std::uint32_t> tokens) const;
   bool busy() const noexcept { return asking_ || reserving_ || batch_window::is_out(placed_); }
   bool in_use() const noexcept { return busy() || streams_ != 0; }
-  // 0 where it has been dropped.
+  // 0 if it has been dropped.
   std::uint64_t length(std::size_t i) const noexcept {
     return sequences_[i] == nullptr ? 0 : sequences_[i]->length();
   }
-  // One page of each sequence is the least that a window may have to hold.
+  // A window must be able to hold one page of each sequence.
   std::size_t most_pages() const noexcept { return std::max(options_.pages, options_.sequences); }
   void begin_walk(page_walk& walk, std::uint32_t layer);
   window_limits limits(std::uint32_t layer) const noexcept;
@@ -189,13 +190,13 @@ class batch {
 
   placed_pages placed_;
 
-  // The layer that is under way, and the window that was cut last.
+  // The layer under way, and the window that was cut last.
   bool under_way_ = false, asking_ = false;
   std::uint32_t layer_ = 0;
   lease_form form_ = lease_form::raw;
-  std::size_t most_blocks_ = 0;  // of a window, where tier 0 turned out to have less room
+  std::size_t most_blocks_ = 0;  // of a window, once tier 0 turned out to have less room
   page_walk walk_;
-  page_walk::place before_;  // that window
+  page_walk::place before_;  // where that window began
   std::vector<block_id> blocks_;
   std::vector<walked_page> pages_;
 
@@ -206,7 +207,7 @@ class batch {
   std::vector<walked_page> ahead_pages_;
 };
 
-/// While one of these is there, a stream over the batch is under way: its sequences and reservations stay.
+/// While one of these exists, a stream over the batch is under way: its sequences and reservations stay.
 class batch_in_use {
  public:
   explicit batch_in_use(const batch& b) noexcept : batch_(&b) { ++b.streams_; }

@@ -78,7 +78,7 @@ TERRACE_BODY result<void> batch::check_room(std::span<const std::uint32_t> token
   return {};
 }
 
-// All are begun before any takes room: from here on nobody else may change them.
+// Begins all of them before any takes room: from here on nobody else may change them.
 TERRACE_BODY result<void> batch_room::begin() {
   if (auto good = batch_->check_room(tokens_); !good) return good;
   for (std::size_t i = 0; i < tokens_.size(); ++i) {
@@ -158,8 +158,8 @@ TERRACE_BODY void batch::begin_walk(page_walk& walk, std::uint32_t layer) {
   walk.begin(*owner_, members_, any == members_.end() ? 0 : any->pages->row_of(layer).first);
 }
 
-// A window and the one behind it take at most a third of tier 0. Two MiB keep a disk busy; where tier 0 has room, a
-// window has at least a page of each sequence.
+// A window and the one after it take at most a third of tier 0. Two MiB keep a disk busy; if tier 0 has room, a
+// window has at least one page of each sequence.
 TERRACE_BODY window_limits batch::limits(std::uint32_t layer) const noexcept {
   const std::size_t block = layout().groups[layout().group_of(layer)].block_bytes();
   std::size_t bytes = options_.window_bytes;
@@ -192,7 +192,7 @@ TERRACE_BODY result<void> batch::ask(std::uint32_t layer, lease_form form) {
   return {};
 }
 
-// Tier 0 had no room for the window: the next one that is cut there has half as many blocks.
+// Tier 0 had no room for the window: the next cut at this place has half as many blocks.
 TERRACE_BODY bool batch::shrink() noexcept {
   if (blocks_.size() < 2 || walk_.stale()) return false;
   most_blocks_ = blocks_.size() / 2;
@@ -210,7 +210,7 @@ TERRACE_BODY result<batch_window> batch::give(lease held) {
     asking_ = under_way_ = false;
     return batch_window();
   }
-  // A sequence may change while the blocks are on their way, and by what asking for the next ones brings about.
+  // A sequence may change while the blocks are on their way, and while the next ones are being asked for.
   if (options_.look_ahead && !walk_.stale()) look_ahead();
   if (walk_.stale()) {
     give_up();
@@ -224,7 +224,7 @@ TERRACE_BODY result<batch_window> batch::give(lease held) {
   return batch_window(placed_, std::move(held));
 }
 
-// What the next window needs comes while this one is attended.
+// Loads what the next window needs while this one is attended.
 TERRACE_BODY void batch::look_ahead() {
   std::uint32_t layer = layer_;
   if (walk_.finished()) {

@@ -62,7 +62,7 @@ class next_sender {
       if (!window) return ex::set_error(std::move(receiver_), block_error(window.error()));
       ex::set_value(std::move(receiver_), std::move(*window));
     }
-    // Called by the acquire as the last thing that it does, so that another may take its place.
+    // The acquire calls this as its very last action, so a new one may take its place.
     void refused(block_error e) noexcept {
       if (e.code == errc::out_of_capacity && batch_->shrink()) return try_now();
       batch_->give_up();

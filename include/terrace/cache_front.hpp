@@ -18,15 +18,15 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// What a cache is tuned with, beyond its tiers. The defaults serve.
+/// Tuning of a cache, beyond its tiers. The defaults are fine for most uses.
 struct cache_options {
   planner_options transfers{};
   model_key model{};  ///< whose KV it is: a tier that keeps refuses a store of another model or shard
   std::size_t staging_buffers = 16;  ///< where a codec works between media; cut from tier 0's capacity
 };
 
-/// What a cache's handle points at: media, policies, transfers, planner, in the order in which they depend on
-/// one another, and so in which they are made and (backwards) ended.
+/// What a cache's handle points at: media, policies, transfers, planner, in order of dependency: they are constructed
+/// in this order and destroyed in reverse.
 template <class Tiers, class Policy>
 struct cache_storage;
 template <class... Tiers, class Policy>
@@ -76,10 +76,10 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
   ///     kv_cache::open(ctx, layout, {.capacity = 400_MiB}, {.capacity = 1_GiB}, {.capacity = 8_GiB, .path =
   ///     "kv.bin"})
   ///
-  /// then, where they are not the defaults, the policy's options and the cache's. A capacity of 0 leaves a
-  /// tier out, the first one excepted. Staging is cut from tier 0's capacity, so that its slots and staging
-  /// together stay within it. Errors: invalid_argument for a layout or a size that cannot be, else what a
-  /// medium says; then nothing is left behind.
+  /// then the policy's options and the cache's, unless the defaults will do. A capacity of 0 leaves a tier out,
+  /// except the first. Staging is cut from tier 0's capacity, so that slots and staging together stay within it.
+  /// Errors: invalid_argument for an invalid layout or size, otherwise the medium's error; then nothing is left
+  /// behind.
   static result<Cache> open(context& ctx, kv_layout layout, typename Tiers::options... options,
                             typename Policy::options policy = {}, cache_options tuning = {}) {
     result<void> good = validate(layout);
@@ -104,7 +104,7 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
                         good.has_value()) &&
                        ...));
     if (!good) return propagate(good.error());
-    // Staging alone: its pages stay, whereas those of a tier in RAM come and go with its capacity.
+    // Only staging: its pages stay, whereas those of a tier in RAM come and go with its capacity.
     if (buffers->bytes() != 0)
       for (tier_control* tier : open.controls) tier->register_buffer(buffers->memory());
     return Cache(
@@ -114,7 +114,7 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
  private:
   static auto& first_of(auto& first, auto&...) noexcept { return first; }
 
-  // What a store of the tier is to hold, where its medium can be one.
+  // What the tier's store must hold, if its medium is persistent.
   template <class Tier>
   static void name_contents([[maybe_unused]] typename Tier::options& options,
                             [[maybe_unused]] const kv_layout& layout,
@@ -123,8 +123,8 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
       options.contents = {fingerprint(layout), tuning.model, Tier::codec_type::format_id};
   }
 
-  // Buffers hold what any codec below tier 0 makes of the largest block, and the block itself where it lies between
-  // two codecs. They are taken off the bytes for slots.
+  // A buffer holds the largest block as any codec below tier 0 encodes it, and the raw block where one is staged. The
+  // buffers are subtracted from the bytes for slots.
   static result<staging> cut_staging(context& ctx, const kv_layout& layout, std::size_t& slots,
                                      const std::array<bool, storage::count>& present,
                                      const cache_options& tuning) {
@@ -135,9 +135,9 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
       for (std::size_t t = 1; t < storage::count; ++t)
         if (present[t]) bytes = std::max(bytes, storage::engine_type::ends[t].codec.max_encoded_size(g));
     bytes = align_up(bytes, ram::alignment);
-    // At most an eighth of tier 0, unless even the fewest that work need more.
+    // At most an eighth of tier 0, unless the minimum number of buffers needs more.
     const std::size_t count = std::max(needs.buffers, std::min(tuning.staging_buffers, slots / 8 / bytes));
-    // Not where tier 0 lies in memory of the caller's, all of which is slots, or in a device's, where staging is not.
+    // Not if tier 0 is in the caller's memory, which is all slots, or in device memory, where staging is not.
     if (slots != 0 && storage::hot_on_host) {
       if (slots < count * bytes + layout.largest_block())
         return fail(errc::invalid_argument,

@@ -11,8 +11,8 @@
 #include "terrace/kv_store.hpp"
 #include "terrace/sequence.hpp"
 
-/// Prefixes that outlive the process: names for the blocks of a sequence, so that a cache that is opened over the same
-/// tiers begins a request with what an earlier one has computed.
+/// Prefixes that outlive the process: names for the blocks of a sequence, so that a cache opened over the same tiers
+/// can begin a request with what an earlier cache computed.
 ///
 ///     const std::vector<block_key> keys = your_hashes(prompt);  // one a chunk of layout.chunk_tokens() tokens
 ///     sequence s = cache.make_sequence();
@@ -21,13 +21,13 @@
 ///     auto named = name_prefix(cache, s, keys);
 ///     auto done = ctx.sync_wait(cache.flush());                   // from here on it survives a crash
 ///
-/// The n-th key says what the first n + 1 chunks are: 128 bits of a hash of all their tokens, of the model, of how KV
-/// is laid out and split among ranks, and of the tenant where tenants may not share. Tokens are not compared here, as
-/// `prefix_index` compares them: an engine that serves strangers takes a hash with a secret key (SipHash-128, BLAKE2,
-/// HMAC), or one of them might find a text with another one's key.
+/// keys[n] identifies the first n + 1 chunks: 128 bits of a hash of all their tokens, of the model, of how KV is laid
+/// out and split among ranks, and of the tenant if tenants may not share. Unlike in `prefix_index`, tokens are not
+/// compared here: an engine that serves strangers should use a hash with a secret key (SipHash-128, BLAKE2, HMAC), or
+/// one of them might find a text whose key collides with another's.
 ///
-/// Named blocks stay in the cache, in whichever tier, until `forget_prefix`: how many there are is the engine's choice.
-/// Owner thread only; each call is O(blocks of the prefix).
+/// Named blocks stay in the cache, in whichever tier, until `forget_prefix`: their number is up to the engine. Owner
+/// thread only; each call is O(blocks of the prefix).
 namespace terrace {
 inline namespace TERRACE_EX {
 
@@ -38,8 +38,8 @@ constexpr block_key key_in_chunk(block_key chunk, std::size_t n) noexcept {
   return {.low = chunk.low ^ mixed, .high = chunk.high};
 }
 
-/// How many tokens of a prefix have blocks under these names: whole chunks, from the first on. Changes nothing: for
-/// schedulers, and for ranks that have to agree on the least of them.
+/// How many tokens of a prefix have resident blocks under these names: whole chunks, from the first on. Changes
+/// nothing: for schedulers, and for ranks that must agree on their minimum.
 inline std::uint64_t match_named_prefix(const kv_store& cache, std::span<const block_key> chunks) {
   const std::size_t blocks = cache.layout().chunk_blocks();
   std::size_t c = 0;
@@ -52,8 +52,8 @@ inline std::uint64_t match_named_prefix(const kv_store& cache, std::span<const b
   return c * cache.layout().chunk_tokens();
 }
 
-/// Begins an empty sequence with the longest prefix that has names, by reference, and returns its tokens. What is
-/// damaged shows when it is read, as a lost block. Errors: invalid_argument where a name is of a block of another row
+/// Begins an empty sequence with the longest named prefix, by reference, and returns its length in tokens. Damage
+/// shows when a block is read: it is then lost. Errors: invalid_argument if a name belongs to a block of another row
 /// or layout. Precondition: `s` is an empty sequence of this cache, without a reservation.
 inline result<std::uint64_t> adopt_named_prefix(kv_store& cache, sequence& s,
                                                 std::span<const block_key> chunks) {
@@ -73,9 +73,9 @@ inline result<std::uint64_t> adopt_named_prefix(kv_store& cache, sequence& s,
   return tokens;
 }
 
-/// Names the sealed chunks of `s`, so many as there are keys, and returns how many tokens have names now: fewer than
-/// that where `s` has forgotten blocks. What another sequence has named already is left as it is, unless no tier has
-/// it any more. Errors: invalid_argument where a block has another name; the chunks before it have theirs then.
+/// Names the sealed chunks of `s`, at most as many as there are keys, and returns how many tokens have names now:
+/// fewer if `s` has forgotten blocks. What another sequence has already named is left as it is, unless no tier has it
+/// any more. Errors: invalid_argument if a block has another name; the chunks before it keep the names they got.
 inline result<std::uint64_t> name_prefix(kv_store& cache, const sequence& s,
                                          std::span<const block_key> chunks) {
   const std::size_t chunk = cache.layout().chunk_tokens();
@@ -98,8 +98,8 @@ inline result<std::uint64_t> name_prefix(kv_store& cache, const sequence& s,
   return sealed * chunk;
 }
 
-/// Takes the names of these chunks away: blocks that no sequence refers to are let go, and the next flush makes that
-/// last. Nothing where there are none.
+/// Removes the names of these chunks: blocks that no sequence refers to are let go, and the next flush makes the
+/// removal durable. Chunks without names are skipped.
 inline void forget_prefix(kv_store& cache, std::span<const block_key> chunks) {
   const std::size_t blocks = cache.layout().chunk_blocks();
   for (const block_key chunk : chunks)

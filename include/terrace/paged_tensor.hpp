@@ -20,9 +20,9 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// Which cache new paged tensors live in, for as long as the scope does. Scopes of one thread nest: the
-/// innermost counts, and they end in the reverse of the order in which they began. A scope must end before
-/// its cache.
+/// Sets the cache in which new paged tensors live, for as long as the scope exists. Scopes of one thread nest: the
+/// innermost counts, and they must end in the reverse of the order in which they began. A scope must end before its
+/// cache.
 class memory_scope {
  public:
   explicit memory_scope(kv_store& cache) noexcept
@@ -44,14 +44,14 @@ class memory_scope {
   memory_scope* outer_;
 };
 
-/// A page that is pinned: a lease of one block, and what it holds as elements.
+/// A pinned page: a lease of one block, with its contents as elements.
 template <element_type T>
 class page_lease : public lease {
  public:
   page_lease() = default;
   page_lease(lease held, std::size_t elements) noexcept : lease(std::move(held)), elements_(elements) {}
 
-  /// The page's elements, for as long as the lease is not released.
+  /// The page's elements, valid until the lease is released.
   std::span<const T> values() const noexcept {
     if (empty()) return {};
     return {reinterpret_cast<const T*>((*this)[0].data), elements_};
@@ -73,7 +73,7 @@ class page_sender {
                                      ex::set_stopped_t()>{};
   }
 
-  /// Where `block` is not valid, the sender fails with `why`.
+  /// If `block` is not valid, the sender fails with `why`.
   page_sender(planner& owner, block_id block, std::size_t elements, const char* why) noexcept
       : what_{&owner, block, elements, why} {}
 
@@ -126,24 +126,25 @@ class page_sender {
   arguments what_;
 };
 
-/// A large one-dimensional tensor, activations or weights, cut into pages that move between tiers as KV
-/// blocks do: each page is a block, of a group of the cache's layout that `tensor_pages` has made.
+/// A large one-dimensional tensor, activations or weights, cut into pages that move between tiers as KV blocks do:
+/// each page is a block of a group that `tensor_pages` made for the cache's layout.
 ///
 ///     auto weights = paged_tensor<fp16>::make(*cache, elements);
 ///     if (auto stored = weights->store(values); !stored) return propagate(stored.error());
 ///     auto page = ctx.sync_wait(weights->page(3));       // page->values(): a span, pinned in place
 ///
-/// A page comes into being when it is first written; to read one that never was is an error. Pages are
-/// immutable once sealed: writing one again makes a new block, which takes the old one's place when it is
-/// sealed. Lossy codecs below tier 0 do to tensors what they do to KV, and a lease says so.
+/// A page comes into being when it is first written; reading one before that is an error. Pages are immutable once
+/// sealed: writing one again makes a new block, which replaces the old one when it is sealed. Lossy codecs below tier
+/// 0 degrade tensors as they do KV, and a lease tells how much.
 ///
-/// Move-only; its blocks go when it does. It must end before its cache. Owner thread only.
+/// Move-only; its blocks are let go when it ends. It must end before its cache. Owner thread only.
 template <element_type T>
 class paged_tensor {
  public:
-  /// A tensor of `elements` elements, none of which is written. Of several groups of pages for T it takes the
-  /// one that wastes least, then the one with the largest pages. It takes no room of any tier yet. Errors:
-  /// invalid_argument where the cache's layout has no pages for T. O(pages).
+  /// A tensor of `elements` elements, none of them written yet. If there are several groups of pages for T, it takes
+  /// the one that wastes least, then the one with the largest pages. It takes no room in any tier yet. Errors:
+  /// invalid_argument if the cache's layout has no pages for T, or the tensor would have more pages than can be
+  /// counted. O(pages).
   static result<paged_tensor> make(kv_store& cache, std::size_t elements) {
     return make(cache.control(), elements);
   }
@@ -175,8 +176,7 @@ class paged_tensor {
   }
   ~paged_tensor() { clear(); }
 
-  /// Elements of the tensor; pages; elements of a full page; elements of page `i`, of which the last may have
-  /// fewer.
+  /// Elements of the tensor; its pages; elements of a full page; elements of page `i`: the last page may have fewer.
   std::size_t size() const noexcept { return size_; }
   std::size_t pages() const noexcept { return pages_.size(); }
   std::size_t page_elements() const noexcept { return group().k.dim; }
@@ -186,18 +186,17 @@ class paged_tensor {
   /// Whether page `i` can be read. Precondition: i < pages().
   bool written(std::size_t i) const noexcept { return pages_[i].sealed.valid(); }
 
-  /// Brings page `i` and pins it: a sender of a page_lease<T>. It reads the page as it is now, whatever is
-  /// written later. Errors: invalid_argument for a page that there is not or that was never sealed, else
-  /// those of acquire.
+  /// Brings page `i` and pins it: a sender of a page_lease<T>. It reads the page as it is now, whatever is written
+  /// later. Errors: invalid_argument for a page that does not exist or was never sealed, otherwise those of acquire.
   page_sender<T> page(std::size_t i) const noexcept {
     if (i >= pages()) return {*owner_, {}, 0, "a paged tensor was asked for a page that it does not have"};
     return {*owner_, pages_[i].sealed, page_size(i), "this page of a tensor was never written"};
   }
 
-  /// The elements of page `i` for writing, in tier 0, until `seal(i)` or `discard(i)`; asked for again
-  /// before, the same span. What they hold at first is not said. The page reads as before until it is sealed.
-  /// May drive the context. Errors: invalid_argument for a page that there is not; out_of_capacity
-  /// where tier 0 has no slot and none can be freed. Then nothing has changed.
+  /// The elements of page `i` for writing, in tier 0, until `seal(i)` or `discard(i)`; until then, asking again gives
+  /// the same span. Their initial contents are unspecified. Until it is sealed, reads still see the old page. May
+  /// drive the context. Errors: invalid_argument for a page that does not exist; out_of_capacity if tier 0 has no
+  /// slot and none can be freed. Then nothing has changed.
   result<std::span<T>> write(std::size_t i) {
     if (i >= pages())
       return fail(errc::invalid_argument, "a paged tensor was asked for a page that it does not have");
@@ -208,7 +207,8 @@ class paged_tensor {
     }
     return contents(i, pages_[i].open);
   }
-  /// Page `i` is what was written. Precondition: write(i) succeeded, and was not sealed or discarded since.
+  /// Makes what was written the contents of page `i`. Precondition: write(i) succeeded, and the page was not sealed
+  /// or discarded since.
   void seal(std::size_t i) {
     TERRACE_ASSERT(i < pages() && pages_[i].open != block_id::no_index,
                    "a page of a tensor was sealed that is not being written");
@@ -217,13 +217,13 @@ class paged_tensor {
     owner_->wake();
     replace(i, block);
   }
-  /// What was written to page `i` and not sealed vanishes; the page is as it was.
+  /// Drops what was written to page `i` and not sealed; the page is as it was.
   void discard(std::size_t i) {
     if (const std::uint32_t block = std::exchange(pages_[i].open, block_id::no_index);
         block != block_id::no_index)
       owner_->drop_ref(block);
   }
-  /// Lets every page go: nothing is written then.
+  /// Lets go of every page: the tensor is then unwritten, as after `make`.
   void clear() noexcept {
     for (std::size_t i = 0; i < pages(); ++i) {
       discard(i);
@@ -231,10 +231,10 @@ class paged_tensor {
     }
   }
 
-  /// Makes the tensor equal to `values`, page by page, while pages that are full go to farther tiers: a
-  /// tensor may be much larger than tier 0. Drives the context. Errors: invalid_argument for another number of
-  /// elements, out_of_capacity where the tiers have no room for all of it beside what the tensor holds
-  /// (`clear()` before saves that room). Then nothing has changed. O(size).
+  /// Makes the tensor equal to `values`, page by page, while full pages move to farther tiers: a tensor may be much
+  /// larger than tier 0. Drives the context. Errors: invalid_argument for the wrong number of elements;
+  /// out_of_capacity if the tiers have no room for the new contents besides the old (`clear()` first to free that
+  /// room). Then nothing has changed. O(size).
   result<void> store(std::span<const T> values) {
     if (values.size() != size_)
       return fail(errc::invalid_argument, "a tensor is stored from as many elements as it has");
@@ -259,10 +259,9 @@ class paged_tensor {
     return {};
   }
 
-  /// Calls f(i, std::span<const T>) for each page in order. The pages that follow are on their way
-  /// meanwhile, as many as tier 0 has room for. Drives the context. Errors: invalid_argument where a page was
-  /// never written, and then f has not been called; else a block_error, and f was called for the pages
-  /// before. O(size).
+  /// Calls f(i, std::span<const T>) for each page in order, while the following pages are loaded ahead, as many as
+  /// tier 0 has room for. Drives the context. Errors: invalid_argument if a page was never written, and then f was
+  /// not called; otherwise a block_error, and f was called for the pages before. O(size).
   template <class F>
   basic_result<void, block_error> for_each_page(F f) const {
     for (const page_state& p : pages_)
@@ -276,8 +275,8 @@ class paged_tensor {
     }
     return {};
   }
-  /// Copies the whole tensor to `out`. Errors: those of for_each_page, and invalid_argument for another
-  /// number of elements.
+  /// Copies the whole tensor to `out`. Errors: those of for_each_page, and invalid_argument for the wrong number of
+  /// elements.
   basic_result<void, block_error> read(std::span<T> out) const {
     if (out.size() != size_)
       return failed(error{errc::invalid_argument, "a tensor is read into as many elements as it has"});
@@ -325,7 +324,7 @@ class paged_tensor {
   }
   const layer_group& group() const noexcept { return owner_->layout().groups[group_]; }
 
-  // A new block for page `i`. What lies behind the tensor's end is zeros: it is encoded and stored too.
+  // A new block for page `i`. Whatever lies past the tensor's end is zeroed: it is encoded and stored too.
   result<std::uint32_t> open(std::size_t i) {
     auto block = owner_->open_block(group_, row_, block_id::no_index, static_cast<std::uint32_t>(i));
     if (block) {
@@ -342,7 +341,7 @@ class paged_tensor {
     if (old.valid()) owner_->drop_ref(old.index);
   }
 
-  // At most a quarter of tier 0: what is prefetched is not pinned, and must not push itself out.
+  // At most a quarter of tier 0: prefetched blocks are not pinned, and must not push one another out.
   void prefetch_behind(std::size_t i) const {
     std::array<block_id, 8> next;
     const std::size_t room = owner_->hot_capacity() / (4 * group().block_bytes());

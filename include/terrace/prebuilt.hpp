@@ -1,6 +1,6 @@
 #pragma once
-// The functions that TERRACE_PREBUILT (core/config.hpp) keeps out of the other headers. One source of a program
-// includes this and does nothing else; CMake's terrace_add_prebuilt() writes it.
+// The functions that TERRACE_PREBUILT (core/config.hpp) keeps out of the other headers. One source file of a program
+// includes this and contains nothing else; CMake's terrace_add_prebuilt() writes it.
 #include "terrace/attention/kernel.hpp"
 #include "terrace/attention/select_body.hpp"
 #include "terrace/attention/stream_blocks.hpp"

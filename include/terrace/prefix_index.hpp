@@ -18,18 +18,18 @@ namespace terrace {
 /// How a prefix index is set up.
 struct prefix_index_options {
   std::size_t chunks = 4096;  ///< the most that it remembers; its memory is taken at once
-  /// The most blocks of one tenant, in whole chunks, one at least; 0: no limit of its own. A chunk has a block of
-  /// each row of layers (kv_layout::chunk_blocks): with 32 layers, 32 of them.
+  /// The most blocks of one tenant, rounded down to whole chunks, but at least one chunk; 0: no limit per tenant. A
+  /// chunk has kv_layout::chunk_blocks blocks over all rows of layers: with 32 layers, for example, 32.
   std::size_t tenant_blocks = 0;
   std::uint64_t salt =
       0;  ///< begins every hash. A secret number keeps tenants from making collisions on purpose
 };
 
-/// What a prefix index holds, and what came of asking it.
+/// What a prefix index holds, and what lookups have achieved.
 struct prefix_index_stats {
   std::size_t chunks = 0;
   std::size_t blocks = 0;
-  std::size_t memory_bytes = 0;      ///< of the index, not of the blocks
+  std::size_t memory_bytes = 0;      ///< of the index itself, without the blocks
   std::uint64_t asked_tokens = 0;    ///< by `adopt`
   std::uint64_t adopted_tokens = 0;  ///< of these
   std::uint64_t evicted = 0;         ///< chunks forgotten because of the index's size or a tenant's quota
@@ -38,7 +38,7 @@ struct prefix_index_stats {
 
 inline namespace TERRACE_EX {
 
-/// Which prefixes of token sequences the cache holds already: sharing between requests.
+/// Which prefixes of token sequences the cache already holds, so that requests can share them.
 ///
 ///     prefix_index prefixes(cache);
 ///     sequence s = cache.make_sequence();
@@ -46,19 +46,21 @@ inline namespace TERRACE_EX {
 ///     ... compute and commit prompt[known...], decode ...
 ///     prefixes.insert(s, tokens, tenant);                              // tokens: all of s, from the first on
 ///
-/// It cuts sequences into chunks: the least number of tokens that fills whole blocks of every layer group. An entry is
-/// one chunk after one particular other entry (or at the start, for one tenant), with its tokens and the blocks of all
-/// rows. So a hit means that every token before it is equal too: tokens are compared, never hashes alone. Tenants are
-/// told apart by their numbers, which are compared as well: equal texts of two tenants share nothing.
+/// It cuts sequences into chunks: the least number of tokens that fills whole blocks of every layer group. An entry
+/// is one chunk of one tenant that follows one particular other entry (or stands at the start), with its tokens and
+/// the blocks of all rows. So a hit means that every token before it is equal too: tokens are always compared, never
+/// just hashes. Tenants are told apart by their numbers, which are compared as well: equal texts of two tenants share
+/// nothing.
 ///
 /// Blocks that it knows stay in the cache when no sequence refers to them (planner::cache_block), wherever the tiers'
-/// policies have moved them, and are dropped by those policies' choice when room is needed; the chunks that follow are
-/// forgotten then as well. Where it is full, the tenant with the most chunks gives the one that was not asked for
-/// longest and that no other builds on. Policies know its blocks by keys of their content, so that their ghosts
-/// recognise a prefix that is computed anew.
+/// policies have moved them. When room is needed, the policies choose which of them to drop; the chunks that follow
+/// are then forgotten as well. When the index is full, the tenant with the most chunks gives up its least recently
+/// asked-for chunk that no other builds on. Policies know its blocks by keys of their content, so that their ghosts
+/// recognise a prefix that is recomputed.
 ///
-/// For one model over one cache, and one index for each cache; owner thread only. It must end before the cache does.
-/// Memory: for each of `chunks` 4 bytes a token, 8 a block, and `overhead_bytes`; a hash map's node for each tenant.
+/// One index serves one model over one cache, and a cache has one index. Owner thread only. It must end before the
+/// cache does. Memory: for each of `chunks`, 4 bytes per token, 8 per block, and `overhead_bytes`; plus a hash map
+/// node per tenant.
 template <class Hash = chained_hash>
 class basic_prefix_index {
  public:
@@ -78,22 +80,21 @@ class basic_prefix_index {
   /// Tokens of one chunk.
   std::size_t chunk_tokens() const noexcept { return chunk_; }
 
-  /// How many of the first of `tokens` are there: a multiple of chunk_tokens(). Changes nothing: for schedulers
-  /// that choose among requests or machines. O(tokens).
+  /// The length of the longest prefix of `tokens` that is resident: a multiple of chunk_tokens(). Changes nothing:
+  /// for schedulers that choose among requests or machines. O(tokens).
   std::uint64_t match(std::span<const token_id> tokens, std::uint64_t tenant = 0) const {
     return walk(tokens, tenant).chunks * chunk_;
   }
   /// Begins an empty sequence with the longest prefix of `tokens` that is resident in any tier, by reference, and
-  /// returns its tokens. Where an engine wants the logits of the last token, it asks for all but that one.
+  /// returns its length in tokens. An engine that wants the logits of the last token asks for all but that one.
   /// O(tokens). Preconditions: `s` is an empty sequence of this cache, without a reservation.
   std::uint64_t adopt(sequence& s, std::span<const token_id> tokens, std::uint64_t tenant = 0);
-  /// Remembers the sealed chunks of `s`, whose tokens these are. What is known already is left as it is, and where
-  /// it is not resident any more it is replaced. Returns the tokens of `s` that are known now, which are fewer than its
-  /// sealed ones where the index or the tenant's quota is full of this very text, or where `s` has forgotten blocks.
-  /// O(tokens).
+  /// Remembers the sealed chunks of `s`, whose tokens these are. Known chunks are left as they are, unless they are
+  /// no longer resident: then they are replaced. Returns how many tokens of `s` are known now: fewer than its sealed
+  /// ones if the index or the tenant's quota is full of this very text, or if `s` has forgotten blocks. O(tokens).
   std::uint64_t insert(const sequence& s, std::span<const token_id> tokens, std::uint64_t tenant = 0);
 
-  /// Forgets all that a tenant has; blocks that no sequence refers to are let go. O(chunks of the tenant).
+  /// Forgets everything of a tenant; blocks that no sequence refers to are let go. O(chunks of the tenant).
   void drop_tenant(std::uint64_t tenant);
   void clear() {
     while (const auto tenant = known_.any_tenant()) drop_tenant(*tenant);
@@ -108,7 +109,7 @@ class basic_prefix_index {
     return all;
   }
 
-  /// Bytes of a chunk beside its tokens and blocks, and two buckets at most.
+  /// Bytes per chunk besides its tokens and blocks; hash buckets, at most two per chunk, are not included.
   static constexpr std::size_t overhead_bytes = prefix_tree<Hash>::overhead_bytes;
 
  private:
@@ -121,7 +122,7 @@ class basic_prefix_index {
   std::span<const block_id> blocks_of(std::uint32_t e) const noexcept {
     return std::span(blocks_).subspan(e * blocks_a_chunk_, blocks_a_chunk_);
   }
-  // What policies know the n-th block of an entry by: never 0.
+  // The key by which policies know the n-th block of an entry: never 0.
   std::uint64_t key_of(std::uint32_t e, std::size_t n) const noexcept {
     const std::uint64_t tenant = known_.tenant(e);
     const std::array parts{static_cast<token_id>(n), static_cast<token_id>(tenant),
@@ -139,7 +140,7 @@ class basic_prefix_index {
   bool make_room(std::uint64_t tenant, std::uint32_t parent);
   bool take_blocks(const sequence& s, std::size_t chunk, std::uint32_t e);
   void release_blocks(std::uint32_t e) noexcept;
-  // With all that builds on it.
+  // Erases an entry and all that build on it.
   void erase(std::uint32_t e) {
     known_.erase(e, [&](std::uint32_t each) { release_blocks(each); });
   }
@@ -153,7 +154,7 @@ class basic_prefix_index {
   prefix_index_stats counts_;
 };
 
-/// The index as it is used; the hash is a parameter for tests, which make it collide.
+/// The index that engines use; the hash is a parameter only so that tests can make it collide.
 using prefix_index = basic_prefix_index<>;
 
 template <class Hash>
@@ -165,7 +166,8 @@ std::uint64_t basic_prefix_index<Hash>::adopt(sequence& s, std::span<const token
   const place at = walk(tokens, tenant);
   counts_.asked_tokens += tokens.size();
   scratch_.resize(at.chunks * blocks_a_chunk_);
-  // From the end to the start, and within a chunk row after row: gathered into row after row over all chunks.
+  // Walks from the last chunk to the first. An entry holds its blocks row after row; the result holds, row after row,
+  // the blocks of all chunks.
   std::size_t c = at.chunks;
   for (std::uint32_t e = at.last; e != none; e = known_.parent(e)) {
     --c;
@@ -178,7 +180,7 @@ std::uint64_t basic_prefix_index<Hash>::adopt(sequence& s, std::span<const token
       to += at.chunks * each;
     }
   }
-  // What is resident can be shared: but by another cache's sequence.
+  // What is resident can be shared, except by another cache's sequence.
   if (auto shared = s.append_shared(at.chunks * chunk_, scratch_); !shared) return 0;
   counts_.adopted_tokens += at.chunks * chunk_;
   known_.touch(at.last);
@@ -214,7 +216,7 @@ std::uint64_t basic_prefix_index<Hash>::insert(const sequence& s, std::span<cons
   return at.chunks * chunk_;
 }
 
-// Room for one more chunk of a tenant, after `parent`. False: nothing can go but what it is to follow.
+// Room for one more chunk of a tenant, after `parent`. False: nothing can go except what the chunk must follow.
 template <class Hash>
 bool basic_prefix_index<Hash>::make_room(std::uint64_t tenant, std::uint32_t parent) {
   const std::optional<std::uint32_t> victim = known_.gives_way(tenant, parent, most_of_tenant_);
@@ -226,7 +228,7 @@ bool basic_prefix_index<Hash>::make_room(std::uint64_t tenant, std::uint32_t par
   return true;
 }
 
-// The blocks of a chunk of `s` become the entry's. False: some of them are forgotten, or another entry's.
+// Gives the entry the blocks of a chunk of `s`. False: some of them are forgotten, or belong to another entry.
 template <class Hash>
 bool basic_prefix_index<Hash>::take_blocks(const sequence& s, std::size_t chunk, std::uint32_t e) {
   const page_table& pages = s.pages();
@@ -254,7 +256,7 @@ void basic_prefix_index<Hash>::release_blocks(std::uint32_t e) noexcept {
   }
 }
 
-// Entries of which the cache has let a block go.
+// Erases entries of which the cache has let a block go.
 template <class Hash>
 void basic_prefix_index<Hash>::sweep() {
   std::vector<std::uint32_t>& expired = planner_->expired_entries();

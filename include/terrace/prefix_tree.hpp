@@ -14,11 +14,11 @@
 
 namespace terrace {
 
-/// A token, as the model's vocabulary numbers it.
+/// A token's number in the model's vocabulary.
 using token_id = std::uint32_t;
 
-/// Hashes a chunk of tokens and what stands before it. It only finds candidates, whose tokens are then compared: a
-/// collision costs time, and nothing else. Steps of splitmix64. O(tokens).
+/// Hashes a chunk of tokens together with the hash of what precedes it. It only finds candidates, whose tokens are
+/// then compared: a collision only costs time. Uses the steps of splitmix64. O(tokens).
 struct chained_hash {
   std::uint64_t operator()(std::uint64_t before, std::span<const token_id> tokens) const noexcept {
     std::uint64_t x = before;
@@ -30,24 +30,25 @@ struct chained_hash {
   }
 };
 
-/// The texts that a prefix_index knows, as a tree of chunks of equal length. An entry is one chunk of tokens after one
-/// particular other entry, or at the start, for one tenant: so whoever has come to an entry has compared every token
-/// before it. Knows nothing of blocks; who does says which entries may go.
+/// The texts that a prefix_index knows, as a tree of chunks of equal length. An entry is one chunk of tokens of one
+/// tenant that follows one particular other entry, or stands at the start: so whoever reaches an entry has compared
+/// every token before it. It knows nothing of blocks; its user, who does, says which entries are usable and when to
+/// erase them.
 ///
-/// Entries are dense numbers below the capacity. Memory is taken at the start: 4 bytes a token, and `overhead_bytes`
-/// and two buckets of 4 bytes at most for each chunk; a hash map's node for each tenant. O(1) expected but for what
-/// is said.
+/// Entries are dense numbers below the capacity. Memory is allocated at the start: 4 bytes per token, and for each
+/// chunk `overhead_bytes` and at most two buckets of 4 bytes; plus a hash map node per tenant. Members are O(1)
+/// expected unless stated otherwise.
 template <class Hash = chained_hash>
 class prefix_tree {
  public:
   static constexpr std::uint32_t none = index_link::none;
 
-  /// Where one has come to in a text.
+  /// A position in a text.
   struct place {
     std::uint32_t last =
-        none;                ///< the entry of the chunk before; none at the start, and where it is not known
-    std::size_t chunks = 0;  ///< up to here
-    std::uint64_t hash = 0;  ///< of all tokens up to here
+        none;                ///< the entry of the chunk before; none at the start, and when it is not known
+    std::size_t chunks = 0;  ///< before this place
+    std::uint64_t hash = 0;  ///< of all tokens before it
   };
 
   /// Preconditions: both numbers are at least 1. `salt` begins every hash.
@@ -65,7 +66,7 @@ class prefix_tree {
   std::size_t capacity() const noexcept { return entries_.size(); }
   std::size_t size() const noexcept { return entries_.size() - free_.size(); }
   bool alive(std::uint32_t e) const noexcept { return entries_[e].alive; }
-  /// Of a living entry: the one before it, whose it is, and the hash of all tokens up to its end.
+  /// Of a living entry: the entry before it, its tenant, and the hash of all tokens up to its end.
   std::uint32_t parent(std::uint32_t e) const noexcept { return entries_[e].parent; }
   std::uint64_t tenant(std::uint32_t e) const noexcept { return entries_[e].tenant; }
   std::uint64_t hash(std::uint32_t e) const noexcept { return entries_[e].hash; }
@@ -75,14 +76,14 @@ class prefix_tree {
   }
 
   place start() const noexcept { return {.hash = salt_}; }
-  /// The place behind the next chunk, its first tokens those of `rest`. O(tokens of a chunk). Precondition: there are
-  /// as many.
+  /// The place after the next chunk, which is the first tokens of `rest`. O(tokens of a chunk). Precondition: `rest`
+  /// holds at least a chunk.
   place next(const place& at, std::span<const token_id> rest, std::uint64_t tenant) const noexcept {
     const auto chunk = rest.first(chunk_);
     const std::uint64_t up_to_here = hash_(at.hash, chunk);
     return {find(at.last, up_to_here, chunk, tenant), at.chunks + 1, up_to_here};
   }
-  /// The last place in `tokens` to which there are entries that `usable(entry)` says yes to. O(tokens).
+  /// The farthest place in `tokens` that can be reached through entries for which `usable(entry)` is true. O(tokens).
   template <class Usable>
   place walk(std::span<const token_id> tokens, std::uint64_t tenant, Usable&& usable) const {
     place at = start();
@@ -94,8 +95,8 @@ class prefix_tree {
     return at;
   }
 
-  /// `e` and all before it were asked for just now, and the nearer to the start the more recently: so that the oldest
-  /// of a tenant's has nothing behind it. `e` may be none. O(entries before it).
+  /// Marks `e` and all entries before it as just asked for, those nearer to the start as more recent: so nothing
+  /// builds on a tenant's oldest entry. `e` may be none. O(entries before it).
   void touch(std::uint32_t e) noexcept {
     for (; e != none; e = entries_[e].parent) {
       index_list& ages = tenants_.find(entries_[e].tenant)->second;
@@ -103,9 +104,9 @@ class prefix_tree {
       ages.push_back(age_links_, e);
     }
   }
-  /// Whom to erase so that there is room for a chunk of `tenant` after `parent`: none where there is room, nothing
-  /// where nobody can go. A tenant that has `most_of_tenant` chunks gives the one that it has not asked for longest;
-  /// where the tree is full, the tenant with the most does. O(tenants).
+  /// The entry to erase so that there is room for a chunk of `tenant` after `parent`: `none` if there is room
+  /// already, nullopt if no entry can go. A tenant that has `most_of_tenant` chunks gives up its least recently
+  /// asked-for one; if the tree is full, the tenant with the most chunks does. O(tenants).
   std::optional<std::uint32_t> gives_way(std::uint64_t tenant, std::uint32_t parent,
                                          std::size_t most_of_tenant) const {
     const auto own = tenants_.find(tenant);
@@ -122,8 +123,8 @@ class prefix_tree {
     if (oldest == parent || !entries_[oldest].children.empty()) return std::nullopt;
     return oldest;
   }
-  /// A new entry for the first tokens of `rest`, which `next(at, rest, tenant)` did not find; `hash` is what that said.
-  /// Precondition: there is room. O(tokens of a chunk).
+  /// A new entry for the first chunk of `rest`, which `next(at, rest, tenant)` did not find; `hash` is the one it
+  /// returned. Precondition: there is room. O(tokens of a chunk).
   std::uint32_t append(const place& at, std::uint64_t hash, std::span<const token_id> rest,
                        std::uint64_t tenant) {
     const std::uint32_t e = free_.front();
@@ -140,7 +141,7 @@ class prefix_tree {
     return e;
   }
 
-  /// Erases `e` with all that builds on it, from the ends; `forget(entry)` is called before each goes. O(entries).
+  /// Erases `e` and all that build on it, leaves first; `forget(entry)` is called before each is erased. O(entries).
   template <class Forget>
   void erase(std::uint32_t e, Forget&& forget) {
     for (std::uint32_t at = e;;) {  // without recursion: texts are long
@@ -152,7 +153,7 @@ class prefix_tree {
       at = before;
     }
   }
-  /// The entry of a tenant that was not asked for longest, or none.
+  /// A tenant's least recently asked-for entry, or none.
   std::uint32_t oldest_of(std::uint64_t tenant) const {
     const auto own = tenants_.find(tenant);
     return own == tenants_.end() ? none : own->second.front();
@@ -173,7 +174,7 @@ class prefix_tree {
   };
 
  public:
-  /// Bytes of a chunk beside its tokens.
+  /// Bytes per chunk besides its tokens.
   static constexpr std::size_t overhead_bytes = sizeof(entry) + 2 * sizeof(index_link);
 
  private:
@@ -217,7 +218,7 @@ class prefix_tree {
   std::vector<token_id> tokens_;  // [entry][token]
   std::vector<std::uint32_t> buckets_;
   index_list free_;                                        // over age_links_, as are the tenants' lists:
-  std::unordered_map<std::uint64_t, index_list> tenants_;  // their entries, the longest not asked for first
+  std::unordered_map<std::uint64_t, index_list> tenants_;  // their entries, least recently asked for first
 };
 
 }  // namespace terrace

@@ -15,8 +15,8 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-// A new open block for a position of a row, at its end or in another one's place, with a copy of `contents`, which is
-// of that fidelity, where that is given. Nothing while a slot will come free.
+// A new open block for a position of a row, at its end or in place of another block. If `contents` is given, it is
+// copied into the block, which takes over its fidelity `quality`. Empty while a slot is about to come free.
 TERRACE_BODY result<std::optional<block_id>> sequence::open_like(const page_table& p, std::size_t row,
                                                                  std::size_t position,
                                                                  const std::byte* contents,
@@ -53,7 +53,7 @@ TERRACE_BODY result<void> reservation_room::begin() {
   return {};
 }
 
-// What is there already, from an earlier call, is passed by.
+// Skips what an earlier call has taken already.
 TERRACE_BODY result<bool> reservation_room::take() {
   page_table& p = *pages_;
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
@@ -69,8 +69,8 @@ TERRACE_BODY result<bool> reservation_room::take() {
   return true;
 }
 
-// Copy on write: an open tail that another sequence shares is replaced by a copy; where nothing is kept, it comes
-// back.
+// Copy on write: an open tail that another sequence shares is replaced by a copy; if nothing is kept, the shared tail
+// comes back.
 TERRACE_BODY result<bool> reservation_room::make_tail_own(std::size_t row) {
   page_table& p = *pages_;
   auto& blocks = p.rows[row];

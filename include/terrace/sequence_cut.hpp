@@ -1,6 +1,6 @@
 #pragma once
-// Part of sequence.hpp: how a sequence is cut within a sealed block. The block is brought, and what stays of it
-// copied into a new open one.
+// Part of sequence.hpp: how a sequence is cut within a sealed block. The block is brought back, and what stays of it
+// is copied into a new open one.
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -16,28 +16,28 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// A cut that is under way: room for all copies first, then one row of layers after the other is brought and copied.
-/// Until its end the sequence is as it was, and counts as reserved.
+/// A cut under way. It takes room for all copies first, then brings and copies one row of layers after another. Until
+/// it ends, the sequence is as it was and counts as reserved.
 class sequence_cut {
  public:
-  /// To so many tokens; to as many as there are, by default.
+  /// Cuts to `tokens` tokens; nullopt: to as many as there are.
   sequence_cut(page_table& pages, std::optional<std::uint64_t> tokens) noexcept
       : pages_(&pages), tokens_(tokens) {}
 
   planner& control() const noexcept { return *pages_->owner; }
-  /// Which blocks have to be copied. All are asked for, so that they come while there is no room yet.
+  /// Finds the blocks to copy and prefetches them all, so that they come while there is no room yet.
   result<void> begin();
   bool copies() const noexcept { return !cuts_.empty(); }
-  /// Takes room for the copies. False: a slot will come free when a transfer on its way has ended.
+  /// Takes room for the copies. False: a slot will come free when a transfer under way has ended.
   result<bool> take();
-  /// The block that is to be copied next, once there is room; nullptr: there is none.
+  /// The next block to copy, once there is room; nullptr: there is none.
   const block_id* wanted() const noexcept { return copied_ == cuts_.size() ? nullptr : &cuts_[copied_].from; }
   result<void> copy(const leased_block& from);
-  /// The sequence is cut. Others may be called back from within.
+  /// Cuts the sequence. Other completions may run within this call.
   void finish();
-  /// Instead: it is as it was. Likewise.
+  /// Instead of `finish`: leaves the sequence as it was. Other completions may run within this call too.
   void give_up();
-  /// The room that was taken is free again.
+  /// Frees the room that was taken.
   void drop_copies();
 
  private:
@@ -52,7 +52,7 @@ class sequence_cut {
   std::size_t opened_ = 0, copied_ = 0;  // of these
 };
 
-/// What its copies take room for (cache/room.hpp).
+/// How a cut takes room for its copies (cache/room.hpp).
 class cut_room {
  public:
   using value_type = void;
@@ -69,7 +69,7 @@ class cut_room {
 };
 
 /// The sender that `sequence::truncate_async` and `resume` return. Completes on the owner with set_value(),
-/// set_error(block_error) or set_stopped(); after both of these the sequence is as it was.
+/// set_error(block_error) or set_stopped(); after either of the latter two the sequence is as it was.
 class cut_sender {
  public:
   using sender_concept = ex::sender_t;
@@ -115,7 +115,7 @@ class cut_sender {
       ex::env_of_t<R> get_env() const noexcept { return ex::get_env(self->receiver_); }
     };
 
-    // Called by the acquire before as the last thing that it does, so that another may take its place.
+    // The previous acquire calls this as its very last action, so a new one may take its place.
     void bring_next() noexcept {
       const block_id* const next = cut_.wanted();
       if (next == nullptr) {

@@ -1,5 +1,5 @@
 #pragma once
-// Terrace, all that needs nothing but the standard library. Start reading at tiered_cache.hpp.
+// Everything in Terrace that needs only the standard library. Start reading at tiered_cache.hpp.
 #include "terrace/attention/attend_batch.hpp"
 #include "terrace/attention/select.hpp"
 #include "terrace/attention/stream.hpp"

@@ -7,8 +7,8 @@
 
 namespace terrace {
 
-/// One rung of the ladder: a medium and the codec that its blocks are stored in. Nothing but types;
-/// capacities and paths are given to `tiered_cache::open`, as the medium's options.
+/// One rung of the ladder: a medium and the codec that its blocks are stored in. It holds only types;
+/// `tiered_cache::open` takes capacities and paths, as the medium's options.
 template <medium Medium, codec Codec = identity>
 requires(Medium::addressable == reach::nobody || host_addressable_medium<Medium> ||
          device_addressable_medium<Medium>) struct tier {
@@ -16,9 +16,9 @@ requires(Medium::addressable == reach::nobody || host_addressable_medium<Medium>
   using codec_type = Codec;
   using options = typename Medium::options;
 
-  /// Attention can read its blocks where they are, encoded as they may be.
+  /// Attention can read its blocks in place, encoded or not.
   static constexpr bool attendable = Medium::addressable != reach::nobody && Codec::attendable;
-  /// They lie there as the engine wrote them.
+  /// They are stored as the engine wrote them.
   static constexpr bool raw_in_place = attendable && std::is_same_v<Codec, identity>;
 };
 

@@ -14,8 +14,8 @@
 
 namespace terrace {
 
-/// Whether `attend` can read blocks of this group for this shape; the sentence says why not. Asked once, when
-/// a cache is opened, not for each block.
+/// Whether `attend` can read blocks of this group for this shape; the error's text says why not. Asked once, when a
+/// cache is opened, not for each block.
 inline result<void> validate(const attention_shape& shape, const layer_group& group,
                              block_encoding encoding = block_encoding::raw) noexcept {
   if (auto good = validate(shape); !good) return good;
@@ -43,17 +43,17 @@ inline result<void> validate(const attention_shape& shape, const layer_group& gr
 }
 
 /// Folds the keys and values of one block into the rows of `queries` queries, from `first_query` on, for the
-/// query heads that read `kv_head`. That is one work item; items with distinct rows may run at the same time,
-/// and rows of other heads and queries are not touched. Blocks are folded in ascending order of position.
+/// query heads that read `kv_head`. This is one work item: it touches no rows of other heads and queries, and items
+/// with distinct rows may run concurrently. Blocks are folded in ascending order of position.
 ///
 /// A query at position p sees the keys at positions up to p that `shape.keep` retains: the last `window`
-/// ones, its own included, and the first `sinks`. Other keys and values contribute nothing, not even where
-/// they are NaN, and nothing behind the block's valid tokens is read.
+/// ones, its own included, and the first `sinks`. Other keys and values contribute nothing, even if they are NaN, and
+/// nothing past the block's valid tokens is read.
 ///
-/// **Bits do not depend on grouping.** After the blocks 0..i a row is a function of its query, their keys,
-/// values and positions, and of the instruction set: not of the number of queries in the call, nor of how
-/// work is cut into items, windows or threads. A block is cut into tiles of min(64, tokens of the group) at
-/// fixed positions, and for each tile
+/// **Bits do not depend on grouping.** After blocks 0..i a row depends only on its query, on their keys, values and
+/// positions, and on the instruction set: not on the number of queries in the call, nor on how work is cut into
+/// items, windows or threads. A block is cut into tiles of min(64, tokens of the group) at fixed positions, and for
+/// each tile
 ///
 ///     s  = sum of q * k        16 lanes of FMA over dim, ascending, then one fixed tree; at most FLT_MAX
 ///     m' = max(m, max of s)    over the tile's visible keys
@@ -61,11 +61,11 @@ inline result<void> validate(const attention_shape& shape, const layer_group& gr
 ///     l  = l * exp(m - m') + (sum of p, one fixed tree)
 ///     o  = o * exp(m - m'), then p * v + o by FMA, over the visible tokens, ascending
 ///
-/// That is how q8_0 and q4_0 blocks are read in place as well, unless the shape's `arithmetic` says `integer`: then s
-/// and p * v are sums of products of integers, with errors that attention_arithmetic.hpp bounds.
+/// This also holds for q8_0 and q4_0 blocks that are read in place, unless the shape's `arithmetic` is `integer`:
+/// then s and p * v are sums of products of integers, with errors that attention_arithmetic.hpp bounds.
 ///
-/// `next` is the block that these queries will be folded with next, if that is known: it is asked for from memory
-/// meanwhile, which changes no bits.
+/// `next` is the next block that these queries will be folded with, if known: it is fetched into the processor's
+/// cache meanwhile, which changes no bits.
 ///
 /// Logits may have any size. A row whose logits are all -infinity stays empty. A NaN in a visible key makes
 /// its rows NaN.
@@ -102,8 +102,8 @@ inline void attend(const query_tile& tile, const block_view& block, partial_stat
   kernels::attend(item, set);
 }
 
-/// Folds so many blocks in turn, as one work item: `view_of(i)` is one of them, and `after(i)` is called when it has
-/// been folded. Each is asked for from memory while the one before it is folded. Otherwise as `attend`.
+/// Folds `blocks` blocks in turn, as one work item: `view_of(i)` gives block i, and `after(i)` is called when it has
+/// been folded. Each is fetched into the processor's cache while the one before it is folded. Otherwise as `attend`.
 template <class View, class After>
 void attend_in_turn(const query_tile& tile, std::size_t blocks, View view_of, partial_state& state,
                     std::uint32_t kv_head, std::uint32_t first_query, std::uint32_t queries,

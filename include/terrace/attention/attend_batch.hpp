@@ -15,10 +15,10 @@ inline namespace TERRACE_EX {
 
 /// Makes a tile of queries and an empty state for each sequence of a batch, for attention in `layer`.
 /// `queries` is [token][q_head][dim] of fp16, bf16 or float, where the tokens are the reserved ones, sequence
-/// after sequence. The number of query heads follows from the size; `scale` is the logits', 0 for 1 / sqrt(dim).
-/// A sequence without new tokens gets a tile of none. Errors: invalid_argument for a shape that cannot be, a
-/// layer that there is not, and another number of tiles or states than the batch has sequences;
-/// out_of_memory. Then some tiles may be new and others not.
+/// after sequence. The number of query heads follows from the size; `scale` is that of the logits (0: 1 / sqrt(dim)).
+/// A sequence without new tokens gets an empty tile. Errors: invalid_argument for an impossible shape, a layer that
+/// does not exist, and a number of tiles or states other than the number of sequences; out_of_memory. After an error
+/// some tiles may be new and others not.
 template <std::ranges::contiguous_range Queries>
 result<void> load(const batch& b, std::uint32_t layer, const Queries& queries, std::span<query_tile> tiles,
                   std::span<partial_state> states, float scale = 0) {
@@ -51,10 +51,10 @@ result<void> load(const batch& b, std::uint32_t layer, const Queries& queries, s
   return {};
 }
 
-/// Folds the window's pages of each sequence into its state, shared by the owner and the context's pool.
-/// Bits are those of attending each sequence alone (attend.hpp), however the batch is cut into windows, as
-/// long as these are folded in the order in which the batch gives them. Between pieces of work it looks at
-/// what has completed, so that what the next window needs is decoded meanwhile.
+/// Folds the window's pages of each sequence into its state; the owner and the context's pool share the work. The
+/// bits are those of attending each sequence alone (attend.hpp), however the batch is cut into windows, as long as
+/// the windows are folded in the order in which the batch gives them. Between pieces of work it polls for
+/// completions, so that what the next window needs is decoded meanwhile.
 ///
 /// Preconditions: one tile and one state for each sequence of the batch, of the window's layer group, as
 /// `load` makes them. An empty window changes nothing. O(pages * query heads).
@@ -64,7 +64,7 @@ inline void attend(const batch_window& window, std::span<const query_tile> queri
   TERRACE_ASSERT(queries.size() == window.sequences() && states.size() == window.sequences(),
                  "a window is attended with a tile of queries and a state for each sequence");
   constexpr std::uint32_t cut = 32;  // queries of a work item
-  constexpr std::int32_t piece = 8;  // pages of each sequence between two looks at what has completed
+  constexpr std::int32_t piece = 8;  // pages of each sequence between two polls for completions
   const std::span<const std::int32_t> indptr = window.arrays().indptr;
   const std::uint32_t heads = window.group().k.heads;
   std::uint32_t cuts = 0;
@@ -89,8 +89,8 @@ inline void attend(const batch_window& window, std::span<const query_tile> queri
   }
 }
 
-/// Writes what was attended, [token][q_head][v dim], sequence after sequence: what `load` took queries for.
-/// Errors: invalid_argument for a span of another size.
+/// Writes the results, [token][q_head][v dim], sequence after sequence, for the queries that `load` took. Errors:
+/// invalid_argument for a span of any other size.
 template <std::ranges::contiguous_range Out>
 result<void> finish(std::span<const partial_state> states, Out&& out) {
   using o = std::ranges::range_value_t<Out>;

@@ -15,7 +15,7 @@ struct attend_item {
   const query_tile* queries;
   partial_state* state;
   token_rows keys, values;
-  token_rows next_keys, next_values;  ///< of the block that comes next: asked for ahead, if it is known
+  token_rows next_keys, next_values;  ///< of the next block, if known: prefetched
   std::uint64_t first_position;       ///< of the block
   std::uint32_t tokens;               ///< valid ones
   std::uint32_t tile_tokens;          ///< tiles begin at multiples of this, at most max_tile_tokens
@@ -25,7 +25,7 @@ struct attend_item {
   std::size_t rows() const noexcept { return std::size_t{count} * heads; }
 };
 
-/// Folds the item in, with the kernel of `set`, which the processor has.
+/// Folds the item with the kernel for `set`, which the processor must support.
 void attend(const attend_item& item, isa set) noexcept;
 
 }  // namespace terrace::kernels

@@ -9,25 +9,24 @@ namespace terrace {
 enum class attention_arithmetic : std::uint8_t {
   /// In float, with the values that decoding gives: the bits of a result do not depend on where a block was.
   floating,
-  /// In integers, which takes less time, where the head dimensions of keys and values are at most max_integer_dim; in
-  /// float otherwise, and for blocks that are raw or fp8. So it matters whether a block was decoded or read in place,
-  /// and nothing else does: not threads, windows, nor what else is computed in the call.
+  /// In integers, which is faster, where the head dimensions of keys and values are at most max_integer_dim; in float
+  /// otherwise, and for blocks that are raw or fp8. So results depend on whether a block was decoded or read in
+  /// place, but on nothing else: not on threads, windows, or what else is computed in the call.
   ///
-  /// Keys and values count as what is stored, code * scale, not rounded to the element type. Beside float's own
-  /// rounding (that of attend.hpp) there are two errors, with u = 2^-16:
+  /// Keys and values are taken as stored, code * scale, not rounded to the element type. Besides float's own rounding
+  /// (that of attend.hpp) there are two errors, with u = 2^-16:
   /// - a query is rounded to 16 bits of its largest element: a logit is off by at most u * max|q| * (sum of |k|);
   /// - in a tile of up to 64 tokens, p * scale is rounded to 16 bits of its largest, for each group of 32 dimensions:
   ///   the sum of p * v in a dimension is off by at most u * max(p |scale|) * (sum of |code|), over visible tokens.
-  /// With random data both are of the size of 1e-5 of the result. A query whose largest element is less than 2^-100
-  /// counts as zero, and likewise a tile's p * scale. A query or a scale that is no finite number makes what it
-  /// touches NaN.
+  /// With random data both are about 1e-5 of the result. A query whose largest element is less than 2^-100 counts as
+  /// zero, and so does a tile's p * scale. A query or a scale that is not finite makes everything it touches NaN.
   integer,
 };
 
 /// The largest head dimension that attention computes in integers.
 inline constexpr std::uint32_t max_integer_dim = 256;
 
-/// Whether attention of that arithmetic computes in integers over blocks of that encoding, with such keys and values.
+/// Whether `arithmetic` computes in integers over blocks of this encoding, with keys and values of these dimensions.
 constexpr bool computes_in_integers(attention_arithmetic arithmetic, block_encoding encoding,
                                     std::uint32_t k_dim, std::uint32_t v_dim) noexcept {
   return arithmetic == attention_arithmetic::integer &&

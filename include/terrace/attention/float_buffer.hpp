@@ -8,8 +8,8 @@
 
 namespace terrace {
 
-/// Floats on cache-line boundaries that grow and never shrink, so that a buffer that is used again allocates
-/// nothing. Contents are unspecified after a growth.
+/// A cache-line-aligned buffer of floats that grows and never shrinks, so that using it again allocates nothing.
+/// Contents are unspecified after it has grown.
 class float_buffer {
  public:
   static constexpr std::size_t alignment = 64;

@@ -4,10 +4,10 @@
 
 namespace terrace::kernels::TERRACE_ISA {
 
-// Several rows share keys only up to this dimension, which bounds what their packed queries take of the stack.
+// Several rows share keys only up to this dimension, which bounds the stack space that their packed queries take.
 inline constexpr std::size_t max_shared_dim = 1024;
 
-// ---- elements: a reader gives 16 * vectors of a row, which take `bytes`, from element d on, a multiple of as many
+// ---- elements: a reader loads 16 * vectors elements of a row, stored in `bytes`, from element d, a multiple of that
 
 template <element_type T>
 struct raw_elements {
@@ -47,7 +47,7 @@ struct q4_0_elements {
   }
 };
 
-// Calls f with the reader of these rows. A combination more costs every user compile time.
+// Calls f with the reader for these rows. Each further combination costs every user compile time.
 template <class F>
 TERRACE_TARGET TERRACE_ALWAYS_INLINE void with_elements(const token_rows& rows, F f) noexcept {
   switch (rows.encoding) {
@@ -70,8 +70,8 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE void with_elements(const token_rows& rows, 
   }
 }
 
-// A reader of whatever the rows are, which asks anew for each sixteen elements. The set without register
-// blocks uses it: that set is compiled everywhere, and is the slow one anyway.
+// A reader for rows of any kind, which dispatches anew for every sixteen elements. The set without register blocks
+// uses it: that set is compiled everywhere, and is the slow one anyway.
 struct any_elements {
   static constexpr std::size_t vectors = 1, bytes = 0;
   token_rows rows;
@@ -95,8 +95,8 @@ TERRACE_TARGET inline void read(const token_rows& rows, F f) noexcept {
 
 // ---- scores
 
-// Adds to sum[row][key] the products with so many keys, `stride` apart, and calls `each` before each step. `query` is
-// [dim / 16][row][16].
+// Adds to sum[row][key] the products with `columns` keys, `stride` apart, and calls `each` before each step. `query`
+// is [dim / 16][row][16].
 template <class elements, int rows, std::size_t columns, class Each>
 TERRACE_TARGET TERRACE_ALWAYS_INLINE void add_products(elements as, const float* query, std::size_t dim,
                                                        const std::byte* key, std::size_t stride, f32x16* sum,
@@ -124,8 +124,8 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE void add_products(elements as, const float*
   }
 }
 
-// Sums of q . k for `blocks` times as many keys as fill sums_per_block, as [block][row][key]. Not inlined: alone it has
-// registers enough for its addresses.
+// Sums of q . k for `blocks` blocks of as many keys as fill sums_per_block, as [block][row][key]. Not inlined: on its
+// own it has enough registers for its addresses.
 template <class elements, int rows>
 [[gnu::noinline]] TERRACE_TARGET void score_blocks(elements as, const float* query, std::size_t dim,
                                                    const std::byte* key, std::size_t stride, rows_ahead ahead,
@@ -138,7 +138,7 @@ template <class elements, int rows>
     TERRACE_UNROLL
     for (int i = 0; i < sums_per_block; ++i) sum[i] = splat(0);
     if constexpr (rows == 1) {
-      // Memory is what one row waits for: key after key, in its order, as the processor itself looks ahead too.
+      // One row is bound by memory: key after key, in memory order, which the hardware prefetcher follows too.
       TERRACE_UNROLL
       for (std::size_t c = 0; c < columns; ++c) {
         const std::byte* const at = key + c * stride;
@@ -169,7 +169,7 @@ TERRACE_TARGET inline void score(elements as, const float* query, const token_ro
     alignas(64) float sums[16 * rows] = {};  // [block of keys][row][key]
     score_blocks<elements, rows>(as, query, keys.dim, keys[begin], keys.stride, ahead, blocks, sums);
     split_rows<rows>(sums, scores + begin, score_stride);
-    // What does not fill a block is done key by key: nothing behind the last may be read.
+    // Keys that do not fill a block are done one by one: nothing past the last may be read.
     for (std::uint32_t t = begin + blocks * columns; t < end; ++t) {
       score_blocks<elements, rows>(as, query, keys.dim, keys[t], 0, ahead, 1, sums);
       for (std::size_t r = 0; r < rows; ++r) scores[r * score_stride + t] = sums[r * columns];
@@ -263,7 +263,7 @@ class float_rows {
     }
   }
 
-  // Folds one tile in. The first rows of an item to do so ask for the tile that comes next.
+  // Folds one tile. The first rows of an item to do so prefetch the next tile.
   [[gnu::noinline]] TERRACE_TARGET void fold(const tile& part, bool first) noexcept {
     token_mask visible[rows];
     const token_mask any = of_.see(part, visible);

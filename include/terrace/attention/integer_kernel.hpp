@@ -52,7 +52,7 @@ struct q4_0_codes {
 
 inline constexpr std::size_t max_groups = max_integer_dim / 32;
 
-// The scales of a tile's keys or values, by group. Behind the last token are zeros.
+// The scales of a tile's keys or values, by group. Zeros follow the last token.
 struct tile_scales {
   alignas(64) fp16 of[max_groups][max_tile_tokens];
 
@@ -78,8 +78,8 @@ struct tile_scales {
   }
 };
 
-// The scales of a tile, each collected when the first rows need them and not before: the lines that values are in
-// have then had the time of the scores to come from memory.
+// The scales of a tile, each collected only when the first rows need them: by then, the cache lines of the values
+// have had the time that the scores take to arrive from memory.
 template <class codes>
 class scales_of_tile {
  public:
@@ -98,8 +98,9 @@ class scales_of_tile {
   tile_scales keys_, values_;
 };
 
-// What a largest magnitude of floats makes of them: integers up to 32767 by `factor`, and floats again by `unit`. A
-// NaN and an infinity become zeros of the unit NaN, and what is too small for a factor becomes zeros.
+// How floats are rounded, given their largest magnitude: `factor` turns them into integers up to 32767, and `unit`
+// turns these back into floats. If it is NaN or infinite, they become zeros with the unit NaN; if it is too small for
+// a factor, zeros.
 struct rounding_to_i16 {
   float factor = 0, unit = 0;
   explicit rounding_to_i16(float largest) noexcept {
@@ -117,9 +118,9 @@ struct rounding_to_i16 {
 // Queries as integers of 16 bits.
 template <int rows>
 struct integer_queries {
-  // [group][row][dimension], the middle two of each four dimensions having changed places: as even and odd are.
+  // [group][row][dimension], with the middle two of each four dimensions swapped, to match even and odd.
   alignas(64) std::int16_t values[max_groups * rows * 32];
-  std::int32_t start[max_groups * rows];  // what the bias of the codes adds to a dot product, less than zero
+  std::int32_t start[max_groups * rows];  // minus what the bias of the codes adds to a dot product
   float unit[rows];
 
   TERRACE_TARGET integer_queries(const float* const (&query)[rows], std::size_t groups,
@@ -143,8 +144,7 @@ struct integer_queries {
   }
 };
 
-// Tokens that are scored at a time, in sixteens: where there are registers enough, two of them share what is loaded of
-// the queries.
+// Groups of sixteen tokens that are scored at a time: given enough registers, two of them share the loaded queries.
 inline constexpr int most_sixteens = max_rows >= 4 ? 2 : 1;
 
 // out[row][token] = q . k for 16 * sixteens tokens, `stride` apart. A lane is a token: their codes are transposed
@@ -217,7 +217,7 @@ TERRACE_TARGET inline void score_tile(const integer_queries<rows>& queries, cons
       t += 16;
     } else if (t + 16 <= tokens) {
       score_tokens<codes, rows, 1>(queries, keys[t], keys.stride, groups, scales, t, ahead, scores);
-    } else {  // behind the last token nothing may be read
+    } else {  // nothing past the last token may be read
       std::byte padded[16 * max_groups * codes::bytes] = {};
       for (std::size_t i = t; i < tokens; ++i) std::memcpy(padded + (i - t) * row_bytes, keys[i], row_bytes);
       score_tokens<codes, rows, 1>(queries, padded, row_bytes, groups, scales, t, {}, scores);
@@ -258,8 +258,8 @@ struct integer_weights {
   }
 };
 
-// o[row] = o[row] * rescale[row] + the weighted values of tokens [begin, end), for `width` groups from the `first` on
-// and the rows that see any. `begin` is even; `tokens` is how many there are to read.
+// o[row] = o[row] * rescale[row] + the weighted values of tokens [begin, end), for `width` groups from `first` on and
+// the rows that see any. `begin` is even; `tokens` is how many may be read.
 template <class codes, int rows, int width>
 [[gnu::noinline]] TERRACE_TARGET void add_groups(const integer_weights<rows>& weights,
                                                  const token_rows& values, std::size_t first, token_run run,
@@ -279,7 +279,7 @@ template <class codes, int rows, int width>
   for (; weight < end; weight += 2, row += 2 * values.stride) {
     fetch_run<width * codes::bytes>(row + ahead.distance, ahead.into_second);
     fetch_run<width * codes::bytes>(row + ahead.distance + values.stride, ahead.into_second);
-    // The last of an odd number makes a pair with itself; its second weight is zero.
+    // The last of an odd number is paired with itself; its second weight is zero.
     const std::byte* const next = weight == last ? row : row + values.stride;
     TERRACE_UNROLL
     for (std::size_t w = 0; w < width; ++w) {
@@ -317,7 +317,7 @@ class integer_rows {
   TERRACE_TARGET integer_rows(const attend_item& item, std::size_t first) noexcept
       : of_(item, first), queries_(of_.query, item.keys.dim / 32, codes::bias) {}
 
-  // Folds one tile in. The first rows of an item to do so ask for what comes.
+  // Folds one tile. The first rows of an item to do so prefetch the next tile.
   TERRACE_TARGET void fold(const tile& part, scales_of_tile<codes>& scales, bool first) noexcept {
     token_mask visible[rows];
     const token_mask any = of_.see(part, visible);

@@ -1,6 +1,6 @@
 #pragma once
-// What dot products of integers over q8_0 and q4_0 groups need of a processor beyond the vocabulary of core/simd.hpp,
-// for each instruction set. A lane of int_lanes is an integer of 32 bits, four bytes, or a pair of integers of 16 bits.
+// The vocabulary for integer dot products over q8_0 and q4_0 groups, beyond that of core/simd.hpp, for each
+// instruction set. A lane of int_lanes is a 32-bit integer, four bytes, or a pair of 16-bit integers.
 //
 //   splat_i32(x)                  an integer in every lane
 //   splat_pair(p)                 the two int16 at p in every lane
@@ -13,7 +13,7 @@
 //   load_byte_pairs(a, b, out)    pairs (a[d], b[d]) of two rows of 32 signed bytes, in the order that in_order undoes
 //   in_order(low, high)           what came of the two vectors of load_byte_pairs, by ascending d
 //   load_nibble_pairs(a, b, out)  pairs of two rows of 16 bytes: the lower halves less 8, then the upper ones
-//   swap_middle(v)                lanes 1 and 2 of each four change places: the order of even_bytes and odd_bytes
+//   swap_middle(v)                swaps lanes 1 and 2 of each four: the order of even_bytes and odd_bytes
 //   store_i16(p, v)               rounded to nearest, ties to even; a NaN and what is beyond 16 bits become some number
 
 #include <cmath>
@@ -217,8 +217,8 @@ TERRACE_INLINE void store_i16(std::int16_t* p, f32x16 v) noexcept {
 TERRACE_AVX512_BEGIN
 #define TERRACE_INLINE TERRACE_TARGET_AVX512 TERRACE_ALWAYS_INLINE
 namespace avx512 {
-// As sixteen integers, and not as the __m512i of the intrinsics: g++ 12 copies a register to and fro for each sum in a
-// loop where the types differ.
+// Sixteen integers rather than the intrinsics' __m512i: where the types differ, g++ 12 copies a register back and
+// forth for each sum in a loop.
 struct int_lanes {
   __v16si v;
 };
@@ -241,11 +241,11 @@ TERRACE_INLINE four transposed(__m512i a, __m512i b, __m512i c, __m512i d) noexc
   return {_mm512_unpacklo_epi64(ab_low, cd_low), _mm512_unpackhi_epi64(ab_low, cd_low),
           _mm512_unpacklo_epi64(ab_high, cd_high), _mm512_unpackhi_epi64(ab_high, cd_high)};
 }
-// 32 bytes of this row, and of the fourth after it.
+// 32 bytes of this row and of the fourth row after it.
 TERRACE_INLINE __m512i load_halves(const std::byte* p, std::size_t stride) noexcept {
   return _mm512_inserti64x4(_mm512_castsi256_si512(load256(p)), load256(p + 4 * stride), 1);
 }
-// 16 bytes of each fourth row.
+// 16 bytes of every fourth row.
 TERRACE_INLINE __m512i load_quarters(const std::byte* p, std::size_t stride) noexcept {
   const __m512i one = _mm512_castsi128_si512(load128(p));
   const __m512i two = _mm512_inserti32x4(one, load128(p + 4 * stride), 1);

@@ -9,11 +9,11 @@
 namespace terrace {
 
 /// Works out what share of the softmax mass each block of a row of blocks drew. While blocks are folded into one
-/// state in order, it notes the state's scalars after each; when all are folded, a block's share is what the sum
-/// of exponentials grew by, over the whole sum. Exact up to the rounding of one float sum.
+/// state in order, it notes the state's scalars after each; when all are folded, a block's share is what it added to
+/// the sum of exponentials, divided by the whole sum. Exact up to the rounding of one float sum.
 class mass_tally {
  public:
-  /// Begins anew. O(1) in steady state: allocates only beyond the largest size so far.
+  /// Starts over. O(1) in steady state: allocates only beyond the largest size so far.
   void reset(std::size_t blocks, std::size_t rows) {
     rows_ = rows;
     after_.resize(blocks * rows);

@@ -15,8 +15,8 @@
 
 namespace terrace {
 
-/// Attention that is not finished: for each row (one query of one query head) the softmax_row and the sum of
-/// exp(logit - m) * value, unnormalised, `dim` floats. Storage is kept from one use to the next.
+/// Unfinished attention: for each row (one query of one query head) the softmax_row and the unnormalised sum of
+/// exp(logit - m) * value, `dim` floats. Storage is kept from one use to the next.
 ///
 /// Distinct rows may be written by different threads at the same time.
 class partial_state {

@@ -22,8 +22,8 @@ struct attention_shape {
   std::uint32_t kv_heads = 0;
   std::uint32_t dim = 0;  ///< of a query and of a key; a multiple of 16. Values may have another.
   float scale = 0;        ///< of the logits; 0 stands for 1 / sqrt(dim)
-  retention keep{};       ///< which keys a query may look at besides being no younger than it
-  attention_arithmetic arithmetic = attention_arithmetic::floating;  ///< over encoded blocks in place
+  retention keep{};       ///< which of the keys up to its own position a query may see
+  attention_arithmetic arithmetic = attention_arithmetic::floating;  ///< for encoded blocks in place
 
   constexpr std::uint32_t group() const noexcept { return q_heads / kv_heads; }
   float logit_scale() const noexcept {
@@ -32,7 +32,7 @@ struct attention_shape {
   friend constexpr bool operator==(const attention_shape&, const attention_shape&) noexcept = default;
 };
 
-/// Whether the host can compute attention of this shape; the sentence says why not.
+/// Whether the host can compute attention of this shape; the error's text says why not.
 inline result<void> validate(const attention_shape& shape) noexcept {
   if (shape.q_heads == 0 || shape.kv_heads == 0 || shape.q_heads % shape.kv_heads != 0)
     return fail(errc::invalid_argument, "the KV heads must divide the query heads");
@@ -50,8 +50,8 @@ inline result<void> validate(const attention_shape& shape) noexcept {
 class query_tile {
  public:
   /// Takes queries in the order [query][q_head][dim]; as many as the span holds. O(size). Allocates only
-  /// beyond the largest size so far. Errors: invalid_argument (the shape, or a span that is no whole number
-  /// of queries), out_of_memory; then the tile is as it was.
+  /// beyond the largest size so far. Errors: invalid_argument (the shape, or a span that is not a whole number of
+  /// queries), out_of_memory; then the tile is as it was.
   template <element_type T>
   result<void> load(const attention_shape& shape, std::span<const T> queries,
                     std::uint64_t first_position) noexcept {
@@ -75,7 +75,7 @@ class query_tile {
   std::uint64_t first_position() const noexcept { return first_position_; }
   /// Rows of the partial state that belongs to the tile: one for each query of each query head.
   std::size_t rows() const noexcept { return std::size_t{count_} * shape_.q_heads; }
-  /// Which row a query of a head has.
+  /// The row of a query of a head.
   std::size_t row(std::uint32_t query, std::uint32_t head) const noexcept {
     return std::size_t{query} * shape_.q_heads + head;
   }

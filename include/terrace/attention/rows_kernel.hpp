@@ -25,8 +25,8 @@ inline tile tile_at(const attend_item& item, std::uint32_t begin) noexcept {
   return part;
 }
 
-// Where those rows lie that are read a tile later than some at hand, in this block or the next. A kernel asks for them
-// between its arithmetic, which keeps memory busy all the time.
+// Where the rows that are read one tile later than those at hand lie, in this block or the next. A kernel prefetches
+// them in between its arithmetic, which keeps memory busy all the time.
 struct rows_ahead {
   std::ptrdiff_t distance = 0;  // bytes; 0 where it is not known
   bool into_second = true;      // cache: see misses_wait_in_second_cache()
@@ -47,7 +47,7 @@ inline tiles_ahead after(const tile& part, const attend_item& item) noexcept {
   return {rows_after(part.keys, item.next_keys), rows_after(part.values, item.next_values)};
 }
 
-// Asks for `bytes` that lie together.
+// Prefetches `bytes` contiguous bytes.
 template <std::size_t bytes>
 TERRACE_ALWAYS_INLINE void fetch_run(const std::byte* first, bool into_second) noexcept {
   if constexpr (bytes > 0) {
@@ -61,7 +61,7 @@ TERRACE_ALWAYS_INLINE void fetch_run(const std::byte* first, bool into_second) n
   }
 }
 
-// Asks for a row.
+// Prefetches a row.
 TERRACE_ALWAYS_INLINE void fetch_row(const std::byte* first, std::size_t bytes, bool into_second) noexcept {
   if (into_second) [[likely]]
     for (std::size_t b = 0; b < bytes; b += 64) __builtin_prefetch(first + b, 0, 2);
@@ -69,7 +69,7 @@ TERRACE_ALWAYS_INLINE void fetch_row(const std::byte* first, std::size_t bytes, 
     for (std::size_t b = 0; b < bytes; b += 64) __builtin_prefetch(first + b, 0, 3);
 }
 
-// Asks for what lies `ahead` of rows of `row_bytes`, `stride` apart, in the order of memory.
+// Prefetches what lies `ahead` of rows of `row_bytes`, `stride` apart, in memory order.
 class row_lines {
  public:
   row_lines(const std::byte* first, rows_ahead ahead, std::size_t row_bytes, std::size_t stride) noexcept
@@ -89,13 +89,13 @@ class row_lines {
 
  private:
   std::uintptr_t at_;
-  std::uintptr_t end_;  // of the row, where another does not follow at once
+  std::uintptr_t end_;  // of the row, unless the next one follows without a gap
   std::size_t stride_, gap_;
   bool into_second_;
 };
 
-// A loop over `steps` that takes `bytes` of each of so many rows in every step asks for as much in step i of what lies
-// `ahead` of them: in the order of memory where rows lie together, and otherwise for whole rows.
+// For a loop of `steps` steps, each of which reads `bytes` of each of `columns` rows: prefetches, in step i, as much
+// of what lies `ahead` of them; in memory order where rows are contiguous, otherwise whole rows.
 template <std::size_t columns, std::size_t bytes>
 TERRACE_ALWAYS_INLINE void fetch_part(const std::byte* rows, rows_ahead ahead, std::size_t stride,
                                       std::size_t steps, std::size_t i) noexcept {
@@ -114,7 +114,7 @@ struct item_rows {
   const float* query[rows];
   float *m[rows], *l[rows], *o[rows];
 
-  // Those from the `first` on.
+  // The rows from `first` on.
   item_rows(const attend_item& of, std::size_t first) noexcept : item(of) {
     const query_tile& queries = *item.queries;
     for (std::size_t r = 0; r < rows; ++r) {
@@ -128,7 +128,7 @@ struct item_rows {
       o[r] = item.state->o(row).data();
     }
   }
-  // What each row sees of a tile; returns what any of them does.
+  // Finds what each row sees of a tile; returns what any of them sees.
   token_mask see(const tile& part, token_mask (&visible)[rows]) const noexcept {
     token_mask any = 0;
     for (std::size_t r = 0; r < rows; ++r) {
@@ -158,12 +158,12 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE f32x16 exp_nonpositive(f32x16 x) noexcept {
   return select(less(x, splat(-87.33654f)), splat(0), p);
 }
 
-// Sixteens of tokens that a tile has.
+// Groups of sixteen tokens in a tile.
 inline constexpr std::size_t max_parts = max_tile_tokens / 16;
 inline std::size_t parts(const tile& part) noexcept { return (part.tokens + 15) / 16; }
 
-// Turns the rows' scores of so many sixteens of tokens into exp(score - m), zero where a row does not see the token;
-// updates m and l, and gives what each row's output must be multiplied with.
+// Turns the rows' scores of `parts` groups of sixteen tokens into exp(score - m), zero where a row does not see the
+// token; updates m and l, and sets `rescale` to the factor for each row's output.
 template <int rows>
 TERRACE_TARGET inline void weigh(const token_mask (&visible)[rows], std::size_t parts, float* scores,
                                  float* const (&m)[rows], float* const (&l)[rows],
@@ -215,7 +215,7 @@ TERRACE_TARGET inline void weigh(const token_mask (&visible)[rows], std::size_t 
   }
 }
 
-// Calls fold<n>(first row) for all rows of an item, as many at a time as share keys.
+// Calls f(n, first row) for all rows of an item, where the n rows share keys.
 template <class F>
 TERRACE_TARGET TERRACE_ALWAYS_INLINE void for_each_rows(std::size_t rows, std::size_t sharing, F f) noexcept {
   std::size_t row = 0;

@@ -14,9 +14,9 @@
 
 namespace terrace {
 
-/// For each block of one row and KV head the least and the largest value of each channel of its keys (the summary of
-/// Quest, J. Tang et al., ICML 2024), and how far the farthest key lies from the middle of these: 8 bytes a channel,
-/// and 8 a block. From them follows between which bounds a query's logits over the block lie, without reading it.
+/// For each block of one row and KV head: the smallest and the largest value of each channel of its keys (the summary
+/// of Quest, J. Tang et al., ICML 2024), and how far the farthest key lies from the middle of these; 8 bytes per
+/// channel and 8 per block. They bound a query's logits over the block without reading it.
 class key_summaries {
  public:
   explicit key_summaries(std::uint32_t dim) : dim_(dim) {}
@@ -29,8 +29,8 @@ class key_summaries {
     return blocks() * (dim_ * sizeof(channel) + sizeof(float) + sizeof(std::uint32_t));
   }
 
-  /// Adds a block behind the others: its keys as attention sees them (after positions were encoded),
-  /// [token][dim]. Precondition: at least one token, whole tokens, no NaN. O(elements).
+  /// Appends a block: its keys as attention sees them (with positions encoded), [token][dim]. Precondition: at least
+  /// one token, whole tokens, no NaN. O(elements).
   template <element_type T>
   void add(std::span<const T> keys) {
     TERRACE_ASSERT(!keys.empty() && keys.size() % dim_ == 0, "a block has whole tokens, and at least one");
@@ -61,10 +61,10 @@ class key_summaries {
     tokens_.push_back(static_cast<std::uint32_t>(keys.size() / dim_));
   }
 
-  /// Bounds of scale * <query, key> over all keys of a block. The keys lie in a box and in a ball around its centre:
-  /// from the product with the centre that with a key differs by no more than the sum of |q| * half the channel's
-  /// width, and by no more than the norm of q times the radius. In many dimensions the ball is the tighter of the
-  /// two. O(dim).
+  /// Bounds of scale * <query, key> over all keys of a block. The keys lie in a box and in a ball around its centre,
+  /// so the product with a key differs from that with the centre by at most the sum of |q| * half the channel's
+  /// width, and by at most the norm of q times the radius. In many dimensions the ball is the tighter of the two.
+  /// O(dim).
   struct logit_bounds {
     double low = 0, high = 0;
   };
@@ -94,15 +94,15 @@ class key_summaries {
   std::vector<float> row_;  // scratch: a key
 };
 
-/// What a query reads in any case.
+/// What a query always reads.
 struct always_read {
-  std::uint32_t newest = 0;  ///< of the blocks, so many at the end
-  /// Of keys that are in none of the blocks, as those of the block that is being written: see log_mass.
+  std::uint32_t newest = 0;  ///< how many of the last blocks
+  /// The `log_mass` of keys that are in none of the blocks, such as those of the block being written.
   double log_mass = -std::numeric_limits<double>::infinity();
 };
 
-/// The logarithm of the sum of exponentials of scale * <query, key> over `keys`, [token][dim], which the caller reads
-/// in any case; -infinity for none. O(elements).
+/// The logarithm of the sum of exponentials of scale * <query, key> over `keys`, [token][dim], which the caller
+/// always reads; -infinity for none. O(elements).
 template <element_type T>
 double log_mass(std::span<const T> keys, std::span<const float> query, float scale) {
   constexpr double nothing = -std::numeric_limits<double>::infinity();
@@ -123,11 +123,11 @@ double log_mass(std::span<const T> keys, std::span<const float> query, float sca
 /// Which blocks a query should read, and how much of the softmax mass it may miss.
 struct block_selection {
   std::vector<std::uint32_t> blocks;  ///< ascending
-  double missed = 0;                  ///< proven: what is not read has at most this share of the mass
+  double missed = 0;                  ///< proven: blocks not read have at most this share of the mass
 };
 
-/// Reads the k blocks that can have the most mass, those that are read in any case among them; `missed` says what this
-/// may cost, and bounds nothing by itself.
+/// Reads the k blocks that can have the most mass, counting those that are always read; `missed` says what this may
+/// cost, but nothing keeps it small.
 struct top_k {
   std::size_t k = 16;
   /// One query of `keys.dim()` elements. O(blocks * (dim + log blocks)).
@@ -141,17 +141,16 @@ struct top_k {
 /// in [n_b exp(l_b), n_b exp(h_b)]. With U the sum of Z_b over unread blocks and R that over read ones, the share
 /// missed is U / (U + R), which grows with U and falls with R. So it is at most U' / (U' + R'), with U' the sum of
 /// n_b exp(h_b) over the unread and R' that of n_b exp(l_b) over the read. Each block that is read makes U' smaller
-/// and R' larger, and with all read U' is 0: it ends.
+/// and R' larger, and with all read U' is 0, so it ends.
 ///
-/// What the result may be off: attention over the read blocks alone is o_R, over all of them o = (1 - m) o_R + m o_U,
-/// where m <= eps is the share missed. So |o - o_R| = m |o_U - o_R| <= 2 eps max |v|, for each norm, as o_U and o_R are
-/// means of values.
+/// How far off the result may be: attention over only the read blocks is o_R, over all of them
+/// o = (1 - m) o_R + m o_U, where m <= eps is the share missed. So |o - o_R| = m |o_U - o_R| <= 2 eps max |v|, in any
+/// norm, as o_U and o_R are means of values.
 ///
-/// Keys that are read in any case, and in no block (always_read::log_mass), add to R what they have. The logits are
-/// those of the keys that were summarised: where a lossy codec changes them afterwards, that change is not part of
-/// the bound.
+/// Keys that are always read but are in no block (always_read::log_mass) add their mass to R. The logits are those of
+/// the keys that were summarised: if a lossy codec changes the keys afterwards, the bound does not cover that change.
 ///
-/// Sums are in double; their rounding (of relative size 1e-13 * dim) is not part of the bound.
+/// Sums are in double; the bound does not cover their rounding (of relative size 1e-13 * dim).
 struct certified {
   double eps = 0.01;
   /// One query of `keys.dim()` elements. O(blocks * (dim + log blocks)).

@@ -41,11 +41,11 @@ block_selection select_blocks(const key_summaries& keys, std::span<const float> 
     const double more = std::max(a, b);
     return more == nothing ? nothing : more + std::log1p(std::exp(std::min(a, b) - more));
   };
-  std::vector<double> rest(order.size() + 1, nothing);  // what blocks from i on can have at most
+  std::vector<double> rest(order.size() + 1, nothing);  // the most that blocks from i on can have
   for (std::size_t i = order.size(); i-- > 0;) rest[i] = plus(rest[i + 1], order[i].high);
 
   block_selection out;
-  double read = always.log_mass;  // what was read has at least
+  double read = always.log_mass;  // the least that the read blocks have
   std::size_t i = 0;
   const auto missed = [&] { return rest[i] == nothing ? 0.0 : 1 / (1 + std::exp(read - rest[i])); };
   const auto first = static_cast<std::size_t>(newest);

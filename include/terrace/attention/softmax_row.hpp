@@ -15,12 +15,11 @@ struct softmax_row {
   float m = no_logit;
   float l = 0;
 
-  /// No key was seen: such a row changes nothing that it is merged with.
+  /// No key was seen. Merging such a row into another changes nothing.
   TERRACE_HD constexpr bool empty() const noexcept { return l == 0; }
 };
 
-/// What two rows become together, and the factors of their unnormalised outputs:
-/// o = o_a * weight_a + o_b * weight_b.
+/// The merge of two rows, and the weights of their unnormalised outputs: o = o_a * weight_a + o_b * weight_b.
 struct merged_row {
   softmax_row row;
   float weight_a = 1;
@@ -38,7 +37,7 @@ TERRACE_HD inline merged_row merge(softmax_row a, softmax_row b) noexcept {
   return {{m, a.l * weight_a + b.l * weight_b}, weight_a, weight_b};
 }
 
-/// One element of the merged output. An empty row's output is not looked at: it may be anything.
+/// One element of the merged output. An empty row's output is not read: it may be anything.
 TERRACE_HD constexpr float merge_output(const merged_row& w, float o_a, float o_b) noexcept {
   if (w.weight_b == 0) return w.weight_a == 1 ? o_a : o_a * w.weight_a;
   if (w.weight_a == 0) return w.weight_b == 1 ? o_b : o_b * w.weight_b;

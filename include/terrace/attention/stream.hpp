@@ -14,9 +14,9 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// The sender that `stream` returns. Completes on the owner with set_value() when `out` is written,
-/// set_error(block_error), which names lost blocks and holds the others of their window, or set_stopped();
-/// `out` is not touched then. Who knows the cache, and whose new tokens attend (one_sequence, below; whole_batch).
+/// The sender that `stream` returns. Completes on the owner with set_value() when `out` is written. On
+/// set_error(block_error), which names lost blocks and holds the others of their window, or set_stopped(), `out` is
+/// not touched. `Who` gives the cache and the members whose new tokens attend (one_sequence, below; whole_batch).
 template <class Who, element_type Q, element_type O>
 class stream_sender {
  public:
@@ -74,7 +74,7 @@ class stream_sender {
       static void run(task* t) noexcept { static_cast<stop_task*>(t)->self->give_up(); }
       operation* self;
     };
-    // Any thread; the owner gives up later.
+    // On any thread; the owner gives up later.
     void stop_requested() noexcept {
       posted_.store(true, std::memory_order_release);
       context_.post(stop_task_);
@@ -135,15 +135,15 @@ struct one_sequence {
 };
 
 /// Attention of the reserved tokens over everything that `tokens` has in `layer`, the reserved ones included,
-/// each query up to its own position: a sender of nothing, which writes `out`.
+/// each query up to its own position. Returns a sender of no value, which writes `out`.
 ///
 /// `queries` is [token][q_head][dim], `out` is [token][q_head][v dim], both contiguous ranges of fp16, bf16 or float;
 /// the number of query heads follows from the size of `queries`. Without a scale in the options, that of the logits
-/// is 1 / sqrt(dim). With one latent plane (MLA) queries are absorbed ones, and the result is in the latent space.
-/// With `only` in the options it reads those of the sealed blocks (attention/select.hpp chooses) and the open ones,
-/// and the softmax is over these. What it refers to stays, unchanged, until it completes. Errors: block_error (see
-/// stream_sender), invalid_argument where the sequence was changed meanwhile. O(blocks) requests, O(tokens * context)
-/// compute.
+/// is 1 / sqrt(dim). With a single latent plane (MLA), queries are absorbed ones, and the result is in the latent
+/// space. With `only` in the options it reads only those sealed blocks (attention/select.hpp chooses them) and the
+/// open ones, and the softmax is over these. Everything it refers to must stay in place, unchanged, until it
+/// completes. Errors: block_error (see stream_sender), invalid_argument if the sequence was changed meanwhile.
+/// O(blocks) requests, O(tokens * context) compute.
 template <std::ranges::contiguous_range Queries, std::ranges::contiguous_range Out>
 auto stream(kv_store& cache, const sequence& tokens, const reservation& reserved, std::uint32_t layer,
             const Queries& queries, Out&& out, stream_options options = {}) {

@@ -25,8 +25,8 @@ struct whole_batch {
 
 /// Attention of a batch's reserved tokens over everything that their sequences have in `layer`, each query up to its
 /// own position: `stream` for all of them together. A block that several share is loaded once, and more windows are
-/// on their way at a time than those that `batch::next` gives: this is for attention on the host, `next` for kernels
-/// of the engine's own.
+/// in flight at a time than with `batch::next`: this is for attention on the host, `next` for the engine's own
+/// kernels.
 ///
 ///     batch.reserve(counts);
 ///     for (layer ...) {
@@ -37,9 +37,9 @@ struct whole_batch {
 ///
 /// `queries` is [token][q_head][dim], `out` is [token][q_head][v dim], sequence after sequence, as for load and
 /// finish (attention/attend_batch.hpp); with floating arithmetic the bits are those of streaming each sequence alone.
-/// The batch, its sequences and its reservations stay, unchanged, until it completes: meanwhile the batch refuses to
-/// change. Errors: block_error, as a stream's; what is lost may be one sequence's alone: the batch can drop that one,
-/// and `queries` and `out` are without it then. O(blocks) requests, O(tokens * context) compute.
+/// The batch, its sequences and its reservations must stay, unchanged, until it completes; meanwhile the batch
+/// refuses to change. Errors: block_error, as for a single stream. If only one sequence has lost blocks, the batch
+/// can drop it; `queries` and `out` are then without it. O(blocks) requests, O(tokens * context) compute.
 template <std::ranges::contiguous_range Queries, std::ranges::contiguous_range Out>
 auto stream(kv_store& cache, const batch& sequences, std::uint32_t layer, const Queries& queries, Out&& out,
             stream_options options = {}) {

@@ -17,14 +17,14 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-// Calls f(block, position) for each sealed block of a row that the only sequence's queries still see, in ascending
+// Calls f(block, position) for each sealed block of a row that the single sequence's queries still see, in ascending
 // order.
 template <class F>
 void stream_run::for_each_seen(std::uint32_t row, F&& f) const {
   const walk_member& m = work_->who.front();
   const layer_group& g = m.pages->group(row);
   const std::uint64_t sealed = m.pages->sealed(row);
-  // Keys that the first query still sees; later queries see fewer of the old ones.
+  // The oldest key that the first query still sees; later queries see fewer of the old ones.
   const std::uint64_t oldest =
       g.keep.window == 0 || m.first_query + 1 < g.keep.window ? 0 : m.first_query + 1 - g.keep.window;
   for (std::uint64_t i = 0; i < sealed; ++i) {
@@ -94,7 +94,7 @@ TERRACE_BODY void stream_run::choose_of_several() {
   std::iota(work_->ordinals.begin(), work_->ordinals.end(), 0u);
 }
 
-// What was chosen is not what the sequences have any more.
+// Whether a sequence has changed since the stream began, so that the chosen blocks may no longer be what it has.
 TERRACE_BODY bool stream_run::changed() const noexcept {
   return std::ranges::any_of(work_->members(),
                              [](const stream_member& m) { return m.who.pages->changes != m.changes; });
@@ -110,8 +110,8 @@ TERRACE_BODY row_use stream_run::use() const noexcept {
           .selected = options_.only.has_value()};
 }
 
-// All that this row needs from elsewhere is asked for: while the rest is folded where it lies, what will be
-// wanted next may come. Called again and again, because only so many prefetches are in flight at a time.
+// Once everything that this row needs from elsewhere has been requested, prefetches what will be wanted next, while
+// the rest is folded in place. Called repeatedly, because the number of prefetches in flight is limited.
 TERRACE_BODY void stream_run::look_ahead() {
   if (asked_ < loads_end_) return;
   if (!std::exchange(looked_ahead_, true)) gather_wishes();

@@ -26,10 +26,10 @@ TERRACE_BODY block_view stream_run::view(const stream_member& m, std::size_t pos
           .encoding = static_cast<block_encoding>(format_id)};
 }
 
-// One round of compute. A work item is a KV head, a sequence and a run of its queries: it goes through
-// count_of(sequence) of that one's pages, in order, view_of(sequence, i) is one of them, and after(sequence, i, head,
-// first query, queries) follows where a head of it has been folded. The sequences of a head follow one another, as
-// they may share its blocks.
+// One round of compute. A work item is a KV head, a sequence and a run of its queries: it folds count_of(sequence)
+// pages of that sequence, in order. view_of(sequence, i) gives page i, and after(sequence, i, head, first query,
+// queries) is called when a head of it has been folded. Items of the same head are adjacent, as their sequences may
+// share its blocks.
 template <class Count, class View, class After>
 void stream_run::fold(Count count_of, View view_of, After after) {
   const std::span<stream_member> members = work_->members();
@@ -52,15 +52,15 @@ void stream_run::fold(Count count_of, View view_of, After after) {
         m.queries, count_of(m), [&](std::size_t i) { return view_of(m, i); }, m.state, head, run.first,
         run.count, [&](std::size_t i) { after(m, i, head, run.first, run.count); });
   };
-  // A decode is bound by memory, of which one core gets the better part. Where its windows are waited for, a second
-  // core gains nothing, and waking it takes it from those who bring them: the kernel, the codecs, a disk that is a
-  // program.
+  // A decode is bound by memory bandwidth, most of which one core can use. Where it has to wait for its windows, a
+  // second core gains nothing, and waking one takes it from whatever loads them: the kernel, the codecs, a disk that
+  // is a program.
   const std::size_t items = shape_.kv_heads * runs.size();
   if (most_rows > few || !folds_alone()) return cache_.owner().parallel_for(items, work);
   for (std::size_t i = 0; i < items; ++i) work(i);
 }
 
-// Folds each sequence's pages that lie before the stream's block `end` and are not folded yet. place_of(block) tells
+// Folds each sequence's pages that lie before the stream's block `end` and are not folded yet. place_of(block) gives
 // its address and its format.
 template <class Place>
 void stream_run::fold_blocks(std::size_t end, Place place_of) {
@@ -88,7 +88,7 @@ TERRACE_BODY void stream_run::fold_window(const window& w, std::size_t first, st
               [&](std::size_t b) -> const leased_block& { return w.held[b - w.first]; });
 }
 
-// Worked out where a step decodes: over a prefill's many queries it would cost memory, and say little.
+// Mass is tallied only when a step decodes: over a prefill's many queries it would cost memory, and say little.
 TERRACE_BODY bool stream_run::is_to_weigh() const noexcept {
   const bool decodes = std::ranges::all_of(work_->members(), [this](const stream_member& m) {
     return std::size_t{m.queries.size()} * shape_.group() <= few;
@@ -96,8 +96,8 @@ TERRACE_BODY bool stream_run::is_to_weigh() const noexcept {
   return options_.attend && decodes && (cache_.control().weighs() || cache_.prefetcher().watches());
 }
 
-// Tells the policies and the prefetcher what each block drew, now that the whole is known: the policies the sum of
-// what all sequences say, which for those that add up is as if each had streamed alone, the prefetcher the mean.
+// Tells the policies and the prefetcher what each block drew, now that the whole is known. The policies get the sum
+// over all sequences, which for those that add up is as if each had streamed alone; the prefetcher gets the mean.
 TERRACE_BODY void stream_run::report_mass() {
   if (!weighs_) return;
   const std::span<const stream_member> members = work_->members();
@@ -112,8 +112,7 @@ TERRACE_BODY void stream_run::report_mass() {
   cache_.prefetcher().attended(use(), work_->shares);
 }
 
-// For measuring compute alone: nothing is brought, other memory of the same size stands in for what is not
-// here.
+// For measuring only compute: nothing is loaded; other memory of the same size stands in for what is not here.
 TERRACE_BODY void stream_run::fold_in_place() {
   const std::size_t size = group_->block_bytes();
   const std::size_t slots = options_.stand_in.size() / size;

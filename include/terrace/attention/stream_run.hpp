@@ -15,29 +15,29 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// How a stream goes about it. The defaults serve; `attend` and `stand_in` are for measuring.
+/// Options of a stream. The defaults serve; `attend` and `stand_in` are for measuring.
 struct stream_options {
-  /// Query heads; 0: as many as the size of the queries says, which then has to be right: see `batch::drop`.
+  /// Query heads; 0: derived from the size of the queries, which then must be right: see `batch::drop`.
   std::uint32_t q_heads = 0;
-  float scale = 0;  ///< of the logits; 0: 1 / sqrt(dim of the keys). MLA's is of another dim
-  /// Over encoded blocks that are read where they are. With `integer` results depend on which blocks these are.
+  float scale = 0;  ///< of the logits; 0: 1 / sqrt(dim of the keys). MLA uses another dim
+  /// For encoded blocks that are read in place. With `integer`, results depend on which blocks these are.
   attention_arithmetic arithmetic = attention_arithmetic::floating;
   std::size_t window_bytes = 0;  ///< raw bytes of the blocks of one window; 0: a share of tier 0
   bool attend = true;            ///< false: bring and pin all blocks, compute nothing, leave `out` as it is
   const_bytes stand_in = {};     ///< not empty: move nothing; what attention cannot read is taken from here
-  /// Which of the row's sealed blocks to read, by their position in the row, ascending; those that the queries do not
-  /// see anyway are left out. Not there: all of them. Open blocks are always read. For one sequence alone.
+  /// Which of the row's sealed blocks to read, by their position in the row, ascending; those that the queries cannot
+  /// see are left out. Absent: all of them. Open blocks are always read. Only for a stream of one sequence.
   std::optional<std::span<const std::uint32_t>> only = {};
 };
 
 /// Attention of new tokens' queries over one layer of a sequence, or of several, wherever the blocks are: load >
-/// compute > merge over windows of blocks. Most of the windows come while the others are folded; memory is bounded by
-/// the windows, not by the context. Loads are asked for in order; windows are folded in order, whatever comes first,
-/// so the result's bits do not depend on where blocks were. A block that several sequences share is loaded once.
-/// Compute is shared by the owner and the context's pool, except where a decode waits for its windows: then the owner
-/// folds them alone.
+/// compute > merge over windows of blocks. Most windows are loaded while others are folded; memory is bounded by the
+/// windows, not by the context. Loads are requested in order, and windows are folded in order, whichever arrives
+/// first, so the result's bits do not depend on where blocks were. A block that several sequences share is loaded
+/// once. Compute is shared by the owner and the context's pool, except where a decode waits for its windows: then the
+/// owner folds them alone.
 ///
-/// `run` is the part that does not depend on who is told. It stays in place until `done` was called.
+/// This is the part that does not depend on the receiver. It must stay in place until `done` has been called.
 class stream_run {
  public:
   using function = void (*)(stream_run*) noexcept;
@@ -51,10 +51,10 @@ class stream_run {
 
   bool attends() const noexcept { return options_.attend; }
 
-  /// Takes who attends, `who.members(vector of walk_member)` adds them, each with at least one new token; and their
-  /// queries, [token][q_head][dim], one member after the other. Errors: invalid_argument for a layer that there is
-  /// not, queries of another size, and a selection that is not ascending, goes beyond the sealed blocks or is of
-  /// several members.
+  /// Takes the members that attend, which `who.members(vector of walk_member)` adds, each with at least one new
+  /// token; and their queries, [token][q_head][dim], one member after the other. Errors: invalid_argument for a layer
+  /// that does not exist, queries of the wrong size, and a selection that is not ascending, goes beyond the sealed
+  /// blocks or is for several members.
   template <class Who, element_type Q>
   result<void> load(const Who& who, std::span<const Q> queries) {
     work_ = cache_.workspaces().take();
@@ -79,7 +79,7 @@ class stream_run {
     for (const stream_member& m : work_->members()) rows += m.queries.rows();
     return rows * group_->v_dim();
   }
-  /// Writes it. Precondition: the run is over, and `out` has that many.
+  /// Writes the result. Precondition: the run is over, and `out` has result_size() elements.
   template <element_type O>
   void write_result(std::span<O> out) const noexcept {
     for (const stream_member& m : work_->members()) {
@@ -90,19 +90,19 @@ class stream_run {
   }
 
   void start();
-  /// Gives up: pins are returned, loads cancelled. `done` is called before this returns, unless it has been
-  /// called.
+  /// Gives up: pins are returned, loads cancelled. `done` is called before this returns, or, while windows are being
+  /// folded, when that has ended; not again if it has been called.
   void stop() noexcept;
 
   std::optional<block_error> failure;
   bool stopped = false;
 
  private:
-  // Windows at most, most of them on their way while the others are folded: the more, the less a disk waits for them.
-  // But only so many that all of them take an eighth of tier 0, or six.
+  // The most windows in flight, most of them loading while the others are folded: the more, the less a disk waits for
+  // them. The limit is lower if that many take more than an eighth of tier 0, but at least six.
   static constexpr std::size_t depth = 12, least_depth = 6;
-  static constexpr std::size_t piece = 8;  // blocks folded between two looks at what has completed
-  static constexpr std::size_t few = 16;   // rows that read a KV head: with so many, memory is the limit
+  static constexpr std::size_t piece = 8;  // blocks folded between two polls for completions
+  static constexpr std::size_t few = 16;   // rows that read a KV head: up to this many, memory is the limit
 
   struct window : acquire_request {
     explicit window() : acquire_request({}, &arrived) {}
@@ -158,20 +158,21 @@ class stream_run {
   std::uint32_t layer_, row_ = 0, layer_in_block_ = 0;
   const layer_group* group_ = nullptr;
   attention_shape shape_;
-  std::size_t rows_a_block_ = 0;  // queries, times query heads a KV head, that read a block: the mean
+  std::size_t rows_a_block_ = 0;  // mean of the queries, times query heads per KV head, that read a block
   stream_workspace* work_ = nullptr;
   std::array<window, depth> windows_;
   std::size_t front_ = 0;            // the window that is folded next
-  std::size_t in_flight_ = 0;        // windows asked for and not folded
-  std::size_t coming_ = 0;           // of these, the ones that have not come
-  std::size_t limit_ = least_depth;  // fewer where tier 0 turned out to be too small for so many
-  std::size_t asked_ = 0;            // blocks asked for
+  std::size_t in_flight_ = 0;        // windows requested and not yet folded
+  std::size_t coming_ = 0;           // of these, the ones that have not arrived
+  std::size_t limit_ = least_depth;  // fewer where tier 0 turned out to be too small for that many
+  std::size_t asked_ = 0;            // blocks requested
   std::uint32_t seen_ = 0;           // sealed blocks that the queries see, whether they are read or not
-  std::size_t loads_end_ = 0;        // behind the last block that cannot be read where it is
-  std::size_t most_blocks_ = static_cast<std::size_t>(-1);  // of a window, likewise
-  std::int64_t stalled_since_ = 0;                          // where it is traced, and waits
+  std::size_t loads_end_ = 0;        // one past the last block that cannot be read in place
+  std::size_t most_blocks_ =
+      static_cast<std::size_t>(-1);  // of a window; fewer for the same reason as limit_
+  std::int64_t stalled_since_ = 0;   // while it waits and is traced
   bool pumping_ = false, again_ = false, over_ = false, looked_ahead_ = false;
-  bool weighs_ = false;  // somebody is to be told what each block drew
+  bool weighs_ = false;  // somebody wants to know what each block drew
   bool waits_ = false;   // for the front window, with nothing else to do
 };
 

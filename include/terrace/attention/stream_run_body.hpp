@@ -15,7 +15,7 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-// What attention looks like here, for the members and for so many elements of queries; or why there can be none.
+// Settles the shape of attention for the members and this many elements of queries, or says why there can be none.
 TERRACE_BODY result<void> stream_run::settle_shape(std::size_t query_elements) {
   const kv_layout& layout = cache_.layout();
   if (cache_.control().hot_reach() != reach::host)
@@ -50,8 +50,8 @@ TERRACE_BODY result<void> stream_run::settle_shape(std::size_t query_elements) {
               "the blocks that a stream is to read must be sealed ones of one sequence, in ascending order");
 }
 
-// Blocks of a window that come into slots of tier 0: enough to keep a disk busy, and so few that all windows
-// in flight take at most about half of tier 0.
+// Blocks of a window that are loaded into slots of tier 0: enough to keep a disk busy, and few enough that all
+// windows in flight take at most about half of tier 0.
 TERRACE_BODY std::size_t stream_run::window_blocks() const noexcept {
   const std::size_t block = group_->block_bytes();
   std::size_t bytes = options_.window_bytes;
@@ -84,7 +84,7 @@ TERRACE_BODY void stream_run::window::arrived(acquire_request* r) noexcept {
 
 TERRACE_BODY void stream_run::ask(window& w) noexcept {
   w.first = asked_;
-  // What is read where it is takes no slot: a window closes when it has its share of the others.
+  // Blocks that are read in place take no slot: a window closes when it has its share of the others.
   const std::size_t share = std::min(window_blocks(), most_blocks_);
   std::size_t slots = 0;
   for (w.blocks = 0; slots < share && w.blocks < 4 * share && asked_ + w.blocks < work_->blocks.size();
@@ -102,17 +102,17 @@ TERRACE_BODY void stream_run::ask(window& w) noexcept {
   cache_.control().request(w);
 }
 
-// Asks for as many windows as there may be, but never for all of them at a time. A disk may complete all that it has
-// been given at once, at the end: it then has something to do only if windows are free that moment, and not only
-// when the first has been folded.
+// Requests as many windows as are allowed, but never has all of them loading at a time. A disk may complete
+// everything it was given at the same moment: it stays busy only if windows are free right then, not just when the
+// first has been folded.
 TERRACE_BODY void stream_run::ask_ahead() {
   while (in_flight_ < limit_ && coming_ < most_coming() && asked_ < work_->blocks.size())
     ask(windows_[(front_ + in_flight_) % depth]);
   look_ahead();
 }
 
-// Folds windows in order as they come, and asks for the next ones as soon as there is a free window. What
-// completes while it computes is noted by `arrived` and found in the next round.
+// Folds windows in order as they arrive, and requests the next ones as soon as a window is free. What completes while
+// it computes is noted by `arrived` and found in the next round.
 TERRACE_BODY void stream_run::pump() noexcept {
   again_ = true;
   if (pumping_ || over_) return;
@@ -139,7 +139,7 @@ TERRACE_BODY void stream_run::pump() noexcept {
   begin_stall();
 }
 
-// The time from here to the arrival of the front window is recorded, where there is a log.
+// Records the time from here to the arrival of the front window, if there is a log.
 TERRACE_BODY void stream_run::begin_stall() noexcept {
   if (cache_.owner().trace() != nullptr && stalled_since_ == 0) [[unlikely]]
     stalled_since_ = trace_log::now();
@@ -158,7 +158,7 @@ TERRACE_BODY void stream_run::end_stall() noexcept {
             .track = trace_track::stall});
 }
 
-// The front window has come, or cannot come. Returns whether there may be more to do at once.
+// The front window has arrived, or cannot. Returns whether there may be more to do at once.
 TERRACE_BODY bool stream_run::take_front() {
   window& w = windows_[front_];
   const std::size_t share = std::min(window_blocks(), most_blocks_);
@@ -182,8 +182,7 @@ TERRACE_BODY bool stream_run::take_front() {
     return true;
   }
   w.held = lease(std::exchange(w.record, nullptr));
-  // Completions that are due go first, and again and again: they keep the disk and the codecs at work on the
-  // next windows meanwhile.
+  // Completions that are due go first, repeatedly: they keep the disk and the codecs at work on the next windows.
   for (std::size_t done = 0; done < w.blocks; done += piece) {
     cache_.owner().poll();
     if (over_) return true;  // stopped: the window is not ours any more
@@ -210,8 +209,8 @@ TERRACE_BODY void stream_run::drop_windows() noexcept {
   in_flight_ = coming_ = 0;
 }
 
-// Few queries read each key once or twice: the fewer bytes, the better. Many read it so often that decoding it for
-// each costs more than decoding it once.
+// Few queries read each key once or twice: the fewer bytes, the better. Many queries read it so often that decoding
+// it each time costs more than decoding it once.
 TERRACE_BODY lease_form stream_run::form() const noexcept {
   return few_queries() && reads_in_place(*group_) ? lease_form::attendable : lease_form::raw;
 }

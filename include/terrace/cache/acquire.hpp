@@ -11,9 +11,9 @@ inline namespace TERRACE_EX {
 
 /// The sender that `tiered_cache::acquire` returns. Completes on the owner with
 /// - set_value(lease): every block is in place, checked and pinned,
-/// - set_error(block_error): some block was lost, or out_of_capacity: tier 0 cannot hold what is asked for,
+/// - set_error(block_error): some blocks were lost, or out_of_capacity: tier 0 cannot hold what was asked for,
 /// - set_stopped(): asked to stop; nothing is pinned.
-/// Stopping may come from any thread; what it cancels is given up on the owner.
+/// A stop may be requested from any thread; the cancellation itself runs on the owner.
 class acquire_sender {
  public:
   using sender_concept = ex::sender_t;
@@ -81,9 +81,10 @@ class acquire_sender {
   lease_form form_;
 };
 
-/// The sender that `tiered_cache::flush` returns: set_value() when every block sealed before is in a tier
-/// below tier 0, and every one that has a name is durable where a tier keeps; set_error(error) when the tiers have no
-/// room or fail; set_stopped() when asked to stop: nobody waits for it then, and what is under way goes on.
+/// The sender that `tiered_cache::flush` returns: set_value() when every block sealed before it started is in a tier
+/// below tier 0, and, if a tier keeps, every named one is durable there; set_error(error) when the tiers have no room
+/// or fail, or a named block is lost; set_stopped() when asked to stop: nobody waits for it then, and work under way
+/// goes on.
 class flush_sender {
  public:
   using sender_concept = ex::sender_t;

@@ -17,9 +17,8 @@ namespace terrace {
 inline namespace TERRACE_EX {
 
 /// The pages of a window as the CSR arrays that paged kernels take. Sequence i has the pages indptr[i] ..
-/// indptr[i + 1] - 1; page p lies at index indices[p], and begins at token positions[p] of its sequence. The
-/// last page of sequence i holds last_page_len[i] tokens, 0 where it has none in this window; the others are
-/// full.
+/// indptr[i + 1] - 1; page p is at index indices[p], and begins at token positions[p] of its sequence. The last
+/// page of sequence i holds last_page_len[i] tokens, 0 if it has no page in this window; the others are full.
 struct page_arrays {
   std::span<const std::int32_t> indptr;
   std::span<const std::int32_t> indices;
@@ -27,11 +26,11 @@ struct page_arrays {
   std::span<const std::int32_t> positions;
 };
 
-/// Where the pages of a batch's window lie: the storage of its arrays, made once. For `batch`; engines see it
-/// as a batch_window.
+/// Where the pages of a batch's window are: the storage of its arrays, allocated once. For `batch`; engines see it as
+/// a batch_window.
 class placed_pages {
  public:
-  /// What page indices count, in bytes: slots of tier 0 begin at multiples of it.
+  /// The unit of page indices, in bytes: slots of tier 0 begin at multiples of it.
   static constexpr std::size_t page_stride = 4096;
 
   placed_pages(planner& owner, std::size_t most_sequences, std::size_t most_pages)
@@ -41,9 +40,9 @@ class placed_pages {
         positions_(std::make_unique<std::int32_t[]>(most_pages)),
         owner_(&owner) {}
 
-  /// Takes the pages of a window, whose blocks `held` has, and orders them by sequence. Precondition: they
-  /// are no more than there is room for, and a page of `layer` each. Errors: unavailable for a page so far
-  /// from tier 0, or at such an address, that no index names it.
+  /// Takes the pages of a window, whose blocks `held` has, and orders them by sequence. Precondition: they fit into
+  /// the arrays, and each is a page of `layer`. Errors: unavailable if no 32-bit index or position can name a page:
+  /// it is too far from tier 0, at an unaligned address, or too far into its sequence.
   result<void> place(std::uint32_t layer, std::size_t sequences, std::span<const walked_page> pages,
                      const lease& held, bool last);
 
@@ -69,14 +68,14 @@ class placed_pages {
   const layer_group* group_ = nullptr;
   std::uint32_t layer_in_block_ = 0;
   bool last_ = false;
-  bool out_ = false;  // a batch_window has them
+  bool out_ = false;  // a batch_window has the pages
 };
 
-/// Pages of a batch that are in place and pinned. Move-only; they are let go when it is released or dropped.
-/// Its arrays are the batch's own, at addresses that never change, so a batch has one window at a time.
+/// Pages of a batch, in place and pinned. Move-only; they are unpinned when it is released or dropped. Its arrays are
+/// the batch's own, at addresses that never change, so a batch has one window at a time.
 class batch_window {
  public:
-  /// What page indices count, in bytes.
+  /// The unit of page indices, in bytes.
   static constexpr std::size_t page_stride = placed_pages::page_stride;
 
   batch_window() = default;
@@ -94,7 +93,7 @@ class batch_window {
 
   /// It has no pages: the layer is finished.
   bool empty() const noexcept { return pages_ == nullptr; }
-  /// Unpins the pages; the window is empty then.
+  /// Unpins the pages; the window is then empty.
   void release() noexcept {
     if (pages_ == nullptr) return;
     held_.release();
@@ -103,21 +102,21 @@ class batch_window {
   /// Whether a window has these pages now.
   static bool is_out(const placed_pages& pages) noexcept { return pages.out_; }
 
-  // What follows is for windows that are not empty.
+  // The following members require a window that is not empty.
 
-  /// No other follows in this layer. The pages that are being written are in this one, all of them: kernels
-  /// need their causal mask here, and in no other window.
+  /// Whether this is the layer's last window. All pages that are being written are in it: kernels need their causal
+  /// mask here, and in no other window.
   bool last() const noexcept { return pages_->last_; }
-  /// Sequences of the batch, those without pages in this window included.
+  /// Sequences of the batch, including those without pages in this window.
   std::size_t sequences() const noexcept { return pages_->sequences_; }
 
-  /// The arrays, and what their indices count: a page of index i lies at base() + i * page_stride, as the
-  /// layer group lays a block out. base() never changes. Indices of pages that are read in a raw tier below
-  /// tier 0 may be negative.
+  /// The arrays, and the base of their indices: a page of index i is at base() + i * page_stride, laid out as the
+  /// layer group lays out a block. base() never changes. Indices of pages that are read in a raw tier below tier 0
+  /// may be negative.
   page_arrays arrays() const noexcept { return pages_->arrays(); }
   const std::byte* base() const noexcept { return pages_->owner_->hot_data(); }
-  /// The bases of this layer's K planes and V planes: for kernels that take two pools. Where values are a part
-  /// of the latent vectors, both are the latent plane's.
+  /// The bases of this layer's K planes and V planes: for kernels that take two pools. If values are part of the
+  /// latent vectors, both are the latent plane's.
   const std::byte* k_base() const noexcept { return base() + group().k_offset(layer_in_block()); }
   const std::byte* v_base() const noexcept {
     return group().v.present() ? base() + group().v_offset(layer_in_block()) : k_base();
@@ -125,7 +124,7 @@ class batch_window {
 
   const layer_group& group() const noexcept { return *pages_->group_; }
   std::uint32_t layer_in_block() const noexcept { return pages_->layer_in_block_; }
-  /// The p-th of the arrays' pages, as host attention reads it.
+  /// The p-th page of the arrays, as host attention reads it.
   block_view page(std::size_t p) const noexcept {
     const placed_pages::block& b = pages_->blocks_[p];
     return {.group = pages_->group_,

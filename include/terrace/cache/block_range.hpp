@@ -7,7 +7,7 @@
 
 namespace terrace {
 
-/// Which tokens of which layers a block holds, by their place in the sequences that have it.
+/// Which tokens of which layers a block holds, by their position in the sequences that have it.
 struct block_range {
   std::uint32_t first_layer = 0, layers = 0;
   std::uint64_t first_token = 0;

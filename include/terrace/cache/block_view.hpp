@@ -20,20 +20,20 @@ static_assert(encoded_bytes(64, element::fp16, block_encoding::q8_0) == q8_0::en
               encoded_bytes(64, element::fp16, block_encoding::q4_0) == q4_0::encoded_size(32) &&
               encoded_bytes(64, element::fp16, block_encoding::fp8) == fp8::encoded_size(32));
 
-/// Whether attention reads encoded blocks of this group in place, and not only decoded ones. fp32 is rarely
-/// cached: it would cost every user the compilation of more kernels.
+/// Whether attention can read encoded blocks of this group in place, not just decoded ones. Not for fp32: it is
+/// rarely cached, and would make every user compile more kernels.
 constexpr bool reads_in_place(const layer_group& group) noexcept {
   const auto is_half = [](element type) { return type == element::fp16 || type == element::bf16; };
   return is_half(group.k.type) && (!group.v.present() || is_half(group.v.type));
 }
 
-/// One layer of a block that is in host memory. Unowned: a lease or a reservation keeps the memory.
+/// One layer of a block in host memory. Non-owning: a lease or a reservation keeps the memory alive.
 struct block_view {
   const layer_group* group = nullptr;
   const std::byte* data = nullptr;   ///< the whole block, in the group's page order
   std::uint32_t layer_in_block = 0;  ///< which of the block's layers
   std::uint64_t first_position = 0;  ///< of the block's first token, in the sequence
-  std::uint32_t tokens = 0;  ///< valid ones, from the block's start; what lies behind them is not read
+  std::uint32_t tokens = 0;  ///< valid ones, from the block's start; what comes after them is not read
   block_encoding encoding = block_encoding::raw;
 };
 
@@ -53,7 +53,7 @@ struct token_rows {
 };
 
 namespace detail {
-// The rows of `dim` elements that begin where those of the plane do.
+// The rows of `dim` elements that start where the plane's rows start.
 inline token_rows rows_of(const block_view& block, bool values, std::uint32_t head,
                           std::uint32_t dim) noexcept {
   const layer_group& group = *block.group;
@@ -82,7 +82,7 @@ inline token_rows rows_of(const block_view& block, bool values, std::uint32_t he
 inline token_rows key_rows(const block_view& block, std::uint32_t head) noexcept {
   return detail::rows_of(block, false, head, block.group->k.dim);
 }
-/// The values of one KV head: of its own plane, or the first elements of its latent vectors. Precondition:
+/// The values of one KV head: from their own plane, or the first elements of its latent vectors. Precondition:
 /// head < group->k.heads.
 inline token_rows value_rows(const block_view& block, std::uint32_t head) noexcept {
   return detail::rows_of(block, block.group->v.present(), head, block.group->v_dim());

@@ -9,8 +9,8 @@
 
 namespace terrace {
 
-/// The parameters of `tiered_cache<Tiers..., Policy>`, taken apart and checked: a wrong composition fails
-/// with one sentence that says why.
+/// The parameters of `tiered_cache<Tiers..., Policy>`, split and checked: a wrong composition fails with one sentence
+/// that says why.
 template <class... Parts>
 struct composition {
   static_assert(sizeof...(Parts) > 0,
@@ -26,7 +26,7 @@ constexpr bool nearest_first() {
   return right;
 }
 
-// Device memory is nearer than the host's to an engine that computes there, and out of reach of one that does not.
+// To an engine that computes on a device, device memory is nearer than host memory; to others it is out of reach.
 template <class... Tiers>
 constexpr bool device_first() {
   bool right = true, past = false;
@@ -35,10 +35,10 @@ constexpr bool device_first() {
   return right;
 }
 
-// Each check is asked only where the ones before it hold, so that one mistake gives one sentence.
+// Each check runs only if the ones before it hold, so that one mistake gives one sentence.
 template <class Policy, class... Tiers>
 struct checked {
-  // A tier that stands where the policy should is a missing policy, not a missing tier.
+  // A tier in the policy's place means a missing policy, not a missing tier.
   static constexpr bool has_tiers = sizeof...(Tiers) > 0 || is_tier<Policy>;
   static constexpr bool policy_last = !has_tiers || eviction_policy<Policy>;
   static_assert(has_tiers, "a tiered_cache needs at least one tier before its eviction policy");

@@ -13,17 +13,17 @@ namespace terrace {
 class planner;
 class acquire_request;
 
-/// What an acquire asks for: blocks as the engine wrote them, or as they are stored wherever attention can read
-/// them without decoding (`attendable` codecs), which saves a copy.
+/// The form in which an acquire wants blocks: as the engine wrote them, or also as stored, wherever attention can
+/// read them without decoding (`attendable` codecs), which saves a copy.
 enum class lease_form : std::uint8_t { raw, attendable };
 
-/// A block that a lease holds in place: its address, as long as the lease lives, and how good this copy is.
+/// A block that a lease holds in place: its address, valid while the lease lives, and how good this copy is.
 struct leased_block {
   block_id id;
   const std::byte* data = nullptr;
-  std::uint32_t format_id = 0;  ///< of the codec that `data` is encoded in; 0: as its layer group lays it out
+  std::uint32_t format_id = 0;  ///< of the codec that encoded `data`; 0: raw, as its layer group lays it out
   fidelity quality;
-  std::uint8_t tier = 0;  ///< where it is read
+  std::uint8_t tier = 0;  ///< where this copy is
 };
 
 /// A block of an acquire, from the request to the release. For the planner.
@@ -32,18 +32,18 @@ struct lease_entry : leased_block {
   state now = state::asked;
   error cause{};  ///< why it is lost
   acquire_request* request = nullptr;
-  lease_entry* next = nullptr;  ///< the next one that waits for the same block
+  lease_entry* next = nullptr;  ///< the next entry that waits for the same block
 };
 
-/// Storage behind a lease; recycled by the planner, so that acquiring allocates nothing in steady state.
+/// Storage behind a lease. The planner recycles it, so that acquiring allocates nothing in steady state.
 struct lease_record {
   planner* owner = nullptr;
   std::vector<lease_entry> entries;
   lease_record* next = nullptr;
 };
 
-/// Pinned blocks, readable at their addresses until the lease is released or dropped. Move-only, owner thread
-/// only; it must not outlive its cache. Blocks stand in the order in which they were asked for.
+/// Pinned blocks, readable at their addresses until the lease is released or dropped. Move-only, owner thread only;
+/// it must not outlive its cache. Blocks are in the order in which they were asked for.
 class lease {
  public:
   lease() = default;
@@ -61,7 +61,7 @@ class lease {
   const leased_block& operator[](std::size_t i) const noexcept { return record_->entries[i]; }
   /// Unpins everything now. O(size).
   void release() noexcept;
-  /// Unpins the blocks that are read in `tier`, which have no data any more; the others stay. O(size).
+  /// Unpins the blocks that are read in `tier`, which then have no data; the others stay. O(size).
   void release_tier(std::uint8_t tier) noexcept;
 
  private:
@@ -74,8 +74,8 @@ struct lost_block {
   error cause;
 };
 
-/// Blocks could not be had. The lease holds those that could, so that computing the lost ones anew and asking
-/// again makes progress.
+/// Some blocks could not be had. The lease holds those that could, so that recomputing the lost ones and asking again
+/// makes progress.
 struct block_error : error {
   std::vector<lost_block> lost;
   lease rest;
@@ -83,8 +83,8 @@ struct block_error : error {
   block_error(error e) noexcept : error(e) {}
 };
 
-/// Hands it on with the lost blocks and the lease: `return propagate(done.error())` in a function that returns a
-/// basic_result<T, block_error>; in one that returns a `result`, what went wrong alone.
+/// Passes the error on, for `return propagate(done.error())`: with the lost blocks and the lease in a function that
+/// returns a basic_result<T, block_error>; in one that returns a `result`, only what went wrong.
 inline failure<block_error> propagate(block_error&& e) noexcept { return {std::move(e)}; }
 inline failure<block_error> propagate(block_error& e) noexcept { return {std::move(e)}; }
 

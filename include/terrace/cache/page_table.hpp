@@ -10,9 +10,9 @@
 
 namespace terrace {
 
-/// The page table of one request: for each row of layers the blocks that hold its tokens, in order. Blocks before
-/// length / tokens are sealed; the one after them, where there is one, is open, unless it is suspended. For sequence,
-/// reservation and stream.
+/// The page table of one request: for each row of layers, the blocks that hold its tokens, in order. Blocks before
+/// length / tokens are sealed; those after them are open, unless the sequence is suspended. For sequence, reservation
+/// and stream.
 struct page_table {
   planner* owner = nullptr;
   std::uint32_t number = 0;                 ///< names the sequence to prefetchers
@@ -21,9 +21,9 @@ struct page_table {
   std::vector<std::vector<block_id>> rows;  ///< ids of forgotten blocks are not valid
   bool reserved = false;                    ///< a reservation is being written, or a cut under way
   bool suspended = false;                   ///< open blocks have been sealed as they were
-  std::uint64_t changes = 0;  ///< of `rows` and `length`: who looks into them sees that they are others
-  /// For each row the open tail that this sequence shared and that the reservation has replaced by a copy; not
-  /// valid where there is none. They come back where nothing is kept.
+  std::uint64_t changes = 0;  ///< counts changes, so that readers of `rows` and `length` notice them
+  /// For each row, the shared open tail that the reservation has replaced by a copy; not valid if there is none. It
+  /// comes back if nothing is kept.
   std::vector<block_id> replaced;
 
   const layer_group& group(std::size_t row) const noexcept {
@@ -48,7 +48,7 @@ struct page_table {
     return {row, 0};
   }
   std::size_t sealed(std::size_t row) const noexcept { return length / group(row).tokens; }
-  /// Bytes of tier 0 that the open blocks take while `tokens` more are reserved: they cannot leave until they are
+  /// Bytes of tier 0 that the open blocks take while `tokens` more are reserved. They cannot leave until they are
   /// sealed.
   std::uint64_t open_bytes(std::uint32_t tokens) const noexcept {
     std::uint64_t bytes = 0;

@@ -11,7 +11,7 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-// The lowest position from where the walk stands at which a sequence has a sealed page to look at.
+// Finds the lowest position, from where the walk stands, at which a sequence has a sealed page to read.
 TERRACE_BODY bool page_walk::find_column() {
   std::uint32_t lowest = none;
   column_.clear();
@@ -29,7 +29,7 @@ TERRACE_BODY bool page_walk::find_column() {
 }
 
 TERRACE_BODY void page_walk::drop(std::uint32_t member) {
-  // Of the position where the walk stands, its page may be among those that have been given.
+  // Its page at the current position may be among those already given.
   if (at_.rank != 0 && find_column()) {
     const auto given = column_.begin() + at_.rank;
     if (std::any_of(column_.begin(), given, [&](const column_page& p) { return p.sequence == member; }))
@@ -44,7 +44,7 @@ TERRACE_BODY void page_walk::cut(const window_limits& most, std::vector<block_id
   blocks.clear();
   pages.clear();
   std::size_t slots = 0;
-  place aligned = at_;  // the last place where a window may begin, and what was cut before it
+  place aligned = at_;  // the last place where a window may begin, and how much was cut before it
   std::size_t aligned_blocks = 0, aligned_pages = 0;
   while (!at_.finished && find_column()) {
     if (at_.rank == 0 && at_.position / most.align != aligned.position / most.align) {

@@ -8,11 +8,11 @@
 
 namespace terrace {
 
-/// Where one plane of one layer of new tokens is written: for each token and KV head a run of `dim`
-/// elements. Runs of one token need not follow one another.
+/// Where one plane of one layer of new tokens is written: a run of `dim` elements for each token and KV head. The
+/// runs of one token need not be contiguous.
 class plane_rows {
  public:
-  /// Of tokens that a sequence has reserved.
+  /// For tokens that a sequence has reserved.
   plane_rows(const page_table& pages, std::uint64_t first, std::uint32_t tokens, std::uint32_t layer,
              bool values) noexcept
       : plane_rows(pages.group(pages.row_of(layer).first), tokens, pages.row_of(layer).second, values) {
@@ -20,7 +20,7 @@ class plane_rows {
     row_ = pages.row_of(layer).first;
     first_ = first;
   }
-  /// Of a block that is computed anew.
+  /// For a block that is recomputed.
   plane_rows(const layer_group& g, std::byte* block, std::uint32_t layer_in_block, bool values) noexcept
       : plane_rows(g, g.tokens, layer_in_block, values) {
     block_ = block;

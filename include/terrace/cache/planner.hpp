@@ -26,32 +26,31 @@
 
 namespace terrace {
 
-/// Decides where blocks go: write-behind, demotion, promotion, who waits for whom. One instance serves one
-/// cache, on its owner thread. It moves no byte (transfer_port does) and ranks no block (the tiers' policies
-/// do).
+/// Decides where blocks go: write-behind, demotion, promotion, who waits for whom. One instance serves one cache, on
+/// its owner thread. It moves no bytes (transfer_port does) and ranks no blocks (the tiers' policies do).
 ///
 /// Its rules:
-/// - Where the next tier is inclusive, a sealed block is written behind to it as soon as there is room. In tier 0
-///   the policy has charge only of blocks that a farther tier has too, so a slot is always free to be taken at once.
-/// - Where it is exclusive, blocks leave tier 0 for it when room is needed, a little ahead of that; and what comes
-///   back from an exclusive tier leaves it. Their capacities add up, for more bytes moved.
-/// - A farther tier that needs room takes its policy's victim: lets it go where a still farther tier has it,
-///   else moves it there first. A block that a sequence refers to never leaves the last tier.
-/// - Slots for all blocks of an acquire are reserved together, first come first served; only the first in
-///   line holds anything, so two half-served acquires never wait for each other. It waits for transfers only,
-///   never for a lease to be released: when nothing is on its way and there is still no slot, it is refused
-///   with out_of_capacity. Room for what is written (room_request) has a line of its own, by the same rule, but takes
-///   its slots one by one.
-/// - A better copy is never replaced by a worse one; a lossy copy is written to a tier once, not over itself.
+/// - If the next tier is inclusive, a sealed block is written behind to it as soon as there is room. In tier 0 the
+///   policy has charge only of blocks that a farther tier has too, so the slot of any of them can be taken at once.
+/// - If it is exclusive, blocks leave tier 0 for it shortly before their room is needed, and what comes back from an
+///   exclusive tier leaves it. The capacities add up, at the cost of moving more bytes.
+/// - A farther tier that needs room takes its policy's victim: it lets it go if a still farther tier has it,
+///   otherwise it moves it there first. A block that a sequence refers to never leaves the last tier.
+/// - Slots for all blocks of an acquire are reserved together, first come, first served; only the first in line holds
+///   anything, so two half-served acquires never wait for each other. An acquire waits only for transfers, never for
+///   a lease to be released: when nothing is on its way and there is still no slot, it is refused with
+///   out_of_capacity. Room for writing (room_request) has a line of its own with the same rule, but takes its slots
+///   one by one.
+/// - A worse copy never replaces a better one; a lossy copy is written to a tier once, not over itself.
 /// - A transfer that passes its deadline has failed for those who wait for it. Its extents stay in quarantine until
-///   it really ends, for until then it may write them.
+///   it really ends, because until then it may still write them.
 /// - A copy whose bytes are wrong is given up. One that could not be read for another reason stays, and is doubtful
-///   until a read of it succeeds: it is asked for again, but does not count as saving the block.
-/// - A tier that fails is set aside and tried again later (cache/tier_health.hpp). What would go down to it goes to the
-///   next tier that works, or stays where it is.
+///   until a read of it succeeds: it may be read again, but does not count as saving the block.
+/// - A tier that fails is set aside and tried again later (cache/tier_health.hpp). Blocks that would go down to it go
+///   to the next tier that works, or stay where they are.
 class planner final : public transfer_listener {
  public:
-  /// `tiers`, nearest first, must stay until the planner ends, and what they point at too.
+  /// `tiers`, nearest first, and what they point at must outlive the planner.
   planner(context& ctx, kv_layout layout, std::span<tier_control* const> tiers, transfer_port& transfers,
           planner_options o);
   planner(const planner&) = delete;
@@ -64,23 +63,24 @@ class planner final : public transfer_listener {
 
   // --- Writing: what sequences call.
 
-  /// A new open block with a slot in tier 0, referred to once. Nothing while a transfer that is on its way may still
-  /// free a slot, one that it begins for that included. No transfer is waited for beyond planner_options::deadline.
+  /// A new open block with a slot in tier 0 and one reference. Empty while a transfer under way may still free a
+  /// slot, including one begun for this purpose. No transfer is waited for beyond planner_options::deadline.
   /// out_of_capacity as soon as none can free a slot, and, before anything leaves tier 0, for more than its capacity.
   result<std::optional<std::uint32_t>> try_open_block(std::uint16_t group, std::uint16_t row,
                                                       std::uint32_t parent, std::uint32_t depth,
                                                       std::uint32_t turn = 0);
-  /// The same, and blocks meanwhile (wait_for_transfer).
+  /// The same, but blocks meanwhile (wait_for_transfer).
   result<std::uint32_t> open_block(std::uint16_t group, std::uint16_t row, std::uint32_t parent,
                                    std::uint32_t depth, std::uint32_t turn = 0);
-  /// Room in tier 0 for something that is no block, until it is given back. Errors and waits as for open_block.
+  /// Room in tier 0 for something that is not a block, until it is given back. Errors and waits as for open_block.
   result<extent> borrow(std::size_t bytes);
   /// Drives the context until something has happened: other completions run within this call.
   void wait_for_transfer() { context_.wait(context_.now() + std::chrono::seconds(1)); }
-  /// Lets the request take room, at once where it is alone, or puts it in line. `done` may be called from within.
+  /// Lets the request take room at once if it can and the line is empty; otherwise queues it. `done` may be called
+  /// within this call.
   void request(room_request& r);
-  /// Takes back a request whose `done` has not been called. `give_up` gives back what it has taken; the next one in
-  /// line may have that.
+  /// Withdraws a request whose `done` has not been called. `give_up` gives back what it has taken, for the next one
+  /// in line.
   template <class GiveUp>
   void cancel(room_request& r, GiveUp&& give_up) {
     writers_.erase(r);
@@ -93,7 +93,7 @@ class planner final : public transfer_listener {
   }
   /// Where an open block is written. Precondition: it is open.
   std::byte* open_data(std::uint32_t block) noexcept;
-  /// What was written into an open block is a copy of that fidelity.
+  /// What was copied into an open block has that fidelity.
   void lower_fidelity(std::uint32_t block, fidelity of) noexcept {
     fidelity& own = blocks_.copy(block, 0).quality;
     if (of < own) own = of;
@@ -101,91 +101,91 @@ class planner final : public transfer_listener {
   /// From here the block is immutable and may leave tier 0, once `wake` is called.
   void seal(std::uint32_t block);
   void add_ref(std::uint32_t block);
-  /// The last reference lets the block go from every tier, unless it is cached. Who waits for the room has it after
-  /// `wake`.
+  /// Dropping the last reference lets the block go from every tier, unless it is cached. Those who wait for its room
+  /// get it after `wake`.
   void drop_ref(std::uint32_t block);
-  /// Does what has become possible: after blocks were sealed and references dropped. Other completions run within
-  /// this call, so whoever calls it has come to its own end before.
+  /// Does what has become possible after blocks were sealed and references dropped. Other completions run within this
+  /// call, so the caller must have finished its own work before.
   void wake() { pump(); }
   block_id id_of(std::uint32_t block) const noexcept { return blocks_.id_of(block); }
-  /// Indices that blocks have ever had: `record` takes those below it.
+  /// How many indices blocks have ever had: `record` takes those below it.
   std::size_t indices() const noexcept { return blocks_.size(); }
   const block_record& record(std::uint32_t block) const noexcept { return blocks_[block]; }
-  /// Likewise; nullptr where that block is gone, or goes as soon as transfers let it.
+  /// The same by id; nullptr if that block is gone, or goes as soon as transfers let it.
   const block_record* find_record(block_id id) const noexcept {
     const block_record* found = blocks_.find(id);
     return found != nullptr && found->wanted() ? found : nullptr;
   }
-  /// What a tier has of a block, be it nothing, and where.
+  /// What a tier has of a block, even if it is absent; and where.
   const block_copy& copy(std::uint32_t block, std::size_t tier) const noexcept {
     return blocks_.copy(block, tier);
   }
   extent where(std::uint32_t block, std::size_t tier) const noexcept { return blocks_.where(block, tier); }
 
-  // --- Blocks that stay when nobody refers to them (planner_cached.hpp): what a prefix_index calls.
+  // --- Blocks that stay when nobody refers to them (planner_cached.hpp): for prefix_index.
 
-  /// From now on the block stays when its last reference is dropped, until its room is needed; policies know it
-  /// by `key`. `entry` is what the index knows it by. Precondition: it is sealed, and not cached.
+  /// From now on the block stays when its last reference is dropped, until its room is needed; policies know it by
+  /// `key`. The index knows it by `entry`. Precondition: it is sealed, and not cached.
   void cache_block(std::uint32_t block, std::uint32_t entry, std::uint64_t key);
   /// The end of that. Precondition: it is cached.
   void uncache_block(std::uint32_t block);
-  /// Whether this block is alive and some tier has it, or soon will. O(tiers).
+  /// Whether this block is alive and some tier has it or is about to. O(tiers).
   bool resident(block_id id) const noexcept;
-  /// The entries of cached blocks that have been let go since this was last emptied, one for each block. They
-  /// are at most as many as there were cached blocks.
+  /// The entries of cached blocks that have been let go since this was last emptied, one for each block: never more
+  /// than there were cached blocks.
   std::vector<std::uint32_t>& expired_entries() noexcept { return expired_; }
 
   // --- Reading.
 
-  /// Serves the request, or puts it in line. `done` may be called from within.
+  /// Serves the request, or puts it in line. `done` may be called within this call.
   void request(acquire_request& r);
-  /// Takes back a request whose `done` has not been called: pins are returned, loads that nobody else wants
-  /// and that have not begun are dropped, those on their way go on as prefetches.
+  /// Withdraws a request whose `done` has not been called: its pins are returned; loads that nobody else wants are
+  /// dropped if they have not begun, and otherwise go on as prefetches.
   void cancel(acquire_request& r);
   /// Unpins and recycles. The other end of `lease`.
   void release(lease_record* record);
   void release(lease_record* record, std::uint8_t tier);
-  /// Begins to load blocks that attention could not read, without pinning them. Returns how many were begun.
+  /// Starts loading those blocks that attention cannot read now, without pinning them. Returns how many loads it
+  /// started.
   std::size_t prefetch(std::span<const block_id> wanted, lease_form form);
 
-  /// Whether an acquire would take a slot of tier 0 for this block, as things stand.
+  /// Whether an acquire would now take a slot of tier 0 for this block.
   bool needs_slot(block_id id, lease_form form) const noexcept;
-  /// How attention would read a block now; without data where it could not. Nothing is pinned: for measuring
-  /// only.
+  /// How attention would read a block now; without data if it could not. Nothing is pinned: for measurements only.
   leased_block readable_now(block_id id, lease_form form) noexcept;
 
   // --- Hints, time, sizes, accounts (planner_upkeep.hpp).
 
   /// Applies `h` to these blocks; see sequence::hint. O(blocks log hints).
   hint_outcome hint_blocks(std::span<const block_id> blocks, const hint& h);
-  /// Tells the policies of the tiers that have the block what share of the softmax mass it drew in this step; where
-  /// several sequences of a batch read it, the sum of theirs.
+  /// Tells the policies of the tiers that have the block what share of the softmax mass it drew in this step; if
+  /// several sequences of a batch read it, the sum of their shares.
   void weigh(std::uint32_t block, float mass);
-  /// Whether any policy wants to be told.
+  /// Whether the policy wants to be told.
   bool weighs() const noexcept { return tiers_[0]->what.weighs; }
   void advance_step(std::uint64_t step);
   /// See kv_store::resize.
   result<void> resize(std::size_t tier, std::size_t bytes);
   void flush(flush_request& r);
-  /// Takes back a flush whose `done` has not been called. What is being stored for it goes on.
+  /// Withdraws a flush whose `done` has not been called. Stores begun for it go on.
   void cancel(flush_request& r);
   cache_stats stats() const;
   /// See kv_store::health.
   tier_health health(std::size_t tier) const { return tiers_[tier]->breaker.health(); }
   cache_health health() const;
   std::size_t hot_capacity() const noexcept { return tiers_[0]->capacity(); }
-  /// Where the slots of tier 0 begin; it does not change.
+  /// Where the slots of tier 0 begin; it never changes.
   const std::byte* hot_data() const noexcept { return tiers_[0]->address({}); }
   std::byte* hot_address(extent e) noexcept { return tiers_[0]->address(e); }
-  /// The most that an encoded block of `g` takes in any tier that attention reads without decoding; 0 where all
-  /// such tiers hold blocks as they are.
+  /// The most bytes that an encoded block of `g` takes in any tier that attention reads without decoding; 0 if all
+  /// such tiers hold raw blocks.
   std::size_t most_encoded_bytes(const layer_group& g) const noexcept {
     std::size_t most = 0;
     for (const tier_control* t : tiers_)
       if (t->what.readable && !t->what.raw) most = std::max(most, t->what.codec.max_encoded_size(g));
     return most;
   }
-  /// Whose memory tier 0 lies in: the host's or a device's.
+  /// Whether tier 0 is in host or device memory.
   reach hot_reach() const noexcept { return tiers_[0]->what.addressable; }
   /// Copies between addresses of tier 0.
   result<void> copy_hot(std::byte* to, const std::byte* from, std::size_t bytes) {
@@ -204,17 +204,17 @@ class planner final : public transfer_listener {
   void for_each_name(F&& f) const {
     for (const auto& [key, index] : names_) f(key, blocks_.id_of(index));
   }
-  /// Takes over the blocks that the media have kept. Once, before anything else.
+  /// Adopts the blocks that the media have kept. Called once, before anything else.
   void adopt_kept();
 
   // --- Damage and repair (planner_restore.hpp).
 
   /// See kv_store::report_damaged.
   result<void> report_damaged(block_id id, std::size_t tier);
-  /// Whether a block can be computed anew: it is sealed, and nothing of it is in tier 0.
+  /// Whether a block can be recomputed: it is sealed, and tier 0 neither has it nor is receiving it.
   bool restorable(block_id id) const noexcept;
-  /// See kv_store::restore. The block is the caller's until end_restore, which says whether it is whole. Nothing
-  /// while a transfer may free a slot. unavailable where it is not restorable any more.
+  /// See kv_store::restore. The block is the caller's until end_restore, which says whether it is whole. Empty while
+  /// a transfer may free a slot. unavailable if it is no longer restorable.
   result<std::optional<std::byte*>> try_restore(block_id id);
   void end_restore(std::uint32_t block, bool whole);
 
@@ -225,8 +225,8 @@ class planner final : public transfer_listener {
   void overdue(transfer_job& job) override;
   void finished(transfer_job& job, result<void> outcome) override;
 
-  /// Stops starting transfers, answers acquires and flushes that wait with errc::stopped, and waits for transfers on
-  /// their way. Called before media close.
+  /// Starts no more transfers, answers waiting acquires, flushes and room requests with errc::stopped, and waits for
+  /// transfers and syncs under way. Called before media close.
   void shut_down();
 
  private:
@@ -235,9 +235,9 @@ class planner final : public transfer_listener {
     room what;
     extent where;
   };
-  // What room is wanted for.
+  // What the room is for.
   struct need {
-    std::size_t ahead = 1;  // how many such blocks are in line: so many moves may run at once
+    std::size_t ahead = 1;  // how many such blocks are in line: that many moves may run at once
     bool fresh = false;     // new tokens, which may not take the room that swaps of old blocks need
     bool speculative =
         false;  // a prefetch, which may not take the room of another one that is still to be used
@@ -287,7 +287,7 @@ class planner final : public transfer_listener {
   bool stores_full() const noexcept {
     return stores_ - overdue_stores_ == options_.stores_in_flight || stores_ == 2 * options_.stores_in_flight;
   }
-  // A transfer that is overdue may never end: nobody waits for it.
+  // An overdue transfer may never end: nobody waits for it.
   bool something_may_leave() const noexcept {
     return loads_ + stores_ != overdue_loads_ + overdue_stores_ || blocks_.any_to_load();
   }
@@ -368,19 +368,19 @@ class planner final : public transfer_listener {
 
   request_queue<acquire_request> line_;   // acquires that wait for slots, first come first served
   request_queue<acquire_request> ready_;  // acquires whose `done` is due
-  request_queue<room_request> writers_;   // that wait for slots, likewise
+  request_queue<room_request> writers_;   // writers that wait for slots, likewise
   flush_request* flushes_ = nullptr;      // that the next round will answer
 
   flush_round flush_;
-  std::array<std::uint32_t, 2> unsaved_{};  // blocks that are sealed and in tier 0 alone, by round
-  bool round_ = false;                      // which they enter
-  bool stuck_ = false;                      // the next block that is to be stored can go nowhere
-  std::uint64_t kept_ = 0;                  // blocks that were ever taken out of to_keep_
+  std::array<std::uint32_t, 2> unsaved_{};  // blocks that are sealed and only in tier 0, by round
+  bool round_ = false;                      // the round they enter
+  bool stuck_ = false;                      // the next block to store can go nowhere
+  std::uint64_t kept_ = 0;                  // blocks ever taken out of to_keep_
 
   std::unique_ptr<transfer_job[]> jobs_;
   transfer_job* free_jobs_ = nullptr;
   lease_record* free_records_ = nullptr;
-  std::size_t longest_record_ = 0;  // entries, of all that were ever asked for
+  std::size_t longest_record_ = 0;  // the most entries ever asked for
   std::forward_list<lease_record> records_;
   std::vector<extent> slots_;  // scratch of serve()
   std::vector<std::uint32_t> expired_;
@@ -403,7 +403,7 @@ class planner final : public transfer_listener {
   unsigned loads_ = 0, stores_ = 0, prefetches_ = 0;
   unsigned overdue_loads_ = 0, overdue_stores_ = 0;
   unsigned working_loads_ = 0;                    // read, and not overdue
-  std::array<unsigned, max_tiers> hung_{};        // of these, by the tier whose fault it is
+  std::array<unsigned, max_tiers> hung_{};        // overdue transfers, by the tier to blame
   std::array<std::size_t, max_tiers> leaving_{};  // bytes that demotions on their way will free, per tier
   timer alarm_{context_, [](void* self) noexcept { static_cast<planner*>(self)->ring(); }, this};
   struct held_copies {
@@ -417,20 +417,20 @@ class planner final : public transfer_listener {
   std::uint64_t misses_ = 0, dropped_ = 0, pins_ = 0, step_ = 0;
   std::size_t hot_peak_ = 0;
 
-  // A block that has a name is durable once a tier that keeps has a copy, and has been synced with its header.
+  // A named block is durable once a tier that keeps has a copy and has been synced with its header.
   std::unordered_map<block_key, std::uint32_t, block_key_hash> names_;
-  std::vector<block_id> left_out_;         // that the last flush could not read: the next one looks again
-  std::uint64_t namings_ = 0;              // names that were ever given, by earlier caches as well
+  std::vector<block_id> left_out_;         // named, lost or not readable: the next flush looks again
+  std::uint64_t namings_ = 0;              // names ever given, including by earlier caches
   std::array<bool, max_tiers> keepers_{};  // tiers whose medium keeps
-  std::deque<block_id> to_keep_;           // perhaps no keeper has a copy; looked at by the next flush
+  std::deque<block_id> to_keep_;           // perhaps no keeper has a copy; the next flush looks at them
   std::vector<block_id> to_sync_;          // a keeper has a copy that is not durable
   std::vector<labelled_copy> syncing_;     // what the syncs under way will make durable
   std::array<keeper_sync, max_tiers> syncs_{};
-  unsigned syncs_under_way_ = 0;  // and waited for
+  unsigned syncs_under_way_ = 0;  // and still waited for
   watched_clock syncs_watched_{options_.deadline};
-  bool sync_wanted_ = false;    // room can be had when copies farther down are durable
-  bool names_taken_ = false;    // a keeper has the header of a name that was forgotten
-  bool names_syncing_ = false;  // likewise, before the syncs under way
+  bool sync_wanted_ = false;    // there will be room once copies farther down are durable
+  bool names_taken_ = false;    // a keeper has the header of a forgotten name
+  bool names_syncing_ = false;  // the same before the syncs under way began
   std::optional<error> keep_failure_;
 
   bool pumping_ = false, again_ = false, stopping_ = false;

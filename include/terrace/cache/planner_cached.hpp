@@ -8,7 +8,7 @@
 
 namespace terrace {
 
-// Whether anybody refers to a block decides who has charge of it.
+// After a change in whether anybody refers to a block: that decides who has charge of it.
 TERRACE_BODY void planner::settle_all(std::uint32_t block) {
   block_record& r = blocks_[block];
   blocks_.mark_idle(block, r.refs == 0 && r.cached != index_link::none);
@@ -26,7 +26,7 @@ TERRACE_BODY void planner::cache_block(std::uint32_t block, std::uint32_t entry,
   TERRACE_ASSERT(r.cached == index_link::none, "a block was cached twice");
   r.cached = entry;
   r.key = key;
-  for (std::size_t t = 0; t < tiers(); ++t) {  // under its new name it is a new block to policies
+  for (std::size_t t = 0; t < tiers(); ++t) {  // under its new key it is a new block to policies
     discharge(block, t);
     blocks_.copy(block, t).known = false;
   }
@@ -41,18 +41,19 @@ TERRACE_BODY void planner::uncache_block(std::uint32_t block) {
 }
 
 TERRACE_BODY bool planner::resident(block_id id) const noexcept {
-  const block_record* const r = find_record(id);  // what goes as soon as transfers let it is gone
+  const block_record* const r = find_record(id);  // what goes as soon as transfers let it counts as gone
   return r != nullptr && r->now == block_record::phase::sealed &&
          (blocks_.best_copy(id.index) != tiers() || blocks_.copy(id.index, 0).now() == state::filling);
 }
 
-// The index is told when it next asks: here, in the middle of a move, nobody else's blocks may change.
+// The index learns of it when it next asks: here, in the middle of a move, nobody else's blocks may change.
 TERRACE_BODY void planner::expire(std::uint32_t block) {
   expired_.push_back(std::exchange(blocks_[block].cached, index_link::none));
   blocks_.mark_idle(block, false);
 }
 
-// A copy leaves its tier for good; with it the block, where nobody refers to it and no farther tier has it.
+// A copy leaves its tier for good, and the block with it, if nobody refers to it and it is not a cached one that a
+// farther tier has.
 TERRACE_BODY void planner::let_go(std::uint32_t block, std::size_t tier) {
   block_record& r = blocks_[block];
   const bool cached = r.cached != index_link::none;
@@ -64,8 +65,8 @@ TERRACE_BODY void planner::let_go(std::uint32_t block, std::size_t tier) {
   collect(block);
 }
 
-// The victim is referred to and can go nowhere: one that nobody refers to may stand behind it. O(cached blocks that
-// nobody refers to), and only where all tiers below are full or fail.
+// The victim is referred to and can go nowhere, but the policy may have charge of another block that nobody refers
+// to. O(cached blocks that nobody refers to), and only if all tiers below are full or fail.
 TERRACE_BODY planner::room planner::vacate_idle(std::size_t tier) {
   std::uint32_t block = blocks_.first_idle();
   while (block != index_link::none && !blocks_.copy(block, tier).in_policy) block = blocks_.next_idle(block);

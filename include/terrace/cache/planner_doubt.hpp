@@ -10,8 +10,8 @@
 
 namespace terrace {
 
-// The end of a read that failed: the pin on its copy goes too. Bytes that are wrong stay wrong. Else the reason may
-// pass (no descriptor, no memory, a server that does not answer), so the copy stays where it is.
+// Ends a read that failed, and returns the pin on its copy. Wrong bytes stay wrong. Any other cause may pass (no
+// descriptor, no memory, a server that does not answer), so the copy stays where it is.
 TERRACE_BODY void planner::read_failed(std::uint32_t block, std::size_t tier, const error& cause) {
   block_copy& copy = blocks_.copy(block, tier);
   ++tiers_[tier]->stats.failed_reads;
@@ -21,7 +21,7 @@ TERRACE_BODY void planner::read_failed(std::uint32_t block, std::size_t tier, co
     give_up_copy(block, tier);
 }
 
-// A copy has been read, and was right.
+// A copy has been read and was correct.
 TERRACE_BODY void planner::trust(std::uint32_t block, std::size_t tier) {
   block_copy& copy = blocks_.copy(block, tier);
   if (!copy.doubtful) return;
@@ -35,7 +35,7 @@ TERRACE_BODY void planner::give_up_copy(std::uint32_t block, std::size_t tier) {
   drop_copy(block, tier);
 }
 
-// The victim of a tier may be unreadable. Where that is no loss it goes without being read.
+// A tier's victim may be unreadable. If nothing is lost by it, it goes without being read.
 TERRACE_BODY bool planner::drop_doubtful_victim(std::uint32_t block, std::size_t tier) {
   if (guarded(block, tier)) return false;
   if (blocks_.sound_besides(block, tier)) {
@@ -48,8 +48,8 @@ TERRACE_BODY bool planner::drop_doubtful_victim(std::uint32_t block, std::size_t
   return true;
 }
 
-// Takes a copy that cannot be moved, because it cannot be read, out of its policy's charge until a pause of its tier is
-// over: the room that it takes would be asked for again at once, and so would it.
+// A copy that cannot be read cannot be moved. This takes it out of its policy's charge until its tier's pause is
+// over: otherwise the next request for room would pick it again at once.
 TERRACE_BODY void planner::hold(std::uint32_t block, std::size_t tier) {
   held_copies& h = held_[tier];
   const auto now = context_.now();

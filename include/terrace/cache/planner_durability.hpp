@@ -61,8 +61,8 @@ TERRACE_BODY void planner::forget(block_key key) {
 
 // --- Which copies may go.
 
-// Whether this copy is all that would be left of a named block after a crash: it may not go before another one is
-// durable.
+// Whether this copy may be all that would be left of a named block after a crash: it must not go before another copy
+// is durable.
 TERRACE_BODY bool planner::guarded(std::uint32_t block, std::size_t tier) const noexcept {
   if (!blocks_[block].name.valid() || !keepers_[tier]) return false;
   for (std::size_t t = 0; t < tiers(); ++t)
@@ -70,7 +70,7 @@ TERRACE_BODY bool planner::guarded(std::uint32_t block, std::size_t tier) const 
   return true;
 }
 
-// A guarded copy may leave for a farther tier that keeps, unless it has gone there already and awaits the sync.
+// A guarded copy may leave for a farther tier that keeps, unless the block is already there and awaits the sync.
 TERRACE_BODY bool planner::may_leave_keeper(std::uint32_t block, std::size_t tier) const noexcept {
   if (!guarded(block, tier)) return true;
   bool somewhere = false;
@@ -87,7 +87,7 @@ TERRACE_BODY std::size_t planner::next_keeper(std::size_t from) const noexcept {
   return t;
 }
 
-// --- Flush: first every named block gets a copy in a tier that keeps, then those tiers are synced.
+// --- Flush: first every named block gets a copy in a tier that keeps; then those tiers are synced.
 
 TERRACE_BODY void planner::start_keeping() {
   if (flush_.first == nullptr || keep_failure_) return;
@@ -98,7 +98,7 @@ TERRACE_BODY void planner::start_keeping() {
     bool kept = false;
     for (std::size_t t = 0; t < tiers(); ++t) {
       const block_copy& copy = blocks_.copy(id.index, t);
-      if (copy.doubtful && blocks_.sound_besides(id.index, t)) continue;  // there is a better one to be kept
+      if (copy.doubtful && blocks_.sound_besides(id.index, t)) continue;  // there is a better copy to keep
       kept = kept || copy.durable || (keepers_[t] && copy.present() && !tiers_[t]->breaker.sync_failed());
     }
     if (kept) continue;
@@ -118,7 +118,7 @@ TERRACE_BODY bool planner::may_sync(std::size_t tier) const noexcept {
   return keepers_[tier] && !syncs_[tier].under_way && tiers_[tier]->breaker.admits_sync(context_.now());
 }
 
-// Whether a sync is on its way that may make room, or begins as soon as the planner has looked at everything else.
+// Whether a sync that may make room is under way, or will begin once the planner has looked at everything else.
 TERRACE_BODY bool planner::sync_may_help() const noexcept {
   bool may_begin = false;
   for (std::size_t t = 0; t < tiers() && sync_wanted_; ++t) may_begin = may_begin || may_sync(t);
@@ -136,7 +136,7 @@ TERRACE_BODY void planner::start_sync() {
     keep_failure_ = health(t).last;
   }
   std::vector<block_id> wanted = std::exchange(to_sync_, {});
-  std::sort(wanted.begin(), wanted.end());  // each may come back for more than one tier
+  std::sort(wanted.begin(), wanted.end());  // a block may be in it once for each of several tiers
   wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
   for (const block_id id : wanted) {
     const block_record* const r = blocks_.find(id);
@@ -174,7 +174,7 @@ TERRACE_BODY void planner::start_sync() {
       }
     }
     if (!obstacle) continue;
-    to_sync_.push_back(id);  // where another copy is durable too: that one may have to go
+    to_sync_.push_back(id);  // even if another copy is durable: that one may have to go
     if (!hopeful) keep_failure_ = obstacle;
   }
   for (std::size_t t = 0; t < tiers(); ++t) syncs_under_way_ += ready[t] ? 1u : 0u;
@@ -198,7 +198,7 @@ TERRACE_BODY void planner::begin_sync(std::size_t tier) {
   tiers_[tier]->sync(s);
 }
 
-// A sync that passes its deadline has failed for those who wait for it. There is no other one of that tier before it
+// A sync that passes its deadline has failed for those who wait for it. That tier gets no other sync before this one
 // has really ended.
 TERRACE_BODY void planner::give_up_syncs(context::clock::time_point real) {
   const auto now = syncs_watched_.look(real);
@@ -233,8 +233,8 @@ TERRACE_BODY void planner::answer_sync(std::size_t tier, const result<void>& out
   }
   for (const labelled_copy& l : syncing_) {
     if (l.tier != tier) continue;
-    // Meanwhile it may have got another name, or have made way for another copy, be it in the same place: this sync has
-    // seen neither.
+    // Meanwhile the block may have got another name, or the copy may have made way for another one, even in the same
+    // place: this sync covers neither.
     if (blocks_.find_place(l.id, tier) == nullptr || !blocks_.copy(l.id.index, tier).labelled) continue;
     if (outcome) {
       blocks_.copy(l.id.index, tier).durable = true;
@@ -253,11 +253,12 @@ TERRACE_BODY void planner::answer_sync(std::size_t tier, const result<void>& out
 
 // --- Opening.
 
-// What a header says is the word of a file: it must fit the layout and the codec, whose buffers are as large as that.
+// A header comes from a file and is not to be trusted: it must fit the layout and the codec, which determine the size
+// of the buffers.
 TERRACE_BODY bool planner::adopt(std::size_t tier, extent at, const extent_header& header) {
   if (!header.key.valid() || header.group >= layout_.groups.size()) return false;
   const layer_group& g = layout_.groups[header.group];
-  std::uint64_t row = 0;  // the group's first; tensors are in a row of their own
+  std::uint64_t row = 0;  // the group's first; each group of tensor pages has a row of its own
   for (std::size_t before = 0; before < header.group; ++before)
     row += std::max(layout_.groups[before].block_rows(), 1u);
   if (header.row < row || header.row - row >= std::max(g.block_rows(), 1u)) return false;
@@ -274,7 +275,7 @@ TERRACE_BODY bool planner::adopt(std::size_t tier, extent at, const extent_heade
   }
   const std::uint32_t block = found->second;
   block_record& r = blocks_[block];
-  if (!fresh && header.naming < r.naming) return false;  // another block, which had the name before
+  if (!fresh && header.naming < r.naming) return false;  // an earlier block that had the name
   if (fresh || header.naming > r.naming) {
     for (std::size_t t = 0; t < tiers(); ++t) disown(block, t);
     r.now = block_record::phase::sealed;
@@ -294,8 +295,8 @@ TERRACE_BODY bool planner::adopt(std::size_t tier, extent at, const extent_heade
   return true;
 }
 
-// What was found and does not count, of a name that has gone on say, may still be there after a crash: it has to be
-// gone before a flush says that anything of these names lasts.
+// A copy that was found but does not count, for example because another block has its name now, may still be there
+// after a crash: it must be gone before a flush says that anything with these names lasts.
 TERRACE_BODY void planner::disown(std::uint32_t block, std::size_t tier) noexcept {
   if (blocks_.copy(block, tier).present()) {
     tiers_[tier]->release(blocks_.where(block, tier));
@@ -304,8 +305,9 @@ TERRACE_BODY void planner::disown(std::uint32_t block, std::size_t tier) noexcep
   blocks_.remove_copy(block, tier);
 }
 
-// A crash may have left the header of an extent whose room was in use again already: the block had another copy by
-// then. So of several copies each is read before it counts as one; what could not be read may be the right one.
+// A crash may have left the header of an extent whose room was already in use again: the block had another copy by
+// then. So if there are several copies, each is read before it counts; one that could not be read may still be the
+// right one.
 TERRACE_BODY void planner::check_copies(std::uint32_t block) {
   std::size_t present = 0;
   for (std::size_t t = 0; t < tiers(); ++t) present += blocks_.copy(block, t).present() ? 1 : 0;

@@ -22,7 +22,7 @@ TERRACE_BODY void planner::cancel(flush_request& r) {
   pump();  // another round may begin
 }
 
-// Whether a block is one that flushes wait for. It stays in the round in which it became unsaved.
+// Counts a block as one that flushes wait for, or no longer. It stays in the round in which it became unsaved.
 TERRACE_BODY void planner::count_unsaved(std::uint32_t block, bool yes) noexcept {
   block_copy& hot = blocks_.copy(block, 0);
   if (hot.unsaved == yes) return;
@@ -31,8 +31,8 @@ TERRACE_BODY void planner::count_unsaved(std::uint32_t block, bool yes) noexcept
   unsaved_[hot.round ? 1 : 0] += yes ? 1u : ~0u;
 }
 
-// A block that has a name, and had perhaps a copy in a tier that keeps, has none: the flush under way may have counted
-// on that.
+// Has flushes look at a named block again: it may have lost its copy in a tier that keeps, and the flush under way
+// may have counted on that.
 TERRACE_BODY void planner::keep_later(std::uint32_t block) {
   to_keep_.push_back(blocks_.id_of(block));
   if (flush_.first == nullptr) return;
@@ -40,7 +40,7 @@ TERRACE_BODY void planner::keep_later(std::uint32_t block) {
   flush_.synced = flush_.synced_stuck = flush_.marked = false;
 }
 
-// The flush under way goes on without this block, fails with that in the end, and the next one looks at it again.
+// The flush under way goes on without this block and fails with `why` in the end; the next flush looks at it again.
 TERRACE_BODY void planner::leave_out(block_id id, const error& why) {
   left_out_.push_back(id);
   if (!flush_.left_out) flush_.left_out = why;
@@ -51,7 +51,7 @@ TERRACE_BODY void planner::store_ended(transfer_job& job) noexcept {
   if (std::exchange(job.awaited, false)) --flush_.stores;
 }
 
-// One round at a time: it answers all flushes that have come until then.
+// Begins a round, one at a time: it answers all flushes that have arrived by then.
 TERRACE_BODY void planner::begin_flush() {
   if (flush_.first != nullptr || flushes_ == nullptr) return;
   for (std::size_t i = 0; i < options_.jobs(); ++i) jobs_[i].awaited = false;
@@ -61,7 +61,7 @@ TERRACE_BODY void planner::begin_flush() {
   keep_failure_.reset();
 }
 
-// The flush waits for the stores that are on their way now: all of them, or those of named blocks to tiers that keep.
+// Makes the flush wait for the stores under way now: all of them, or those of named blocks to tiers that keep.
 // O(jobs), once or twice a flush.
 TERRACE_BODY void planner::await_stores(bool all) noexcept {
   for (std::size_t i = 0; i < options_.jobs(); ++i) {
@@ -72,10 +72,10 @@ TERRACE_BODY void planner::await_stores(bool all) noexcept {
   }
 }
 
-// Whether what was sealed before the flush is saved, and what had a name then is in a tier that keeps, be it synced or
-// not.
+// Whether what was sealed before the flush is saved, and what had a name then is in a tier that keeps, synced or not.
 TERRACE_BODY bool planner::flush_covered() noexcept {
-  // What an earlier flush could not save is still in the other round: until that is empty this one cannot turn.
+  // Blocks that an earlier flush could not save are still in the other round: until it is empty, this flush cannot
+  // switch rounds.
   if (!flush_.turned && unsaved_[round_ ? 0 : 1] == 0) {
     round_ = !round_;
     flush_.turned = true;
@@ -87,7 +87,8 @@ TERRACE_BODY bool planner::flush_covered() noexcept {
   return flush_.stores == 0;
 }
 
-// Whether what is to be stored can go nowhere, and no store that was on its way when that was first seen has made room.
+// Whether the blocks still to be stored can go nowhere, and the stores under way when that was first seen have all
+// ended without making room.
 TERRACE_BODY bool planner::flush_is_stuck() noexcept {
   if (stores_ == overdue_stores_) return true;
   if (!stuck_) return flush_.stuck = false;
@@ -105,14 +106,14 @@ TERRACE_BODY void planner::answer_flushes(flush_request* first, const std::optio
   }
 }
 
-// A flush is over when what it covers is saved, and durable where it has a name, or when that cannot be.
+// A flush is over when the blocks it covers are saved, and the named ones durable, or when that is impossible.
 TERRACE_BODY void planner::settle_flushes() {
   if (syncs_under_way_ != 0) return;
   if (sync_wanted_) start_sync();
   if (flush_.first == nullptr || syncs_under_way_ != 0) return;
   const bool covered = flush_covered();
   if (!covered && !flush_is_stuck()) return;
-  // Once where it is stuck; what finds room while that sync is under way is not synced with it.
+  // Only one sync while it is stuck; blocks that find room while that sync is under way are not covered by it.
   bool& synced = covered ? flush_.synced : flush_.synced_stuck;
   if (!keep_failure_ && !synced && (!to_sync_.empty() || names_taken_)) {
     synced = true;
@@ -124,12 +125,12 @@ TERRACE_BODY void planner::settle_flushes() {
         error{errc::out_of_capacity, "the tiers that keep blocks have no room for all that have names"};
   std::optional<error> failure = keep_failure_;
   if (!failure && unsaved_[round_ ? 0 : 1] != 0) failure = why_unsaved();
-  if (!failure) failure = flush_.left_out;  // last: then everything else is durable
+  if (!failure) failure = flush_.left_out;  // last, so that it means: all others are durable
   answer_flushes(std::exchange(flush_.first, nullptr), failure);
   if (flushes_ != nullptr) pump();
 }
 
-// What a tier that is set aside has failed with, where there is one.
+// The error of a tier that is set aside, if there is one.
 TERRACE_BODY error planner::why_unsaved() const noexcept {
   for (std::size_t t = 1; t < tiers(); ++t)
     if (open(t) && health(t).now != tier_health::state::working) return health(t).last;

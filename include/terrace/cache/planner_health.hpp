@@ -1,5 +1,5 @@
 #pragma once
-// Which tiers work: what they are told of, who is asked before a transfer, and when what failed is tried again. Part of
+// Which tiers work: what is reported to their breakers, what these allow, and when they try again. Part of
 // cache/planner.hpp; the rules are in cache/tier_health.hpp.
 #include <algorithm>
 
@@ -12,7 +12,7 @@ TERRACE_BODY bool planner::open(std::size_t tier) const noexcept { return tiers_
 
 TERRACE_BODY bool planner::takes_blocks(std::size_t tier) const noexcept {
   const circuit_breaker& breaker = tiers_[tier]->breaker;
-  // While what hangs has not ended, a probe would only hang as well.
+  // While hung transfers have not ended, a probe would only hang too.
   const bool probe = breaker.health().now != tier_health::state::working;
   return open(tier) && breaker.admits_store(context_.now()) && !(probe && hung_[tier] != 0);
 }
@@ -21,14 +21,14 @@ TERRACE_BODY bool planner::admits_load(std::size_t tier) const noexcept {
   return breaker.health().answers || (breaker.admits_load(context_.now()) && hung_[tier] == 0);
 }
 
-// Where a block goes from `from`: the next tier that is there and takes blocks. tiers() where there is none.
+// Where a block goes from `from`: the next open tier that takes blocks. tiers() if there is none.
 TERRACE_BODY std::size_t planner::next_tier(std::size_t from) const noexcept {
   std::size_t t = from + 1;
   while (t < tiers() && !takes_blocks(t)) ++t;
   return t;
 }
 
-// The best copy below tier 0 that may be read now, as for residency::best_copy. tiers() where there is none.
+// The tier of the best copy below tier 0 that may be read now, as for residency::best_copy. tiers() if there is none.
 TERRACE_BODY std::size_t planner::load_source(std::uint32_t block, unsigned tried) const noexcept {
   std::size_t best = tiers();
   for (std::size_t t = 1; t < tiers(); ++t)
@@ -50,7 +50,7 @@ TERRACE_BODY void planner::note_failure(std::size_t tier, circuit_breaker::work 
   if (breaker.health().now == tier_health::state::set_aside) alarm_.call_by(breaker.health().next_retry);
 }
 
-// A pause may be over, or a sync overdue. Nothing else may happen meanwhile, so that the timer has to say so.
+// A pause may be over, or a sync overdue. Nothing else need happen meanwhile, so the timer has to report it.
 TERRACE_BODY void planner::ring() noexcept {
   const auto now = context_.now();
   give_up_syncs(now);

@@ -13,7 +13,7 @@ TERRACE_BODY void planner::begin_load(std::uint32_t block, extent slot, bool spe
   block_record& r = blocks_[block];
   std::size_t from = load_source(block);
   if (from == tiers())
-    from = blocks_.best_copy(block, 1);  // set aside since it was looked at: start_loads sees to it
+    from = blocks_.best_copy(block, 1);  // set aside since the last look: start_loads deals with it
   r.load_from = static_cast<std::uint8_t>(from);
   r.tried = 0;
   r.speculative = speculative;
@@ -49,7 +49,7 @@ TERRACE_BODY void planner::start_loads() {
     transfers_.start(job);
   }
   if (overdue_loads_ != 2 * options_.loads_in_flight) return;
-  // Every job is stuck beyond its deadline: those in line would wait for ever.
+  // Every load job is overdue: the loads in line would wait for ever.
   while (blocks_.any_to_load()) {
     const std::uint32_t block = blocks_.first_to_load();
     blocks_.mark_to_load(block, false);
@@ -60,7 +60,7 @@ TERRACE_BODY void planner::start_loads() {
   }
 }
 
-// Takes back a load that has not begun and that nobody waits for.
+// Withdraws a load that has not begun and that nobody waits for.
 TERRACE_BODY void planner::drop_queued_load(std::uint32_t block) {
   block_record& r = blocks_[block];
   blocks_.mark_to_load(block, false);
@@ -71,7 +71,7 @@ TERRACE_BODY void planner::drop_queued_load(std::uint32_t block) {
   unpin(block, r.load_from);
 }
 
-// What comes up from an exclusive tier leaves it, once somebody has a use for it.
+// A block that comes up from an exclusive tier leaves it, once it is demanded.
 TERRACE_BODY void planner::leave_exclusive(std::uint32_t block) {
   const bool named = blocks_[block].name.valid();
   const block_copy& hot = blocks_.copy(block, 0);
@@ -83,7 +83,7 @@ TERRACE_BODY void planner::leave_exclusive(std::uint32_t block) {
   }
 }
 
-// Nobody will bring this block into the slot that was claimed for it; whose the slot is now is the caller's affair.
+// Nobody will bring this block into the slot that was claimed for it; the caller deals with the slot.
 TERRACE_BODY void planner::lose_load(std::uint32_t block, const error& cause) {
   block_record& r = blocks_[block];
   if (std::exchange(r.speculative, false)) --prefetches_;
@@ -93,8 +93,8 @@ TERRACE_BODY void planner::lose_load(std::uint32_t block, const error& cause) {
   collect(block);
 }
 
-// The copy that the load of `block` was to read, and that is not pinned any more, cannot be read: another one takes its
-// place, or who waits is told.
+// The copy that the load of `block` was to read cannot be read, and is no longer pinned: another copy takes its
+// place, or the waiters are told.
 TERRACE_BODY void planner::redirect_load(std::uint32_t block, const error& cause) {
   block_record& r = blocks_[block];
   const std::size_t other = load_source(block, r.tried);
@@ -128,22 +128,22 @@ TERRACE_BODY void planner::finish_load(transfer_job& job, const result<void>& ou
     collect(job.block);
     return;
   }
-  if (job.write_failed) {  // a device took no copy: this time the block cannot be had
+  if (job.write_failed) {  // a device failed to take the copy: this time the block cannot be had
     note_failure(0, circuit_breaker::work::write, outcome.error());
     if (job.probe) from.breaker.withdrawn();
     unpin(job.block, job.from);
     tiers_[0]->release(slot);
     return lose_load(job.block, outcome.error());
   }
-  // Another copy may be of use; only when there is none the block is lost, for this time at least.
+  // Another copy may do; only if there is none is the block lost, at least this time.
   note_failure(job.from, circuit_breaker::work::read, outcome.error(), job.probe);
   read_failed(job.block, job.from, outcome.error());
-  // It may still be there, and is not tried again by this load.
+  // The copy may still be there, but this load does not try it again.
   r.tried |= static_cast<std::uint8_t>(1u << job.from);
   redirect_load(job.block, outcome.error());
 }
 
-// --- The end of a job, and those that do not end.
+// --- The end of jobs, and jobs that do not end.
 
 TERRACE_BODY void planner::source_read(transfer_job& job) {
   if (job.to != 0) return;
@@ -184,7 +184,7 @@ TERRACE_BODY void planner::overdue(transfer_job& job) {
     }
     r.tried |= static_cast<std::uint8_t>(1u << job.from);
     const std::size_t other = load_source(job.block, r.tried);
-    if (other != tiers()) pin(job.block, other);  // else the claim might drop it
+    if (other != tiers()) pin(job.block, other);  // otherwise the claim might drop it
     const claim slot = other == tiers() ? claim{room::impossible, {}} : claim_slot(slot_bytes(r), {});
     if (slot.what != room::ready) {
       if (other != tiers()) unpin(job.block, other);

@@ -35,8 +35,8 @@ TERRACE_BODY void planner::discharge(std::uint32_t block, std::size_t tier) {
   tiers_[tier]->remove(block);
 }
 
-// Puts a copy into its policy's charge, or takes it out, as its state now says; and a block that only tier 0
-// has into the write-behind queue. Called whenever any of what it looks at has changed.
+// Puts a copy into its policy's charge or takes it out, according to its state; and queues a block that only tier 0
+// has for write-behind. Called whenever anything that it looks at has changed.
 TERRACE_BODY void planner::settle(std::uint32_t block, std::size_t tier) {
   block_record& r = blocks_[block];
   block_copy& copy = blocks_.copy(block, tier);
@@ -49,7 +49,7 @@ TERRACE_BODY void planner::settle(std::uint32_t block, std::size_t tier) {
     count_unsaved(block, r.now == block_record::phase::sealed && copy.readable() && r.wanted() && !saved);
     chargeable = chargeable && (saved || !write_behind_ || r.refs == 0);
     bool on_its_way = false;
-    for (std::size_t t = 1; t < tiers(); ++t) {  // a doubtful copy that is being read makes way after that
+    for (std::size_t t = 1; t < tiers(); ++t) {  // a doubtful copy that is being read makes way afterwards
       const block_copy& below = blocks_.copy(block, t);
       on_its_way = on_its_way || below.now() == state::filling || (below.doubtful && below.pins != 0);
     }
@@ -75,7 +75,7 @@ TERRACE_BODY void planner::settle(std::uint32_t block, std::size_t tier) {
   tiers_[tier]->admit(block, info, r.rank);
 }
 
-// Evicted: its room was needed, and it may be asked for again.
+// `evicted`: its room was needed, and it may be asked for again.
 TERRACE_BODY void planner::drop_copy(std::uint32_t block, std::size_t tier, departure why) {
   const block_copy& copy = blocks_.copy(block, tier);
   TERRACE_ASSERT(copy.pins == 0, "a pinned copy was dropped");
@@ -94,13 +94,13 @@ TERRACE_BODY void planner::drop_copy(std::uint32_t block, std::size_t tier, depa
   blocks_.remove_copy(block, tier);
   if (keepers_[tier] && blocks_[block].name.valid()) {
     keep_later(block);
-    for (std::size_t t = 1; t < tiers(); ++t)  // those that it held in their places may move now
+    for (std::size_t t = 1; t < tiers(); ++t)  // copies that could not leave because of it may leave now
       if (keepers_[t] && blocks_.copy(block, t).present()) settle(block, t);
   }
   if (tier != 0) settle(block, 0);
 }
 
-// Lets a block go that nobody refers to, as far as nothing reads or writes it still.
+// Lets go of a block that nobody refers to, except for copies that are still being read or written.
 TERRACE_BODY void planner::collect(std::uint32_t block) {
   block_record& r = blocks_[block];
   if (r.refs != 0 || r.now == block_record::phase::free) return;
@@ -134,7 +134,7 @@ TERRACE_BODY planner::claim planner::claim_slot(std::size_t bytes, need n) {
   return found;
 }
 
-// Room in a tier: what is free, or what its victims leave behind.
+// Room in a tier: free room, or what its victims leave behind.
 TERRACE_BODY planner::claim planner::claim_room(std::size_t tier, std::size_t bytes, need n) {
   tier_control& t = *tiers_[tier];
   for (;;) {
@@ -148,7 +148,7 @@ TERRACE_BODY planner::claim planner::claim_room(std::size_t tier, std::size_t by
   }
 }
 
-// Takes the victim of a tier out of it: lets it go where that loses nothing, else begins to move it down.
+// Takes a tier's victim out of it: lets it go if that loses nothing, otherwise begins to move it down.
 TERRACE_BODY planner::room planner::vacate(std::size_t tier, need n) {
   const std::uint32_t victim = tiers_[tier]->victim();
   if (victim == index_link::none) return sync_may_help() ? room::pending : room::impossible;
@@ -159,7 +159,7 @@ TERRACE_BODY planner::room planner::vacate(std::size_t tier, need n) {
   if (r.wanted() && (!blocks_.saved_below(victim, tier) || guarded(victim, tier))) {
     const room moved = start_store(victim, tier, true, n);
     if (moved != room::impossible) return moved;
-    if (copy.doubtful) {  // another one may go meanwhile
+    if (copy.doubtful) {  // meanwhile another block may go
       hold(victim, tier);
       return room::ready;
     }
@@ -169,8 +169,8 @@ TERRACE_BODY planner::room planner::vacate(std::size_t tier, need n) {
   return room::ready;
 }
 
-// What new tokens leave free of the last of exclusive tiers: a block can come up from it only when one that goes
-// down finds room.
+// The room that new tokens leave free in the last tier when tiers are exclusive: a block can come up from it only if
+// the one that goes down finds room.
 TERRACE_BODY std::size_t planner::headroom(std::size_t tier, std::size_t bytes) const noexcept {
   return write_behind_ || tier != last_open_ || tier == 0 ? 0
                                                           : std::min(tiers_[tier]->capacity() / 8, 8 * bytes);
@@ -178,8 +178,8 @@ TERRACE_BODY std::size_t planner::headroom(std::size_t tier, std::size_t bytes) 
 
 // --- Down: write-behind and demotion.
 
-// To the next tier that can take it: one that is full, with nothing that may leave it, is passed by. `kept`: only to
-// one that keeps.
+// Stores a block in the next tier that can take it, skipping full tiers that nothing may leave. `kept`: only in a
+// tier that keeps.
 TERRACE_BODY planner::room planner::start_store(std::uint32_t block, std::size_t from, bool evict, need n,
                                                 bool kept) {
   kept = kept || (evict && guarded(block, from));
@@ -192,7 +192,7 @@ TERRACE_BODY planner::room planner::start_store(std::uint32_t block, std::size_t
   return found;
 }
 
-// Where the block lies that is read before this one.
+// Where the block that is read before this one is, in `tier`.
 TERRACE_BODY std::optional<extent> planner::read_before(std::uint32_t block,
                                                         std::size_t tier) const noexcept {
   const std::uint32_t before = blocks_[block].parent;
@@ -206,7 +206,7 @@ TERRACE_BODY planner::room planner::start_store_to(std::uint32_t block, std::siz
   if (stores_full()) return overdue_stores_ == stores_ ? room::impossible : room::pending;
   const layer_group& group = group_of(blocks_[block]);
   if (const block_copy& there = blocks_.copy(block, to); there.doubtful) {
-    // It makes way for one that can be read.
+    // It makes way for a copy that can be read.
     if (blocks_.copy(block, from).doubtful || there.pins != 0 || there.now() != state::resident)
       return room::impossible;
     give_up_copy(block, to);
@@ -218,7 +218,7 @@ TERRACE_BODY planner::room planner::start_store_to(std::uint32_t block, std::siz
   n.behind = read_before(block, to);
   const claim found = claim_room(to, tiers_[to]->what.codec.max_encoded_size(group), n);
   if (found.what != room::ready) return found.what;
-  if (stores_full()) {  // demotions that made the room took the last job
+  if (stores_full()) {  // the demotions that made room took the last job
     tiers_[to]->release(found.where);
     return room::pending;
   }
@@ -253,7 +253,7 @@ TERRACE_BODY void planner::start_stores() {
     const std::uint32_t block = blocks_.first_unsaved();
     const room found = start_store(block, 0, false, {.ahead = blocks_.unsaved()});
     if (found == room::impossible && blocks_[block].refs == 0) {
-      blocks_.mark_unsaved(block, false);  // it leaves from tier 0 when it must
+      blocks_.mark_unsaved(block, false);  // it leaves tier 0 when it must
       count_unsaved(block, false);
     } else if (found != room::ready) {
       stuck_ = stuck_ || found == room::impossible;
@@ -262,8 +262,8 @@ TERRACE_BODY void planner::start_stores() {
   }
 }
 
-// Above an exclusive tier, and once tier 0 has been full: a few blocks leave it before their slots are asked for, so
-// that who asks does not wait for a transfer.
+// Above an exclusive tier, once tier 0 has been full: a few blocks leave tier 0 before their slots are asked for, so
+// that whoever asks need not wait for a transfer.
 TERRACE_BODY void planner::make_room_ahead() {
   tier_control& hot = *tiers_[0];
   const std::size_t spare = hot.capacity() / 8;
@@ -278,7 +278,8 @@ TERRACE_BODY bool planner::shrink_target(transfer_job& job, std::size_t bytes) {
   if (job.overdue) return true;
   tier_control& tier = *tiers_[job.to];
   tier.release(job.target);
-  // Nothing came between, and what was released is large enough: unless the tier has been made smaller meanwhile.
+  // Nothing came between, and what was released is large enough, so this fails only if the tier has been made
+  // smaller.
   const auto smaller = tier.reserve(bytes, read_before(job.block, job.to));
   job.target = smaller.value_or(extent{});
   blocks_.move_copy(job.block, job.to, job.target);
@@ -290,7 +291,7 @@ TERRACE_BODY void planner::finish_store(transfer_job& job, const result<void>& o
   const bool named = blocks_[job.block].name.valid();
   const bool to_be_kept = keepers_[job.to] && named;
   tier_control& to = *tiers_[job.to];
-  // Nothing but its source can be at fault where it was read and not yet written.
+  // Only its source can be at fault, if that had to be read and the target was not yet being written.
   const bool unreadable = !outcome && !job.write_failed && !tiers_[job.from]->address(job.source) &&
                           outcome.error().code != errc::stopped;
   if (outcome) {
@@ -327,10 +328,10 @@ TERRACE_BODY void planner::finish_store(transfer_job& job, const result<void>& o
     unpin(job.block, job.from);
   }
   if (blocks_.copy(job.block, 0).present())
-    settle(job.block, 0);  // a lease may pin it, and it is saved, or it is not
+    settle(job.block, 0);  // even if a lease pins it: whether it is saved may have changed
   if (job.evict && outcome && source.now() == state::resident && source.pins == 0) {
     if (guarded(job.block, job.from))
-      sync_wanted_ = true;  // it goes when the copy that replaces it is durable
+      sync_wanted_ = true;  // it goes once the copy that replaces it is durable
     else
       drop_copy(job.block, job.from, departure::evicted);
   }

@@ -40,7 +40,7 @@ TERRACE_BODY void planner::grow() {
   for (tier_control* tier : tiers_) tier->grow(grown_);
 }
 
-// --- The round of everything that may have become possible.
+// --- One round of everything that may have become possible.
 
 TERRACE_BODY void planner::pump() {
   again_ = true;
@@ -57,14 +57,14 @@ TERRACE_BODY void planner::pump() {
     start_loads();
   }
   pumping_ = false;
-  serve_writers();  // these call back, and the callers may ask for more
+  serve_writers();  // these call back, and what they call may ask for more
   settle_flushes();
   complete_ready();
 }
 
 TERRACE_BODY void planner::complete_ready() {
   while (acquire_request* r = ready_.pop()) {
-    if (stopping_ && r->record != nullptr) {  // nobody may hold anything of a cache that ends
+    if (stopping_ && r->record != nullptr) {  // nobody may hold anything of a cache that is ending
       abandon(*r);
       give_back(std::exchange(r->record, nullptr));
     }
@@ -87,14 +87,14 @@ TERRACE_BODY void planner::request(acquire_request& r) {
 
 TERRACE_BODY void planner::serve_line() {
   while (acquire_request* const first = stopping_ ? nullptr : line_.head) {
-    acquire_request* const rest = first->next;  // serving may put it into the queue of those that are ready
+    acquire_request* const rest = first->next;  // serving may move it to the ready queue
     if (!serve(*first)) return;
     line_.head = rest;
   }
 }
 
-// The best copy that attention reads where it is: the highest fidelity, then the nearest. tiers() where none
-// is.
+// The tier of the best copy that attention can read in place: the highest fidelity, then the nearest. tiers() if
+// there is none.
 TERRACE_BODY std::size_t planner::readable_copy(block_id id, lease_form form) const noexcept {
   const auto attention_reads = [&](const tier_control& t) {
     return form == lease_form::raw ? t.what.raw && t.what.addressable == hot_reach() : t.what.readable;
@@ -107,7 +107,7 @@ TERRACE_BODY std::size_t planner::readable_copy(block_id id, lease_form form) co
     if (best != tiers() && own <= quality) continue;
     best = t;
     quality = own;
-    if (own.exact()) break;  // mostly in tier 0: nothing else is looked at
+    if (own.exact()) break;  // mostly in tier 0: no need to look further
   }
   return best;
 }
@@ -126,7 +126,7 @@ TERRACE_BODY leased_block planner::readable_now(block_id id, lease_form form) no
           .tier = static_cast<std::uint8_t>(t)};
 }
 
-// Gives the first in line all that it needs, or nothing. False: it has to wait for a transfer.
+// Gives the first request in line all that it needs, or nothing. False: it has to wait for a transfer.
 TERRACE_BODY bool planner::serve(acquire_request& r) {
   if (r.record == nullptr) r.record = take_record(r.wanted.size());
   std::size_t i = 0;
@@ -231,7 +231,7 @@ TERRACE_BODY void planner::count_demand(std::uint32_t block, std::size_t tier) {
   tiers_[tier]->touch(block, {.step = step_});
 }
 
-// The load of `block` has ended: well, or because of `cause`.
+// The load of `block` has ended: successfully if `cause` is nullptr, otherwise with that error.
 TERRACE_BODY void planner::answer_waiting(std::uint32_t block, const error* cause) {
   lease_entry* e = std::exchange(blocks_[block].waiting, nullptr);
   while (e != nullptr) {
@@ -305,8 +305,8 @@ TERRACE_BODY void lease::release() noexcept {
   if (lease_record* record = std::exchange(record_, nullptr)) record->owner->release(record);
 }
 
-// Each is made as long as the longest, for they are handed out in any order: else one that was short so far would
-// grow in the middle of a decode.
+// Every record is made as long as the longest, because they are handed out in any order: otherwise a short one might
+// have to grow in the middle of a decode.
 TERRACE_BODY lease_record* planner::take_record(std::size_t entries) {
   if (entries > longest_record_) {
     longest_record_ = std::max(entries, 2 * longest_record_);

@@ -14,7 +14,7 @@ TERRACE_BODY result<void> planner::report_damaged(block_id id, std::size_t tier)
   if (const block_copy& copy = blocks_.copy(id.index, tier); copy.now() != state::resident || copy.pins != 0)
     return fail(errc::unavailable, "a copy that is being read or written cannot be given up now");
   give_up_copy(id.index, tier);
-  collect(id.index);  // it may be one that only a prefix index knew
+  collect(id.index);  // only a prefix index may have known it
   pump();
   return {};
 }
@@ -30,7 +30,7 @@ TERRACE_BODY result<std::optional<std::byte*>> planner::try_restore(block_id id)
   const auto slot = try_borrow(slot_bytes(blocks_[id.index]));
   if (!slot) return propagate(slot.error());
   if (!*slot) return std::nullopt;
-  if (!restorable(id)) {  // it was what made room
+  if (!restorable(id)) {  // it was let go to make room
     tiers_[0]->release(**slot);
     return propagate(changed);
   }
@@ -43,8 +43,8 @@ TERRACE_BODY void planner::end_restore(std::uint32_t block, bool whole) {
   if (whole) {
     blocks_.set_readable(block, 0, state::resident);
     if (blocks_[block].name.valid()) keep_later(block);
-    // What was computed is stored anew, in place of what could not be read: that would be asked for again when this has
-    // left tier 0. A copy that is pinned makes way when it is not any more (start_store_to).
+    // The recomputed block is stored again, in place of copies that could not be read: those would be read again once
+    // this one has left tier 0. A pinned copy makes way once it is unpinned (start_store_to).
     for (std::size_t t = 1; t < tiers(); ++t)
       if (const block_copy& copy = blocks_.copy(block, t);
           copy.doubtful && copy.now() == state::resident && copy.pins == 0)

@@ -11,7 +11,7 @@ namespace terrace {
 
 // --- Hints.
 
-// Gives a block another standing, in the tiers that have charge of it too.
+// Changes a block's standing, also in the tiers that have charge of it.
 TERRACE_BODY void planner::rank(std::uint32_t block, standing s) {
   block_record& r = blocks_[block];
   if (r.rank == s) return;
@@ -30,7 +30,7 @@ TERRACE_BODY hint_outcome planner::hint_blocks(std::span<const block_id> blocks,
     return hint_outcome{hint_outcome::verdict::rejected, 0, why};
   };
   if (timed && h.at_step <= step_) return reject("the step of this hint has begun already");
-  // Each waits for its step in memory: an engine that hints faster than its steps come must not fill it.
+  // Each waits in memory for its step: an engine that hints faster than it steps must not fill the memory.
   if (timed && timed_.size() + blocks.size() > 8 * blocks_.alive() + 64)
     return reject("too many hints wait for their steps");
 
@@ -63,7 +63,7 @@ TERRACE_BODY hint_outcome planner::hint_blocks(std::span<const block_id> blocks,
   return out;
 }
 
-// Hints whose step has come. A prefetch that finds no room is tried again until the step that it is for.
+// Runs the hints whose step has come. A prefetch that finds no room is tried again until the step that it is for.
 TERRACE_BODY void planner::run_due_hints() {
   while (!timed_.empty() && timed_.front().at_step <= step_) {
     const timed_hint due = timed_.front();
@@ -97,9 +97,9 @@ TERRACE_BODY void planner::advance_step(std::uint64_t step) {
 
 // --- Sizes.
 
-// Which tiers keep what tier 0 holds: as told, or by their sizes when the cache is opened.
+// Decides which tiers also hold what tier 0 holds: as the options say, or by their sizes when the cache is opened.
 TERRACE_BODY void planner::choose_inclusions() {
-  bool next = true;  // the tier that tier 0's blocks leave for
+  bool next = true;  // t is the first open tier below tier 0
   for (std::size_t t = 1; t < tiers(); ++t) {
     if (tiers_[t]->capacity() == 0) continue;
     keepers_[t] = tiers_[t]->keeps();
@@ -156,7 +156,7 @@ TERRACE_BODY cache_stats planner::stats() const {
   return all;
 }
 
-// Who waits for what will not begin any more is told so. An acquire that waits for transfers on their way as well is
+// Answers those who wait for what will no longer begin. An acquire that also waits for transfers under way is
 // answered when these have ended.
 TERRACE_BODY void planner::drop_pending() {
   while (acquire_request* const r = line_.pop()) make_ready(*r);
@@ -183,7 +183,7 @@ TERRACE_BODY void planner::drop_pending() {
 TERRACE_BODY void planner::shut_down() {
   stopping_ = true;
   for (;;) {
-    // A load that fails queues up for another copy: these come until the last transfer has ended.
+    // A load that fails queues up again for another copy, which can happen until the last transfer has ended.
     drop_pending();
     const bool syncs =
         std::any_of(syncs_.begin(), syncs_.end(), [](const keeper_sync& s) { return s.under_way; });

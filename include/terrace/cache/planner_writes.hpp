@@ -68,7 +68,7 @@ TERRACE_BODY void planner::request(room_request& r) {
   pump();
 }
 
-// `take` calls nobody back. `done` may ask for more, take others back, and block.
+// `take` calls nobody back. `done` may make new requests, withdraw others, and block.
 TERRACE_BODY void planner::serve_writers() {
   while (writers_.head != nullptr && writers_.head->take(writers_.head)) {
     room_request* const first = writers_.pop();

@@ -11,7 +11,7 @@
 namespace terrace {
 
 /// An acquire as the planner sees it: what is asked for, and whom to tell. The sender around it is in
-/// cache/acquire.hpp. It stays in place from `planner::request` until `done` was called or `planner::cancel`
+/// cache/acquire.hpp. It must stay in place from `planner::request` until `done` was called or `planner::cancel`
 /// returned.
 class acquire_request {
  public:
@@ -21,7 +21,7 @@ class acquire_request {
 
   std::span<const block_id> wanted;
   lease_form form = lease_form::raw;
-  function done;                   ///< called once, on the owner, when nothing is waited for any more
+  function done;                   ///< called once, on the owner, when nothing is left to wait for
   lease_record* record = nullptr;  ///< what is pinned
   std::optional<error> refusal;    ///< the whole request was refused; nothing is pinned
   std::size_t waiting = 0;         ///< entries whose block is on its way
@@ -30,8 +30,8 @@ class acquire_request {
   acquire_request* next = nullptr;
 };
 
-/// Someone who wants slots of tier 0 for what is written there, and does not block meanwhile (cache/room.hpp). It
-/// stays in place from `planner::request` until `done` was called or `planner::cancel` returned.
+/// A caller that wants slots of tier 0 to write into, and does not block meanwhile (cache/room.hpp). It must stay in
+/// place from `planner::request` until `done` was called or `planner::cancel` returned.
 class room_request {
  public:
   using look = bool (*)(room_request*) noexcept;
@@ -40,7 +40,7 @@ class room_request {
 
   look take;                     ///< takes what can be had now. True: it has all that it wants, or has failed
   function done;                 ///< called once, on the owner, after that
-  std::optional<error> failure;  ///< why it has not
+  std::optional<error> failure;  ///< why it did not get all that it wants
   room_request* next = nullptr;
 };
 
@@ -60,7 +60,7 @@ struct request_queue {
     if (r != nullptr) head = r->next;
     return r;
   }
-  /// Takes it out wherever it is. O(requests in line).
+  /// Removes it wherever it is. O(requests in line).
   void erase(Request& r) noexcept {
     Request* before = nullptr;
     for (Request* at = head; at != nullptr; before = at, at = at->next) {
@@ -72,7 +72,7 @@ struct request_queue {
   }
 };
 
-/// Waits for write-behind to catch up. It stays in place from `planner::flush` until `done` was called or
+/// Waits for write-behind to catch up. It must stay in place from `planner::flush` until `done` was called or
 /// `planner::cancel` returned.
 class flush_request {
  public:
@@ -80,23 +80,23 @@ class flush_request {
   explicit flush_request(function call) noexcept : done(call) {}
 
   function done;                 ///< called once, on the owner, when the flush is over
-  bool answered = false;         ///< it has been called
+  bool answered = false;         ///< `done` has been called
   std::optional<error> failure;  ///< why the flush could not save all
   flush_request* next = nullptr;
 };
 
-/// The flushes that are answered together, and what they wait for. Of two rounds, blocks that become unsaved enter the
-/// one, while the other, of those before, can only run empty: later blocks hold no flush up.
+/// The flushes that are answered together, and what they wait for. There are two rounds: blocks that become unsaved
+/// enter one, while the other, with the blocks from before, can only drain. So later blocks delay no flush.
 struct flush_round {
-  flush_request* first = nullptr;      ///< none: no flush is under way
-  bool turned = false;                 ///< what is sealed from now on is of the other round
-  bool synced = false;                 ///< its sync has begun
-  bool synced_stuck = false;           ///< likewise one of what there was while not all could be stored
-  bool marked = false;                 ///< it has looked which stores of named blocks are on their way
-  bool stuck = false;                  ///< likewise which stores may still make room
-  unsigned stores = 0;                 ///< that are awaited
-  std::uint64_t names = 0;             ///< how many blocks are to have been looked at, of all with names
-  std::optional<error> left_out = {};  ///< why it goes on without some block with a name
+  flush_request* first = nullptr;  ///< nullptr: no flush is under way
+  bool turned = false;             ///< blocks sealed from now on belong to the other round
+  bool synced = false;             ///< its sync has begun
+  bool synced_stuck = false;       ///< likewise a sync of what was stored, though not all could be
+  bool marked = false;             ///< it has marked the stores of named blocks under way
+  bool stuck = false;              ///< likewise the stores that may still make room
+  unsigned stores = 0;             ///< awaited stores, not yet ended
+  std::uint64_t names = 0;         ///< how many named blocks, ever, must have been looked at (planner::kept_)
+  std::optional<error> left_out = {};  ///< why it goes on without some named block
 };
 
 }  // namespace terrace

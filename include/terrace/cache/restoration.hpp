@@ -9,11 +9,11 @@
 
 namespace terrace {
 
-/// Room in tier 0 for a block that was lost, to be computed anew: `kv_store::restore`. The engine writes the whole
-/// block, row by row or in its group's layout, and says `complete`; from there the block is as it was before it was
-/// lost, under its id, for every sequence, name and index that refers to it, and is written behind again. Dropped
-/// before that, the block stays lost. Acquires of the block wait until either. Move-only, owner thread only; it ends
-/// before its cache.
+/// Room in tier 0 to recompute a lost block: `kv_store::restore`. The engine writes the whole block, row by row or in
+/// its group's layout, and calls `complete`. From then on the block is as it was before it was lost, under its id,
+/// for every sequence, name and index that refers to it, and is written behind again. If the restoration is dropped
+/// before that, the block stays lost. Acquires of the block wait for either. Move-only, owner thread only; it must
+/// end before its cache.
 class restoration {
  public:
   restoration(planner& owner, block_id id, std::byte* data) noexcept : owner_(&owner), id_(id), data_(data) {}
@@ -35,13 +35,13 @@ class restoration {
   }
   /// Which tokens of which layers it holds.
   block_range range() const noexcept { return range_of(owner_->layout(), owner_->record(id_.index)); }
-  /// Where the keys (for MLA, the latent vectors) of one of its layers go, and its values: token 0 is
+  /// Where the keys (for MLA, the latent vectors) of one of its layers go, and its values: row 0 is token
   /// range().first_token. Precondition: the layer is in its range.
   plane_rows k(std::uint32_t layer) const noexcept { return rows(layer, false); }
   plane_rows v(std::uint32_t layer) const noexcept { return rows(layer, true); }
-  /// The same as a whole: group().block_bytes(), in tier 0's memory. Precondition: not completed.
+  /// The whole block: group().block_bytes() bytes in tier 0's memory. Precondition: not completed.
   mutable_bytes data() const noexcept { return {data_, group().block_bytes()}; }
-  /// Everything is written.
+  /// Everything has been written: the block is whole.
   void complete() && noexcept { std::exchange(owner_, nullptr)->end_restore(id_.index, true); }
   planner& control() const noexcept { return *owner_; }
 

@@ -1,5 +1,5 @@
 #pragma once
-// How room in tier 0 is taken for what is written there: a slot at a time, blocking or not.
+// How room in tier 0 is taken for writing: one slot at a time, blocking or not.
 #include <concepts>
 #include <type_traits>
 #include <utility>
@@ -13,23 +13,24 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// What takes several slots of tier 0, one after another, and can pause between two: the tokens of a sequence, those
-/// of a batch, a block that is computed anew.
+/// Work that takes slots of tier 0 one after another and can pause between two: for the tokens of a sequence, those
+/// of a batch, or a block that is recomputed.
 template <class W>
 concept room_taker = requires(W& w) {
   typename W::value_type;
   { w.control() } -> std::same_as<planner&>;
-  /// Checks, and marks what takes part. Where it fails, nothing has changed, and none of the others is called.
+  /// Checks, and marks what takes part. If it fails, nothing has changed, and none of the others is called.
   { w.begin() } -> std::same_as<result<void>>;
-  /// Takes what can be had now. False: a slot will come free when a transfer on its way has ended.
+  /// Takes what can be had now. False: a slot will come free when a transfer under way has ended.
   { w.take() } -> std::same_as<result<bool>>;
-  /// After `take` was true: what the caller asked for.
+  /// After `take` returned true: what the caller asked for.
   { w.finish() } -> std::same_as<typename W::value_type>;
   /// Instead of `finish`: gives everything back.
   { w.give_up() } -> std::same_as<void>;
 };
 
-/// Takes room and blocks until it has all. It drives the owner's context meanwhile, so other completions run within.
+/// Takes room, and blocks until it has it all. Meanwhile it drives the owner's context, so other completions run
+/// within this call.
 template <room_taker W>
 result<typename W::value_type> take_room(W work) {
   if (auto begun = work.begin(); !begun) return propagate(begun.error());
@@ -49,9 +50,9 @@ result<typename W::value_type> take_room(W work) {
 }
 
 /// The same as a sender, which never blocks. Completes on the owner with set_value(what was asked for),
-/// set_error(error) or set_stopped(), and after both of these everything is as it was. Those that wait are served
-/// first come first served, and only the first in line holds anything; whoever blocks (take_room) passes the line.
-/// The operation allocates nothing.
+/// set_error(error) or set_stopped(); after either of the latter two everything is as it was. Waiting senders are
+/// served first come, first served, and only the first in line holds anything; callers that block (take_room) bypass
+/// the line. The operation allocates nothing.
 template <room_taker W>
 class room_sender {
   using value_type = typename W::value_type;
@@ -104,7 +105,7 @@ class room_sender {
     static void finish(room_request* r) noexcept {
       auto& self = *static_cast<operation*>(r);
       self.ended_ = true;
-      // The next in line may have that; a request to stop that is on its way must not keep it.
+      // Frees what it holds for the next in line at once, even if a stop request is on its way.
       if (self.failure && std::exchange(self.begun_, false)) self.work_.give_up();
       if (self.stop_.disarm()) self.deliver();
     }

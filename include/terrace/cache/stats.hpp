@@ -18,7 +18,7 @@ struct tier_stats {
   std::uint64_t bytes_read = 0;     ///< by loads, and by moves to a farther tier
   std::uint64_t bytes_written = 0;  ///< by stores; in tier 0, by loads
   std::uint64_t lost =
-      0;  ///< copies given up: with wrong bytes, reported damaged, or not to be read and replaced
+      0;  ///< copies given up: with wrong bytes, reported damaged, or unreadable and then replaced
   std::uint64_t failed_reads =
       0;  ///< reads that failed, or passed their deadline; the copy is lost only if it is wrong
   std::uint64_t failed_stores = 0;  ///< writes and syncs that failed; blocks stayed where they were
@@ -27,8 +27,8 @@ struct tier_stats {
 struct prefetch_stats {
   std::uint64_t issued = 0;  ///< loads begun before anybody asked
   std::uint64_t used = 0;    ///< of those, demanded before they left
-  std::uint64_t late = 0;    ///< of the used ones, still on their way when demanded
-  std::uint64_t wasted = 0;  ///< of those, gone without a use
+  std::uint64_t late = 0;    ///< of the used ones, those still on their way when demanded
+  std::uint64_t wasted = 0;  ///< of those issued, gone without a use
 };
 
 struct hint_stats {
@@ -43,7 +43,7 @@ struct cache_stats {
   prefetch_stats prefetch;
   hint_stats hints;
   std::uint64_t misses = 0;   ///< demanded blocks that attention could not read where they were
-  std::uint64_t dropped = 0;  ///< blocks that nobody referred to and that were let go for room
+  std::uint64_t dropped = 0;  ///< blocks that nobody referred to, let go for room
   std::uint64_t blocks = 0;   ///< blocks alive
   std::uint64_t pins = 0;     ///< copies pinned by leases, open blocks and transfers now
   std::size_t staging_bytes = 0;

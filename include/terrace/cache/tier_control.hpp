@@ -19,15 +19,15 @@ namespace terrace {
 
 class context;
 
-/// What the planner has to know of a tier, and nothing else: the seam between the composed types (medium,
-/// codec, policy) and the one planner that serves every composition. Calls are per block, never per byte, so
-/// they are plain virtual ones: one planner is compiled, not one for every list of tiers.
+/// All that the planner has to know of a tier: the seam between the composed types (medium, codec, policy) and the
+/// one planner that serves every composition. Calls are per block, never per byte, so plain virtual calls will do:
+/// one planner is compiled, not one for every list of tiers.
 class tier_control {
  public:
   struct traits {
     std::string_view medium;
     any_codec codec;
-    reach addressable = reach::nobody;  ///< who reads its encoded bytes at addresses
+    reach addressable = reach::nobody;  ///< who can address its encoded bytes
     bool readable = false;              ///< attention reads its blocks where they are
     bool raw = false;                   ///< and they are as the engine wrote them
     bool weighs = false;                ///< its policy wants to know blocks' shares of the softmax mass
@@ -40,30 +40,30 @@ class tier_control {
   tier_control(const tier_control&) = delete;
   virtual ~tier_control() = default;
 
-  /// Room, if there is any; behind the block that is read `before` it, where the medium heeds that.
+  /// Room, if there is any; behind `before`, the extent of the block that is read before it, if the medium heeds
+  /// that.
   virtual std::optional<extent> reserve(std::size_t bytes, std::optional<extent> before) = 0;
   virtual void release(extent e) noexcept = 0;
-  /// nullptr where the tier is not addressable.
+  /// nullptr if the tier is not addressable.
   virtual std::byte* address(extent e) noexcept = 0;
-  /// Copies between two addresses of the tier, in the order of the engine's own work.
+  /// Copies between two addresses of the tier, ordered with the engine's own work.
   virtual result<void> copy_within(std::byte* to, const std::byte* from, std::size_t bytes) = 0;
   virtual std::size_t capacity() const noexcept = 0;
   virtual std::size_t used() const noexcept = 0;
-  /// See buffer_registering_medium; nothing where the medium is none.
+  /// See buffer_registering_medium; does nothing for other media.
   virtual void register_buffer(mutable_bytes memory) = 0;
 
-  /// From now on the tier's capacity is `bytes`, whatever lies in it. errc::unavailable where its medium cannot
-  /// be resized.
+  /// Sets the tier's capacity to `bytes`, whatever it holds. errc::unavailable if its medium cannot be resized.
   virtual result<void> resize(std::size_t bytes) = 0;
 
-  // --- What outlives the process (medium/medium.hpp, persistent_medium). Nothing but `keeps` is called where it does
-  // not.
+  // --- What outlives the process (medium/medium.hpp, persistent_medium). If `keeps` is false, none of the others is
+  // called.
 
-  /// Asks a tier to make durable what was written to it, and is told how that went, on the owner.
+  /// Asks a tier to make durable what was written to it; `done` is called with the outcome, on the owner.
   struct sync_request {
     void (*done)(sync_request*, result<void>) noexcept;
   };
-  /// Is handed what was found at opening; true: the extent is taken.
+  /// Receives what was found at opening. True: the extent stays reserved.
   class visitor {
    public:
     virtual bool visit(extent at, const extent_header& header) = 0;
@@ -75,16 +75,16 @@ class tier_control {
   virtual void scan(visitor& v) = 0;
   virtual bool label(extent at, const extent_header& header) = 0;
   virtual void unlabel(extent at) noexcept = 0;
-  /// Reads it and compares its checksum. Waits; for opening only. Errors: corrupt where its bytes are other ones, else
-  /// why they could not be read.
+  /// Reads the extent and compares its checksum. Waits; for opening only. Errors: corrupt if its bytes differ,
+  /// otherwise why they could not be read.
   virtual result<void> verify(context& ctx, extent at, std::uint32_t checksum) = 0;
-  /// One at a time. `r` must stay until it was told.
+  /// One at a time. `r` must stay valid until its `done` is called.
   virtual void sync(sync_request& r) noexcept = 0;
 
-  // --- Who may leave: the blocks between admit and remove, each of which is free to leave at once. Hints have
-  // the first word, the policy of the tier the second (policy/policy.hpp).
+  // --- Which blocks may leave: those between admit and remove, each of which is free to leave at once. Hints decide
+  // first, then the tier's policy (policy/policy.hpp).
 
-  /// Makes room in the books for so many blocks.
+  /// Makes room in the books for `blocks` blocks.
   void grow(std::size_t blocks) {
     charges_.resize(blocks);
     links_.resize(blocks);
@@ -104,12 +104,12 @@ class tier_control {
     else
       (s == standing::kept ? kept_ : evictable_).erase(links_, block);
   }
-  /// The same, where the block leaves the tier because its room is needed.
+  /// The same, if the block leaves the tier because its room is needed.
   void evict(std::uint32_t block) {
     if (charges_[block] != standing::ordinary) return remove(block);
     policy_evict(block);
   }
-  /// Who should leave first, or index_link::none. It stays in charge until removed.
+  /// The block that should leave first, or index_link::none. It stays in charge until removed.
   std::uint32_t victim() {
     if (!evictable_.empty()) return evictable_.front();
     const std::uint32_t chosen = policy_victim();
@@ -127,9 +127,9 @@ class tier_control {
   virtual std::uint32_t policy_victim() = 0;
 
  private:
-  std::vector<standing> charges_;  // of the blocks in charge: whose list they are in
+  std::vector<standing> charges_;  // of the blocks in charge: which list has them
   std::vector<index_link> links_;
-  index_list evictable_, kept_;  // in the order in which they came
+  index_list evictable_, kept_;  // in order of arrival
 };
 
 }  // namespace terrace

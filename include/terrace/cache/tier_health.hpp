@@ -11,7 +11,7 @@
 
 namespace terrace {
 
-/// How a tier does its work now, and how it has failed. A snapshot: times are of the context's clock.
+/// How well a tier works now, and how it has failed. A snapshot; times are of the context's clock.
 struct tier_health {
   using time_point = std::chrono::steady_clock::time_point;
   enum class state : std::uint8_t {
@@ -19,53 +19,52 @@ struct tier_health {
     set_aside,  ///< has failed too often: nothing is stored there before `next_retry`
     probing,    ///< set aside, and one block or sync is under way to find out whether it works again
   };
-  bool healthy = true;  ///< works, and the last read, write and sync of it that have ended have succeeded
+  bool healthy = true;  ///< works, and the last read, write and sync of it to end all succeeded
   state now = state::working;
   bool answers = true;            ///< false while loads from it are refused because reads of it hang
   std::uint64_t failures = 0;     ///< reads, writes and syncs that failed or passed their deadline, in all
-  std::uint32_t in_a_row = 0;     ///< of these, since the last success of the same kind: the most of any kind
-  std::uint32_t times_aside = 0;  ///< how often it has been set aside, failed probes not counted
+  std::uint32_t in_a_row = 0;     ///< of these, since the last success of the same kind; the most of any kind
+  std::uint32_t times_aside = 0;  ///< how often it has been set aside, not counting failed probes
   error last{};                   ///< the last failure; meaningful where failures > 0
   time_point aside_since{};       ///< meaningful unless it works
-  time_point next_retry{};  ///< no probe before; meaningful unless it works; time_point::max(): there is none
+  time_point next_retry{};  ///< no probe before it; meaningful unless it works; time_point::max(): never
 };
 
-/// How a whole cache does its work now.
+/// How well a whole cache works now.
 struct cache_health {
   enum class verdict : std::uint8_t {
     working,   ///< every tier is healthy
-    degraded,  ///< some tier is not; blocks still find room in another one below tier 0
-    failing,   ///< no tier below tier 0 takes blocks: what is written stays above until reserve finds no slot
+    degraded,  ///< some tier is not; blocks still find room in another below tier 0
+    failing,   ///< no tier below tier 0 takes blocks: new ones stay in tier 0 until reserve finds no slot
   };
   verdict now = verdict::working;
-  std::vector<tier_health> tiers;  ///< nearest first; those that were left out are healthy and do nothing
+  std::vector<tier_health> tiers;  ///< nearest first; those left out are healthy and do nothing
 };
 
 /// When a tier is set aside, and for how long.
 struct health_options {
-  unsigned tolerated = 2;  ///< writes in a row that fail, or reads that hang, and do not set it aside yet
+  unsigned tolerated = 2;  ///< how many writes in a row may fail, or reads hang, without setting it aside
   unsigned tolerated_reads = std::numeric_limits<unsigned>::max();  ///< likewise reads that fail otherwise
-  std::chrono::milliseconds first_pause{10};  ///< before the first retry; each failed one doubles it
+  std::chrono::milliseconds first_pause{10};  ///< before the first retry; each failed retry doubles it
   std::chrono::milliseconds longest_pause{10'000};
 };
 
-/// Decides when a tier is set aside and when it is tried again: what is called a circuit breaker elsewhere. It is
-/// told of every transfer, and asked before each; it knows no tier and no clock, so calls bring the time.
+/// A circuit breaker: decides when a tier is set aside and when it is tried again. It is told of every transfer, and
+/// asked before each; it knows no tier and no clock, so callers pass the time.
 ///
 /// Its rules:
-/// - More failures of one kind in a row than are tolerated set the tier aside. Of reads that fail (wrong checksums are
-///   among them) any number is, unless the options say otherwise: they say nothing of writes, the tier may be all the
-///   room that there is, and with blocks computed anew the engine gets on, whereas a reserve that is refused ends it.
-///   Of reads that pass their deadline few are tolerated, for each holds buffers and a job until it ends.
-/// - One write that passes its deadline sets it aside, for that would be tried again and hold more of them; and so does
-///   one sync that fails, for nobody knows what else the medium has forgotten.
-/// - A tier set aside takes one block when its pause is over. That probe heals it, or doubles the pause. What a failed
-///   sync has set aside is healed by a sync alone: blocks that arrive would prove nothing. A sync that fails with
-///   errc::unavailable says that no later one will succeed: there is no probe any more.
-/// - Loads are tried whatever the state, as the block may be nowhere else. Only where it is set aside because reads
-///   hang they are refused, but for one probe: who asks would wait a whole deadline for each block, and computing it
-///   anew is faster than that.
-/// - The pause begins anew with `first_pause` once what had failed has succeeded.
+/// - More failures of one kind in a row than are tolerated set the tier aside. Unless the options say otherwise, any
+///   number of failed reads (including wrong checksums) is tolerated: they say nothing about writes, and the tier may
+///   be all the room there is. The engine can carry on by recomputing blocks, but not when reserve is refused. Few
+///   reads that pass their deadline are tolerated, because each holds buffers and a job until it ends.
+/// - One write that passes its deadline sets it aside, because it would be tried again and hold more of them. So does
+///   one sync that fails, because nobody knows what else the medium has forgotten.
+/// - A tier set aside takes one block when its pause is over. That probe heals it, or doubles the pause. After a
+///   failed sync only a sync heals the tier: blocks that arrive would prove nothing. A sync that fails with
+///   errc::unavailable says that no later one will succeed: then there are no more probes.
+/// - Loads are tried whatever the state, because the block may be nowhere else. Only if reads hang are they refused,
+///   except for one probe: the caller would wait a whole deadline for each block, and recomputing it is faster.
+/// - The pause starts again at `first_pause` once what had failed has succeeded.
 ///
 /// All members are O(1).
 class circuit_breaker {
@@ -89,8 +88,8 @@ class circuit_breaker {
   }
   /// Set aside because a sync failed: what lies there may not be durable.
   bool sync_failed() const noexcept { return !works() && cause_ == work::sync; }
-  /// A transfer or sync begins. True: the tier is set aside and has waited for just this, so it is the probe; whoever
-  /// says how it ends says that too.
+  /// A transfer or sync begins. True: the tier is set aside and was waiting for work of this kind, so this is the
+  /// probe; whoever reports how it ended must report that too.
   bool begun(work w, time_point now) noexcept {
     const bool tells = w == work::read    ? !health_.answers
                        : w == work::write ? cause_ != work::sync
@@ -99,7 +98,7 @@ class circuit_breaker {
     health_.now = tier_health::state::probing;
     return true;
   }
-  /// It has ended well, in time or not.
+  /// It has succeeded, in time or not.
   void succeeded(work w, bool probe = false) noexcept {
     row(w) = 0;
     if (w == work::read) {
@@ -130,7 +129,7 @@ class circuit_breaker {
     if (hangs) health_.answers = false;
     sum_up();
   }
-  /// The probe has ended and says nothing of the tier: its source could not be read, say.
+  /// The probe has ended but says nothing about the tier: its source could not be read, for example.
   void withdrawn() noexcept {
     if (health_.now == tier_health::state::probing) health_.now = tier_health::state::set_aside;
   }
@@ -160,7 +159,7 @@ class circuit_breaker {
   health_options options_;
   tier_health health_;
   std::array<std::uint32_t, 3> rows_{};  // failures in a row, of each kind of work
-  std::uint32_t late_reads_ = 0;         // since a read last ended well
+  std::uint32_t late_reads_ = 0;         // since a read last succeeded
   work cause_ = work::write;             // what it was set aside for
   unsigned pauses_ = 0;                  // since what had failed last succeeded
 };

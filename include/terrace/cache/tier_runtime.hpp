@@ -19,8 +19,8 @@
 
 namespace terrace {
 
-/// The part of a tier at work that is its policy's: an instance of its own, and the array of block states that
-/// it keeps books in.
+/// The policy part of a running tier: its own policy instance, and the array of block states in which the policy
+/// keeps its books.
 template <eviction_policy Policy>
 class ranked_tier : public tier_control {
  public:
@@ -48,7 +48,7 @@ class ranked_tier : public tier_control {
 
 inline namespace TERRACE_EX {
 
-/// A sync of a tier's medium that is under way, or none.
+/// The sync of a tier's medium that is under way, if any.
 template <class Medium>
 class tier_sync {
  public:
@@ -77,13 +77,13 @@ class tier_sync {
     using type = ex::connect_result_t<decltype(std::declval<M&>().sync()), receiver>;
   };
   std::optional<typename operation_of<Medium>::type>
-      under_way_;  // and still there when it tells, for the next
+      under_way_;  // stays after it has reported, until the next one replaces it
 };
 
 }  // namespace TERRACE_EX
 
-/// A tier at work: its open medium, and its policy. Where the tier was left out there is no medium, and never
-/// room. Tiers that differ in their codec alone are of one type.
+/// A running tier: its open medium, and its policy. If the tier was left out, there is no medium, and never room.
+/// Tiers that differ only in their codec are of one type.
 template <medium Medium, eviction_policy Policy>
 class tier_runtime final : public ranked_tier<Policy> {
  public:
@@ -166,7 +166,7 @@ class tier_runtime final : public ranked_tier<Policy> {
   tier_sync<Medium> sync_;
 };
 
-/// What the planner has to know of a `Tier` with that policy.
+/// What the planner has to know of a `Tier` with this policy.
 template <class Tier, eviction_policy Policy>
 constexpr tier_control::traits traits_of() noexcept {
   return {.medium = Tier::medium_type::name,

@@ -10,9 +10,9 @@
 
 namespace terrace {
 
-/// A codec as a value: its constants, and its operations as codec/codec.hpp says. They are called once for a
-/// block, so a call through a pointer costs nothing, and what takes one is compiled once and not for each codec
-/// or pair of codecs.
+/// A codec as a value: its constants, and its operations as codec/codec.hpp says. They are called once per block, so
+/// a call through a pointer costs nothing, and code that takes one is compiled once, not for each codec or pair of
+/// codecs.
 struct any_codec {
   std::string_view name;
   std::uint32_t format_id;

@@ -10,8 +10,8 @@ namespace terrace {
 /// The values are the codecs' format ids.
 enum class block_encoding : std::uint32_t { raw = 0, q8_0 = 8, q4_0 = 2, fp8 = 0x1100 };
 
-/// Bytes that `raw` bytes of a plane take when encoded, a whole number of the encoding's groups. Offsets and
-/// strides within a block scale in the same way.
+/// Bytes that `raw` bytes of a plane, a whole number of the encoding's groups, take when encoded. Offsets and strides
+/// within a block scale in the same way.
 constexpr std::size_t encoded_bytes(std::size_t raw, element type, block_encoding encoding) noexcept {
   const std::size_t values = raw / size_of(type);
   switch (encoding) {

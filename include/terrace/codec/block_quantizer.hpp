@@ -11,19 +11,19 @@
 
 namespace terrace {
 
-/// Makes a codec of blocks (codec/codec.hpp) of the format that derives from it: one that turns each run of
-/// `group_values` consecutive values along the head dimension into `group_bytes` bytes, whatever stands
-/// beside it. This is the walk over layers and planes; the format is the arithmetic.
+/// Turns the format that derives from it into a codec of blocks (codec/codec.hpp): one that encodes each run of
+/// `group_values` consecutive values along the head dimension as `group_bytes` bytes, independently of all others.
+/// This class walks over layers and planes; the format does the arithmetic.
 ///
-/// Encoded runs follow one another as their values do in the block, so offsets within a plane scale by
-/// encoded_size. A format has, besides the codec's constants:
+/// Encoded runs are in the order of their values in the block, so offsets within a plane scale by encoded_size. A
+/// format has, besides the codec's constants:
 /// - `group_values`, `group_bytes`;
 /// - `bad_dimension`, `bad_type`, `bad_size`, `bad_code`: sentences for its errors, in which it names itself;
-/// - `encode_groups(type, in, out, groups, set)`, and `decode_groups` likewise, which returns false where the
-///   bytes are no encoder's. `type` is fp16, bf16 or fp32, `set` an instruction set that the processor has.
+/// - `encode_groups(type, in, out, groups, set)`, and `decode_groups` likewise, which returns false if no
+///   encoder writes such bytes. `type` is fp16, bf16 or fp32, `set` an instruction set that the processor has.
 template <class Format>
 struct block_quantizer {
-  /// Bytes of so many encoded values, a multiple of group_values.
+  /// Bytes that `values` values, a multiple of group_values, take when encoded.
   static constexpr std::size_t encoded_size(std::size_t values) noexcept {
     return values / Format::group_values * Format::group_bytes;
   }

@@ -9,12 +9,12 @@
 
 namespace terrace {
 
-/// What compresses bytes without knowing what they are: a stateless type with static members. It can follow
-/// another codec in a `chain`. Any thread may call any member at any time; no member throws or touches memory
-/// outside its spans, which do not overlap. What a member allocates its thread keeps and uses again.
+/// A compressor of bytes that does not know what they are: a stateless type with static members. It can follow
+/// another codec in a `chain`. Any thread may call any member at any time; no member throws or touches memory outside
+/// its spans, which do not overlap. Whatever a member allocates, its thread keeps and reuses.
 ///
 /// Constants: `format_id`, `name` and `fixed_rate` as a codec has them (codec/codec.hpp), and `lossless`,
-/// which must be true: half a code is no code.
+/// which must be true: the codec before it in a chain must get back exactly what it wrote.
 ///
 /// Operations:
 /// - `max_encoded_bytes(n)`: the most that n bytes can become, at least 1 for n > 0; 0 where n bytes are too

@@ -10,13 +10,13 @@
 
 namespace terrace {
 
-/// Makes a lossless codec of blocks (codec/codec.hpp) of the byte codec that derives from it. Elements are
-/// split into their bytes first: the signs and exponents of neighbours are alike, their mantissas are noise,
-/// and a compressor that sees the two mixed finds little in either.
+/// Turns the byte codec that derives from it into a lossless codec of blocks (codec/codec.hpp). Elements are first
+/// split into their bytes: the signs and exponents of neighbours are alike, their mantissas are noise, and a
+/// compressor that sees the two mixed finds little in either.
 ///
 /// Format: for each layer of the block, for each plane present, for each byte of an element, lowest first: a
-/// length of four bytes, little-endian, and so many bytes, which `Bytes` made of that byte of all elements of
-/// the plane, in the block's order.
+/// four-byte little-endian length, and that many bytes, which `Bytes` encoded from that byte of all elements of the
+/// plane, in the block's order.
 template <class Bytes>
 struct byte_planes {
   /// Every group whose planes `Bytes` can take in one call.
@@ -96,7 +96,7 @@ struct byte_planes {
     return written;
   }
 
-  // Takes what it decodes off the front of `in`.
+  // Removes what it decodes from the front of `in`.
   static result<void> decode_plane(std::size_t element_bytes, const_bytes& in, mutable_bytes raw) noexcept {
     if (raw.empty()) return {};
     const std::size_t count = raw.size() / element_bytes;

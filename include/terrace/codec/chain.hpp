@@ -15,8 +15,8 @@
 namespace terrace {
 
 namespace detail {
-/// The format id of a chain, for ever: FNV-1a (32 bits: basis 2166136261, prime 16777619) over the format ids
-/// of its codecs, first to last, each as four bytes, little-endian; then the highest bit is set, which no other
+/// The format id of a chain, which never changes: FNV-1a (32 bits: basis 2166136261, prime 16777619) over the format
+/// ids of its codecs, first to last, each as four bytes, little-endian; then the highest bit is set, which no other
 /// codec's id has.
 template <class... Codecs>
 consteval std::uint32_t chain_format_id() noexcept {
@@ -26,7 +26,7 @@ consteval std::uint32_t chain_format_id() noexcept {
   return hash | 0x80000000u;
 }
 
-/// The names of the codecs with a plus between each two: the characters behind `chain::name`.
+/// The names of the codecs, joined by plus signs: the characters behind `chain::name`.
 template <class... Codecs>
 inline constexpr auto chain_name = [] {
   std::array<char, (Codecs::name.size() + ...) + sizeof...(Codecs) - 1> text{};
@@ -40,11 +40,11 @@ inline constexpr auto chain_name = [] {
 }  // namespace detail
 
 /// One codec after another: `First` encodes the block, and each byte codec in `Rest` compresses what the one
-/// before it wrote. chain<q4_0, zstd<>> has a quarter of the bytes of fp16, and fewer.
+/// before it wrote. chain<q4_0, zstd<>> takes a quarter of the bytes of fp16, or less.
 ///
-/// Format: the encoded bytes of the last codec. Before them stands, for each codec but the last, in their
-/// order, the number of bytes that it wrote, as four bytes, little-endian; but not for those whose size is
-/// known, because they and all before them are of fixed rate. A chain of q4_0 and zstd has no such numbers.
+/// Format: the encoded bytes of the last codec. They are preceded, for each codec but the last, in order, by the
+/// number of bytes that it wrote, as four bytes, little-endian; except for those whose size is known because they and
+/// all before them are of fixed rate. A chain of q4_0 and zstd has no such numbers.
 ///
 /// A thread keeps a buffer for what each codec but the last writes, as large as its largest block.
 template <class First, class... Rest>
@@ -93,7 +93,7 @@ struct chain {
   static result<void> decode(const layer_group& group, const_bytes in, mutable_bytes raw) noexcept {
     if (raw.size() != group.block_bytes())
       return fail(errc::invalid_argument, "a block must have the size that its group says");
-    if constexpr (header_bytes != 0)  // nvcc minds a comparison with 0
+    if constexpr (header_bytes != 0)  // nvcc warns about a comparison with 0
       if (in.size() < header_bytes) return fail(errc::corrupt, "a stored block ends within its sizes");
     sizes written = most(group);
     for (std::size_t i = fixed_stages, at = 0; i + 1 < stages; ++i, at += size_bytes) {
@@ -111,7 +111,7 @@ struct chain {
   static constexpr std::size_t size_bytes = 4;
   using sizes = std::array<std::size_t, stages>;
 
-  // Codecs whose output has a known size, from the first on.
+  // How many codecs, from the first on, have an output of known size.
   static constexpr std::size_t fixed_stages = [] {
     std::size_t count = 0;
     bool fixed = true;
@@ -147,7 +147,7 @@ struct chain {
     return size;
   }
 
-  // From what the I-th codec wrote to the end of the chain.
+  // Encodes from the output of the I-th codec to the end of the chain.
   template <std::size_t I, class Next, class... More>
   static result<std::size_t> encode_rest(const sizes& bounds, const_bytes in, mutable_bytes header,
                                          mutable_bytes out) noexcept {
@@ -166,7 +166,7 @@ struct chain {
     }
   }
 
-  // From the end of the chain back to what the I-th codec wrote.
+  // Decodes from the end of the chain back to the output of the I-th codec.
   template <std::size_t I, class Next, class... More>
   static result<const_bytes> decode_rest(const sizes& written, const_bytes in) noexcept {
     if constexpr (sizeof...(More) != 0) {

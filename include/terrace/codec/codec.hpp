@@ -15,11 +15,11 @@ namespace terrace {
 ///
 /// A block's raw bytes are those that the engine writes: layer_group::block_bytes() of them, planes of the group's
 /// element types in its page order. Any thread may call any member at any time. No member throws, allocates memory
-/// that outlives it (a thread's scratch, kept for its next block, apart), or reads or writes outside its spans. Spans
-/// do not overlap, and need no alignment.
+/// that outlives the call (except a thread's scratch, kept for its next block), or reads or writes outside its spans.
+/// Spans do not overlap, and need no alignment.
 ///
 /// Constants:
-/// - `format_id`: names the encoded format on disk, for ever. 0 is identity; ggml's have ggml's numbers.
+/// - `format_id`: names the encoded format on disk, for ever. 0 is identity; ggml's formats have ggml's numbers.
 /// - `name`: for people and command lines.
 /// - `lossless`: decode gives back the bytes that encode was given.
 /// - `loss`: rank of fidelity of what decode gives (core/block.hpp). 0 is exact; larger is worse.

@@ -23,7 +23,7 @@ namespace terrace {
 
 namespace detail {
 
-// The turns of positions 0 to tokens - 1, as ecsq_head has them. A thread keeps those that it used last. Null where
+// The rotations of positions 0 to tokens - 1, as ecsq_head has them. A thread keeps those that it used last. Null if
 // there is no memory.
 inline const float* ecsq_turns(std::uint32_t theta, std::uint32_t tokens, std::uint32_t dim) noexcept {
   struct kept_turns {
@@ -53,7 +53,7 @@ inline std::size_t ecsq_heads(const layer_group& group) noexcept {
   return std::size_t{group.layers_per_block} * (group.k.heads + (group.v.present() ? group.v.heads : 0));
 }
 
-// The turns of a group's keys, null where they are coded as they stand. False where there is no memory.
+// The rotations of a group's keys, null if they are coded as they are. Returns false if there is no memory.
 inline bool ecsq_turns(const layer_group& group, const rope& turn, const float*& turns) noexcept {
   turns = turn.theta != 0 && group.v.present() ? ecsq_turns(turn.theta, group.tokens, group.k.dim) : nullptr;
   return turns != nullptr || turn.theta == 0 || !group.v.present();
@@ -184,7 +184,8 @@ TERRACE_BODY result<void> ecsq_format::supports(const layer_group& group, const 
 }
 
 TERRACE_BODY std::size_t ecsq_format::max_encoded_size(const layer_group& group) noexcept {
-  // A number takes two bytes of the stream at most, and an element two at least; two rows stand before a head's.
+  // A number takes at most two bytes of the stream, and an element at least two; two rows of numbers precede a
+  // head's.
   std::size_t ahead = 0;
   for (const plane* p : {&group.k, &group.v})
     if (p->present()) ahead += std::size_t{p->heads} * p->dim * 4;
@@ -254,7 +255,7 @@ TERRACE_BODY result<void> ecsq_format::decode(const layer_group& group, const pa
     return r;
   };
 
-  // The heads that are stored as they are, and so where the stream begins.
+  // Restores the heads that are not in the stream, and so finds where the stream begins.
   std::size_t from = heads * record_bytes;
   for (std::size_t n = 0; n < heads; ++n) {
     const ecsq_record record = record_of(n);

@@ -10,18 +10,18 @@
 // What the kernels of ecsq share: one head of one block.
 namespace terrace::kernels {
 
-/// Where one head's rows lie, and how they are turned.
+/// Where one head's rows lie, and how they are rotated.
 struct ecsq_head {
   std::uint32_t tokens, dim;
   std::size_t stride;  ///< bytes from a token's row to the next one's
-  const float* turns;  ///< for each token dim / 2 cosines, then dim / 2 sines; null: not turned
+  const float* turns;  ///< for each token dim / 2 cosines, then dim / 2 sines; null: not rotated
   rope::pairing pairs;
 };
 
 /// The first three bytes of a coded head.
 struct ecsq_record {
   static constexpr std::int8_t zeros = -128, stored = 127;
-  /// Steps of 2^-14 to 2^8: their multiples and what rounding does to them are far from the ends of fp16.
+  /// Steps of 2^-14 to 2^8: their multiples, and what rounding does to them, are far from the limits of fp16.
   static constexpr int least_step = -112, most_step = 64;
 
   std::int8_t step = zeros;  ///< log2, in eighths
@@ -30,7 +30,7 @@ struct ecsq_record {
   bool coded() const noexcept { return step != zeros && step != stored; }
 };
 
-/// A head's numbers before its multiples, and how its channels are distributed.
+/// The numbers of a head that precede its multiples, and how its channels are distributed.
 struct ecsq_channels {
   static constexpr std::size_t most = 1024;
 
@@ -48,8 +48,8 @@ inline float ecsq_step(int eighths) noexcept {
   return std::ldexp(part[i], (eighths - static_cast<int>(i)) / 8);
 }
 
-/// How far rounding to a type, after a turn, may move a value, for each unit of the two elements of its pair; and the
-/// most steps that a value may have, so that this stays below half a step.
+/// How far rounding to a type, after a rotation, may move a value, per unit of the two elements of its pair; and the
+/// most steps that a value may have for this to stay below half a step.
 struct ecsq_rounding {
   float unit, most_steps;
   static constexpr ecsq_rounding of(element type) noexcept {
@@ -59,9 +59,9 @@ struct ecsq_rounding {
 };
 inline constexpr float ecsq_tolerance = 0.02f;
 
-/// The step of a head that was coded before lies so far, in eighths of log2, above or below the one that its spread
-/// asks for now. Quantising moves a value by half a step at most, which is 0.79 standard deviations (ecsq takes steps
-/// up to 1.5 of them, rounded): so the spread is now 0.21 to 1.79 of what it was.
+/// How far, in eighths of log2, the step of a head that was coded before may lie above or below the one that its
+/// spread asks for now. Quantising moves a value by half a step at most, which is 0.79 standard deviations (ecsq
+/// takes steps up to 1.5 of them, rounded), so the spread is now 0.21 to 1.79 of what it was.
 inline constexpr int ecsq_steps_up = 20, ecsq_steps_down = 8;
 
 }  // namespace terrace::kernels

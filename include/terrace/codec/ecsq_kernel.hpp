@@ -3,7 +3,7 @@
 
 namespace terrace::kernels::TERRACE_ISA {
 
-// Loads one row of a head, in the order of channels: where neighbours are paired, the first elements come first.
+// Loads one row of a head, in the order of channels: where neighbours are paired, their first elements come first.
 template <element_type T>
 TERRACE_TARGET TERRACE_KERNEL_INLINE void load_channels(const ecsq_head& h, const std::byte* row,
                                                         float* channels) noexcept {
@@ -41,7 +41,7 @@ TERRACE_TARGET TERRACE_KERNEL_INLINE void store_channels(const ecsq_head& h, con
   }
 }
 
-// Turns a row forth, or back. Each product rounds once, and so does the sum where the set fuses.
+// Rotates a row forward, or back. Each product rounds once, and so does the sum where the set fuses.
 template <bool Back>
 TERRACE_TARGET TERRACE_KERNEL_INLINE void turn(const ecsq_head& h, std::uint32_t token,
                                                float* channels) noexcept {
@@ -57,7 +57,7 @@ TERRACE_TARGET TERRACE_KERNEL_INLINE void turn(const ecsq_head& h, std::uint32_t
   }
 }
 
-// Whether all values are multiples of the step, but for what rounding to T may have done to them.
+// Whether all values are multiples of the step, apart from what rounding to T may have done to them.
 template <element_type T>
 TERRACE_TARGET TERRACE_KERNEL_INLINE bool all_multiples(const ecsq_head& h, const float* values, float step,
                                                         float tolerance, float unit) noexcept {
@@ -79,8 +79,8 @@ TERRACE_TARGET TERRACE_KERNEL_INLINE bool all_multiples(const ecsq_head& h, cons
   return true;
 }
 
-// Codes one head: its multiples go to `codes`, [token][channel]. `values` is room for as many floats. The record's
-// `spread` and `means` are left alone.
+// Codes one head: its multiples go to `codes`, [token][channel]. `values` is scratch for as many floats. Returns the
+// step of the head's record.
 template <element_type T>
 TERRACE_TARGET inline std::int8_t quantise_head(const ecsq_head& h, const std::byte* in, std::uint32_t tenths,
                                                 float* values, std::int8_t* codes) noexcept {
@@ -150,7 +150,7 @@ TERRACE_TARGET inline std::int8_t quantise_head(const ecsq_head& h, const std::b
   return static_cast<std::int8_t>(step);
 }
 
-// Writes one head. Everything of it goes in from its end to its beginning, as a range coder has it.
+// Writes one head, from its end to its beginning, as a range coder requires.
 TERRACE_TARGET inline void write_head(const ecsq_head& h, const std::int8_t* codes, const ecsq_channels& c,
                                       rans_writer& to) noexcept {
   using simd::TERRACE_ISA::put;

@@ -10,14 +10,13 @@
 
 namespace terrace {
 
-/// Each value as an OCP E4M3 (core/element.hpp), one byte, and nothing else: an encoded block is what an engine
-/// that keeps its KV in fp8 would have written, with a scale of 1. Values follow one another as they do in the
-/// block.
+/// Each value as one OCP E4M3 byte (core/element.hpp), and nothing else: an encoded block is what an engine that
+/// keeps its KV in fp8 would have written, with a scale of 1. Values are in the order of the block.
 ///
-/// Encoding rounds to nearest, ties to even. Magnitudes beyond 448, infinities too, become 448; a NaN stays a
-/// NaN. Below 2^-6 the step is 2^-9: KV whose values are far from 1 needs a scale of the engine's own. Decoding
-/// is exact in every element type, so attention reads encoded blocks as exactly the values that it gives. Any
-/// byte decodes to something.
+/// Encoding rounds to nearest, ties to even. Magnitudes beyond 448, including infinities, become 448; a NaN stays a
+/// NaN. Below 2^-6 the step is 2^-9: KV whose values are far from 1 needs a scale of the engine's own. Decoding is
+/// exact in every element type, so attention reads encoded blocks as exactly the decoded values. Any byte decodes to
+/// something.
 struct fp8 : block_quantizer<fp8> {
   static constexpr std::uint32_t format_id = 0x1100;
   static constexpr std::string_view name = "fp8";

@@ -3,7 +3,7 @@
 
 namespace terrace::kernels::TERRACE_ISA {
 
-// ggml's rules have no answer for these: a NaN becomes 0, and what is too large the most that can be stored.
+// ggml's rules do not cover these: a NaN becomes 0, and a value that is too large the largest that can be stored.
 TERRACE_TARGET TERRACE_ALWAYS_INLINE simd::TERRACE_ISA::f32x16 tame(simd::TERRACE_ISA::f32x16 x,
                                                                     float most) noexcept {
   using namespace simd::TERRACE_ISA;
@@ -11,8 +11,8 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE simd::TERRACE_ISA::f32x16 tame(simd::TERRAC
   return select(is_number(x), bounded, splat(0));
 }
 
-// Lane g is the largest magnitude of group g of sixteen, found by one transpose. False where one of them has a value
-// that must be tamed.
+// Lane g of `most` becomes the largest magnitude of group g of sixteen, found by one transpose. Returns false if one
+// of them has a value that must be tamed.
 TERRACE_TARGET TERRACE_ALWAYS_INLINE bool largest_of_sixteen(element_value auto type, const std::byte* in,
                                                              float limit,
                                                              simd::TERRACE_ISA::f32x16& most) noexcept {
@@ -26,8 +26,8 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE bool largest_of_sixteen(element_value auto 
   return (less(splat(limit), most) | static_cast<mask16>(~is_number(most))) == 0;
 }
 
-// Encodes sixteen groups at a time with sixteen(in, out), and with one(in, out) each of those that it refuses, having
-// written nothing, and those that are left. An encoded group takes `bytes`.
+// Encodes sixteen groups at a time with sixteen(in, out). Those that it refuses, having written nothing, and those
+// left over are encoded one by one with one(in, out). An encoded group takes `bytes`.
 template <class Sixteen, class One>
 TERRACE_TARGET TERRACE_ALWAYS_INLINE void encode_groups(element_value auto type, const std::byte* in,
                                                         std::byte* out, std::size_t groups, std::size_t bytes,

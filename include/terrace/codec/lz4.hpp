@@ -19,11 +19,11 @@
 namespace terrace {
 
 /// liblz4: a lossless codec of blocks, whose format is that of codec/byte_planes.hpp, and a byte codec for a
-/// `chain`. It finds repeated bytes and nothing else: it is fast, and of use where a plane holds zeros or few
-/// distinct values, not on noise.
+/// `chain`. It finds only repeated bytes: it is fast, and useful where a plane holds zeros or few distinct values,
+/// but not on noise.
 ///
-/// Encoded bytes are one block of LZ4's block format, which says no size and has no checksum. Two versions of
-/// liblz4 may write different blocks for the same bytes, and read each other's.
+/// Encoded bytes are one block of LZ4's block format, which has neither a size nor a checksum. Two versions of liblz4
+/// may write different blocks for the same bytes, but read each other's.
 ///
 /// Each thread keeps one table for compression: after the first block there is no allocation.
 struct lz4 : byte_planes<lz4> {
@@ -47,7 +47,7 @@ struct lz4 : byte_planes<lz4> {
     const int written = LZ4_compress_fast_extState(state.data(), reinterpret_cast<const char*>(in.data()),
                                                    reinterpret_cast<char*>(out.data()),
                                                    static_cast<int>(in.size()), static_cast<int>(most), 1);
-    return static_cast<std::size_t>(written);  // it has room for anything: it cannot fail
+    return static_cast<std::size_t>(written);  // there is room for any result, so it cannot fail
   }
 
   static result<void> decode_bytes(const_bytes in, mutable_bytes out) noexcept {

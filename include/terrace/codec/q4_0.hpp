@@ -9,8 +9,8 @@
 #include "terrace/core/element.hpp"
 
 namespace terrace::kernels {
-/// The largest magnitude that q4_0 takes from a plane of such elements: in fp16 the largest there is, elsewhere
-/// the last float whose eighth still rounds to a finite fp16 scale.
+/// The largest magnitude that q4_0 takes from a plane of this type: in fp16 the largest there is, otherwise the
+/// largest float of which an eighth still rounds to a finite fp16 scale.
 constexpr float q4_0_largest(element type) noexcept {
   return type == element::fp16 ? 65504.0f : 524159.96875f;
 }
@@ -19,14 +19,13 @@ constexpr float q4_0_largest(element type) noexcept {
 namespace terrace {
 
 /// ggml's block_q4_0: groups of 32 consecutive values along the head dimension, each an fp16 scale d and 32
-/// codes q of four bits, value = (q - 8) * d; 18 bytes. Byte i of the codes has that of value i in its low
-/// nibble and that of value i + 16 in its high one. Groups follow one another as their values do in the
-/// block.
+/// codes q of four bits, value = (q - 8) * d; 18 bytes. Byte i of the codes holds that of value i in its low nibble
+/// and that of value i + 16 in its high one. Groups are in the order of their values in the block.
 ///
 /// Encoding is quantize_row_q4_0_ref, bit for bit, as its C source rounds (no fused multiply-add): d = m / -8,
-/// where m is the value of largest magnitude, with its sign, the first of several; q = x * (1 / d) + 8.5
-/// without its fraction, at most 15, with the unrounded d. It differs where ggml's result is undefined or
-/// would not survive a second encoding:
+/// where m is the value of largest magnitude, with its sign, the first if there are several; q = x * (1 / d) + 8.5
+/// without its fraction, at most 15, with the unrounded d. It differs where ggml's result is undefined or would not
+/// survive a second encoding:
 /// - NaN counts as 0, and infinities and magnitudes whose scale would be infinite as the largest that can be
 ///   stored: 65504 in an fp16 plane, 8 * 65504 elsewhere.
 /// - A scale that rounds to zero (largest magnitude at most 8 * 2^-25) becomes what ggml writes for zeros:
@@ -55,7 +54,7 @@ struct q4_0 : block_quantizer<q4_0> {
   template <element_value Type>
   static void encode_groups(Type type, const std::byte* in, std::byte* out, std::size_t groups,
                             isa set) noexcept;
-  // False where a scale is infinite or NaN: no encoder writes that.
+  // Returns false if a scale is infinite or NaN, which no encoder writes.
   template <element_value Type>
   static bool decode_groups(Type type, const std::byte* in, std::byte* out, std::size_t groups,
                             isa set) noexcept;

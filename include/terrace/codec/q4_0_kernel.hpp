@@ -1,13 +1,13 @@
 // Included once for each instruction set (see core/for_each_isa.hpp): q4_0 groups, in and out. Every set
-// gives the same bits: each step is exact or rounds once, and no product meets a sum that a compiler could
-// fuse it with.
+// gives the same bits: each step is exact or rounds once, and no product feeds a sum that a compiler could fuse it
+// with.
 #if defined(TERRACE_ISA)
 
 namespace terrace::kernels::TERRACE_ISA {
 
-// The sign of the value of magnitude `most`, the first of several, the other way round. It is as good as random, and
-// a misprediction would cost more than the rest of a group: hence no branch but for a group that has the magnitude
-// with both signs, zeros among them. A product asks for that without a branch of its own.
+// The opposite sign of the value of magnitude `most`, the first if there are several. It is as good as random, and a
+// misprediction would cost more than the rest of a group: hence no branch, except for a group that has the magnitude
+// with both signs, as a group of zeros does. A product tests for both signs at once.
 TERRACE_TARGET TERRACE_ALWAYS_INLINE std::uint32_t q4_0_sign(const f32x32& x,
                                                              simd::TERRACE_ISA::f32x16 most) noexcept {
   using namespace simd::TERRACE_ISA;
@@ -21,7 +21,7 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE std::uint32_t q4_0_sign(const f32x32& x,
   return downs == 0 ? 0x80000000u : 0u;
 }
 
-// A group whose largest magnitude, scale and inverse are known but for the sign.
+// Stores a group whose largest magnitude, scale and inverse are known except for the sign.
 TERRACE_TARGET TERRACE_ALWAYS_INLINE void store_q4_0_group(const f32x32& x, simd::TERRACE_ISA::f32x16 most,
                                                            fp16 scale, float inverse,
                                                            std::byte* out) noexcept {
@@ -29,7 +29,8 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE void store_q4_0_group(const f32x32& x, simd
   const std::uint32_t sign = q4_0_sign(x, most);
   scale.bits = static_cast<std::uint16_t>(scale.bits | sign >> 16);
   f32x16 factor = splat(std::bit_cast<float>(std::bit_cast<std::uint32_t>(inverse) | sign));
-  // A scale that rounds to zero decodes to zeros whatever the codes are: then it is what zeros have.
+  // A scale that rounds to zero decodes to zeros whatever the codes are: the group is stored as if all its values
+  // were zero.
   if ((scale.bits & 0x7fffu) == 0) {
     scale.bits = 0x8000u;
     factor = splat(0);
@@ -55,8 +56,8 @@ TERRACE_TARGET inline void encode_q4_0_group(element_value auto type, const std:
   store_q4_0_group(x, splat(most), narrow(d), q4_0_unit / d, out);
 }
 
-// Sixteen groups at once: they share a transpose and a division. False, and nothing written, where one of them has a
-// value that must be tamed.
+// Sixteen groups at once: they share a transpose and a division. Returns false, with nothing written, if one of them
+// has a value that must be tamed.
 TERRACE_TARGET inline bool encode_q4_0_sixteen(element_value auto type, const std::byte* in,
                                                std::byte* out) noexcept {
   using namespace simd::TERRACE_ISA;
@@ -84,7 +85,7 @@ TERRACE_TARGET inline void encode_q4_0(element_value auto type, const std::byte*
       [type](const std::byte* from, std::byte* to) TERRACE_TARGET { encode_q4_0_group(type, from, to); });
 }
 
-// False where a scale is no number, which no encoder writes.
+// Returns false if a scale is infinite or NaN, which no encoder writes.
 TERRACE_TARGET inline bool decode_q4_0(element_value auto type, const std::byte* in, std::byte* out,
                                        std::size_t groups) noexcept {
   using namespace simd::TERRACE_ISA;

@@ -1,16 +1,16 @@
 #pragma once
-// What q4_0 needs of a processor beyond the vocabulary of core/simd.hpp, for each instruction set:
+// The operations that q4_0 needs beyond the vocabulary of core/simd.hpp, for each instruction set:
 //
 //   q4_values                32 values: those of the low nibbles, and of the high ones
 //   load_q4<T>(bytes, scale) from 16 bytes: (code - 8) * scale, rounded to T
 //   store_q4(bytes, a, b)    rounds a / 2^26 + 8.5 down to codes 0 to 15, to 16 bytes: a to the low nibbles.
 //                            Precondition: |a / 2^26| and |b / 2^26| are less than 8.4
 //
-// ggml adds 8.5 to a float and cuts off the fraction. That sum rounds: what lies half a unit in the last
-// place below a whole number, or less, counts as that number. A compiler may fuse the sum with the caller's
-// product, and that would round otherwise. So, but for AVX-512, the sum is done in integers. Values come as
-// multiples of 2^-26, exact wherever a code begins; half a unit in the last place is 32 of them for sums of 8
-// and more, and 16 for sums of 4 to 8. Smaller sums are exact in floats, and 16 changes none of them.
+// ggml adds 8.5 to a float and cuts off the fraction. That sum rounds: a value that lies at most half a unit in the
+// last place below a whole number counts as that number. A compiler may fuse the sum with the caller's product, which
+// would round differently. So, except in AVX-512, the sum is done in integers. Values come as multiples of 2^-26,
+// exact wherever a code begins; half a unit in the last place is 32 of them for sums of 8 and more, and 16 for sums
+// of 4 to 8. Smaller sums are exact in floats, and 16 changes none of them.
 
 #include <algorithm>
 #include <cstddef>
@@ -94,15 +94,15 @@ struct q4_values {
   f32x16 low, high;
 };
 namespace detail {
-// An addition that says its rounding in the instruction is fused with nothing.
+// An addition that states its rounding in the instruction is never fused.
 TERRACE_INLINE __m512i q4_code(__m512 x) noexcept {
   const __m512 sum =
       _mm512_add_round_ps(x, _mm512_set1_ps(8.5f * 0x1p26f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   return _mm512_min_epi32(_mm512_srli_epi32(_mm512_cvttps_epi32(sum), 26), _mm512_set1_epi32(15));
 }
 }  // namespace detail
-// There are only 16 values: they are made once and looked up. A permutation looks at the low four bits of each
-// lane, and so takes a code without masking it.
+// There are only 16 values: they are computed once and looked up. A permutation looks only at the low four bits of
+// each lane, so a code needs no masking.
 template <element_type T>
 TERRACE_INLINE q4_values load_q4(const std::byte* p, fp16 scale) noexcept {
   const f32x16 codes{_mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7)};

@@ -9,8 +9,8 @@
 #include "terrace/core/element.hpp"
 
 namespace terrace::kernels {
-/// The largest magnitude that q8_0 takes from a plane of such elements, and the largest scale that it writes
-/// there, so that what is decoded is finite: a scale is an fp16, and 127 times the scale must be an element.
+/// The largest magnitude that q8_0 takes from a plane of this type, and the largest scale that it writes there, so
+/// that what is decoded is finite: a scale is an fp16, and 127 times the scale must be a finite element.
 struct q8_0_limits {
   float value, scale;
   static constexpr q8_0_limits of(element type) noexcept {
@@ -22,7 +22,7 @@ struct q8_0_limits {
 namespace terrace {
 
 /// ggml's block_q8_0: groups of 32 consecutive values along the head dimension, each an fp16 scale d and 32
-/// signed bytes q, value = q * d; 34 bytes. Groups follow one another as their values do in the block.
+/// signed bytes q, value = q * d; 34 bytes. Groups are in the order of their values in the block.
 ///
 /// Encoding is quantize_row_q8_0_ref, bit for bit: d = largest magnitude / 127, q = round(x / d) with the
 /// unrounded d, ties away from zero. It differs where ggml's result is undefined or would not survive a
@@ -32,8 +32,8 @@ namespace terrace {
 /// - In an fp16 plane, a group that holds 65504 gets the scale 515.5. ggml's 516 decodes to infinity.
 /// - A scale that rounds to zero (largest magnitude at most 127 * 2^-25) gets codes of zero. ggml writes
 ///   other codes, which decode to zeros as well.
-/// - In a bf16 plane, a group that codes within one of ggml's reproduce exactly gets those codes. Only values
-///   that have been through q8_0 are like that. bf16 rounds them so far that ggml's rule alone would move
+/// - In a bf16 plane, if codes at most one away from ggml's reproduce a group exactly, it gets those codes. Only
+///   values that have been through q8_0 are like that. bf16 rounds them so far that ggml's rule alone would move
 ///   some codes again with each encoding.
 ///
 /// Decoding rounds q * d to the plane's element type. Attention reads encoded blocks as exactly these values.
@@ -58,7 +58,7 @@ struct q8_0 : block_quantizer<q8_0> {
   template <element_value Type>
   static void encode_groups(Type type, const std::byte* in, std::byte* out, std::size_t groups,
                             isa set) noexcept;
-  // False where a scale is infinite or NaN: no encoder writes that.
+  // Returns false if a scale is infinite or NaN, which no encoder writes.
   template <element_value Type>
   static bool decode_groups(Type type, const std::byte* in, std::byte* out, std::size_t groups,
                             isa set) noexcept;

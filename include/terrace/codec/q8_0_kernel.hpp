@@ -1,11 +1,11 @@
 // Included once for each instruction set (see core/for_each_isa.hpp): q8_0 groups, in and out. Every set
-// gives the same bits: each step is exact or rounds once, and no product meets a sum that a compiler could
-// fuse it with.
+// gives the same bits: each step is exact or rounds once, and no product feeds a sum that a compiler could fuse it
+// with.
 #if defined(TERRACE_ISA)
 
 namespace terrace::kernels::TERRACE_ISA {
 
-// The codes next to these, if any, that give x of a bf16 plane exactly.
+// The codes at most one away from `code`, if any, that give x of a bf16 plane exactly.
 struct nearby_codes {
   simd::TERRACE_ISA::f32x16 code;
   bool exact;
@@ -22,7 +22,7 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE nearby_codes exact_codes(simd::TERRACE_ISA:
   return {select(as_is, code, select(above, up, down)), (as_is | above | below) == 0xffff};
 }
 
-// The codes of a group, whose scale is there already.
+// Stores the codes of a group whose scale has been written.
 TERRACE_TARGET TERRACE_ALWAYS_INLINE void store_codes(element_value auto type, const f32x32& x, fp16 scale,
                                                       simd::TERRACE_ISA::f32x16 inverse,
                                                       std::byte* out) noexcept {
@@ -52,14 +52,14 @@ TERRACE_TARGET inline void encode_q8_0_group(element_value auto type, const std:
   }
   const float d = most / 127.0f;
   const fp16 scale = narrow(d < limits.scale ? d : limits.scale);
-  // A scale that rounds to zero decodes to zeros whatever the codes are: then these are zeros too.
+  // A scale that rounds to zero decodes to zeros whatever the codes are: then the codes are zeros too.
   const f32x16 inverse = splat(scale.bits != 0 ? 1.0f / d : 0.0f);
   std::memcpy(out, &scale, sizeof scale);
   store_codes(type, x, scale, inverse, out);
 }
 
-// Sixteen groups at once: they share a transpose and a division. False, and nothing written, where one of them has a
-// value that must be tamed.
+// Sixteen groups at once: they share a transpose and a division. Returns false, with nothing written, if one of them
+// has a value that must be tamed.
 TERRACE_TARGET inline bool encode_q8_0_sixteen(element_value auto type, const std::byte* in,
                                                std::byte* out) noexcept {
   using namespace simd::TERRACE_ISA;
@@ -89,7 +89,7 @@ TERRACE_TARGET inline void encode_q8_0(element_value auto type, const std::byte*
       [type](const std::byte* from, std::byte* to) TERRACE_TARGET { encode_q8_0_group(type, from, to); });
 }
 
-// False where a scale is no number, which no encoder writes.
+// Returns false if a scale is infinite or NaN, which no encoder writes.
 TERRACE_TARGET inline bool decode_q8_0(element_value auto type, const std::byte* in, std::byte* out,
                                        std::size_t groups) noexcept {
   using namespace simd::TERRACE_ISA;

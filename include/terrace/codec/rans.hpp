@@ -8,12 +8,12 @@
 
 namespace terrace {
 
-/// A range coder (rANS) of sixteen lanes, one for each lane of a vector: what it takes to write small whole numbers
-/// with hardly more bits than their distribution needs, and to read sixteen of them at a time.
+/// A range coder (rANS) with sixteen lanes, one for each lane of a vector. It writes small whole numbers with hardly
+/// more bits than their distribution needs, and reads sixteen of them at a time.
 ///
 /// There are sixteen distributions, and no others: fifteen discrete Gaussians about 0, of growing width, and one that
 /// takes every number from -254 to 254. Which one codes a number is agreed upon elsewhere. They are computed from the
-/// constants here by IEEE additions, multiplications and divisions of doubles in the compiler, so they are the same
+/// constants here by IEEE additions, multiplications and divisions of doubles at compile time, so they are the same
 /// everywhere; they are part of every format that uses them.
 ///
 /// A lane's state x is in [2^16, 2^32); its numbers are read by
@@ -39,7 +39,7 @@ struct rans {
                                                                  0.475f,  0.828f,  1.44f, 2.51f,  4.36f,
                                                                  7.6f,    13.2f,   23.0f, 40.1f,  69.8f};
 
-  /// The distribution for numbers of that variance, of which `largest` has the largest magnitude, at most `most`.
+  /// The distribution for numbers of variance `spread`, of which the largest magnitude is `largest`, at most `most`.
   static constexpr int choose(float spread, int largest) noexcept {
     int i = 0;
     while (i < widest &&
@@ -53,7 +53,7 @@ struct rans {
     std::uint16_t start, frequency;
   };
 
-  /// The distributions, as an encoder looks them up and as a decoder does. 160 KiB, made when first asked for.
+  /// The distributions, as an encoder looks them up and as a decoder does. 160 KiB, built on first use.
   struct tables {
     /// [distribution][number + most]
     std::array<std::array<interval, 2 * most + 1>, distributions> of{};
@@ -73,7 +73,7 @@ inline constexpr std::array<double, rans::distributions - 1> rans_ratio{
 
 using rans_frequencies = std::array<std::uint16_t, rans::most + 1>;
 
-// How many slots n and -n have each: at least one, the rest in proportion to their weights, what is left over for 0.
+// How many slots n and -n have each: at least one, and more in proportion to their weights; 0 gets what is left over.
 constexpr rans_frequencies rans_frequencies_of(std::size_t distribution) noexcept {
   const auto reach = static_cast<std::size_t>(rans::reach[distribution]);
   std::array<double, rans::most + 1> weight{};
@@ -130,8 +130,8 @@ inline const rans::tables& rans::table() noexcept {
   return made;
 }
 
-/// What a writer of numbers knows, which writes the last first, from the end of a buffer towards its beginning: its
-/// place, and the states of the lanes. The writing itself is in codec/rans_simd.hpp.
+/// The state of a writer of numbers, which writes the last one first, from the end of a buffer towards its beginning:
+/// its position, and the states of the lanes. The writing itself is in codec/rans_simd.hpp.
 struct rans_writer {
   std::byte* at;  ///< where the stream begins, as far as it is written
   std::array<std::uint32_t, rans::lanes> states;
@@ -139,14 +139,14 @@ struct rans_writer {
   /// Precondition: the buffer that ends at `end` has two bytes for each number, and state_bytes more.
   explicit rans_writer(std::byte* end) noexcept : at(end) { states.fill(rans::lowest_state); }
 
-  /// The states, which a reader takes first. Returns where the stream begins.
+  /// Writes the states, which a reader takes first. Returns where the stream begins.
   std::byte* finish() noexcept {
     return static_cast<std::byte*>(std::memcpy(at -= rans::state_bytes, states.data(), rans::state_bytes));
   }
 };
 
-/// What a reader of numbers knows: its place in the stream, and the states of the lanes. The reading itself is in
-/// codec/rans_simd.hpp.
+/// The state of a reader of numbers: its position in the stream, and the states of the lanes. The reading itself is
+/// in codec/rans_simd.hpp.
 struct rans_reader {
   const std::byte* stream;
   std::size_t size;
@@ -158,7 +158,7 @@ struct rans_reader {
   rans_reader(const std::byte* begin, std::size_t bytes) noexcept : stream(begin), size(bytes) {
     std::memcpy(states.data(), begin, rans::state_bytes);
   }
-  /// Whether all has been read, and came from a writer as far as that can be told.
+  /// Whether everything has been read and, as far as can be told, came from a writer.
   bool done() const noexcept {
     for (const std::uint32_t x : states)
       if (x != rans::lowest_state) return false;

@@ -25,14 +25,14 @@ namespace portable {
 
 inline void put(rans_writer& to, const std::int16_t* numbers, const std::uint8_t* distributions) noexcept {
   const auto& intervals = rans::table().of;
-  // Copies: what is written could be the writer itself, for all that a compiler knows.
+  // Copies: as far as the compiler knows, the stores could overwrite the writer itself.
   std::byte* at = to.at;
   std::array<std::uint32_t, rans::lanes> states = to.states;
   for (std::size_t lane = rans::lanes; lane-- != 0;) {
     const rans::interval i =
         intervals[distributions[lane]][static_cast<std::size_t>(numbers[lane] + rans::most)];
     std::uint32_t x = states[lane];
-    // Without a branch, which could not be foretold.
+    // Without a branch, which would be unpredictable.
     const auto low = static_cast<std::uint16_t>(x);
     const bool full = (x >> (32 - rans::precision)) >= i.frequency;
     std::memcpy(at - 2, &low, 2);
@@ -143,7 +143,7 @@ TERRACE_INLINE void put(rans_writer& to, const std::int16_t* numbers,
   const __m512i frequency = _mm512_srli_epi32(interval, 16);
   const __m512i start = _mm512_and_si512(interval, _mm512_set1_epi32(0xffff));
   __m512i x = _mm512_loadu_si512(to.states.data());
-  // The last lane's bits lie first, so that all of them lie in the order of their lanes.
+  // As if the last lane's bits were written first: in memory all bits are in the order of their lanes.
   const __mmask16 full = _mm512_cmpge_epu32_mask(_mm512_srli_epi32(x, 32 - rans::precision), frequency);
   const auto count = static_cast<unsigned>(std::popcount(static_cast<unsigned>(full)));
   const __m256i low = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(full, x));

@@ -7,10 +7,10 @@
 
 namespace terrace {
 
-/// `bytes` bytes that belong to this thread and to `Owner`, a type that only names them: what a codec needs
-/// between two of its steps. They hold anything, and are valid until the next call with the same owner on the
-/// same thread. Empty where there is no memory. The buffer grows to the largest size asked for and stays until
-/// the thread ends, so that a codec allocates nothing once it has seen its largest block.
+/// `bytes` bytes of scratch that belong to this thread and to `Owner`, a tag type: what a codec needs between two of
+/// its steps. Their contents are unspecified, and the bytes are valid until the next call with the same owner on the
+/// same thread. Empty if there is no memory. The buffer grows to the largest size asked for and stays until the
+/// thread ends, so that a codec allocates nothing once it has seen its largest block.
 template <class Owner>
 mutable_bytes thread_scratch(std::size_t bytes) noexcept {
   struct buffer {

@@ -20,7 +20,7 @@
 namespace terrace {
 
 namespace detail {
-// What a thread keeps of libzstd, for all levels. Null where there is no memory.
+// The libzstd contexts that a thread keeps, for all levels. Null if there is no memory.
 inline ZSTD_CCtx* zstd_compressor() noexcept {
   struct release {
     void operator()(ZSTD_CCtx* context) const noexcept { ZSTD_freeCCtx(context); }
@@ -40,12 +40,12 @@ inline ZSTD_DCtx* zstd_decompressor() noexcept {
 }  // namespace detail
 
 /// libzstd at one compression level: a lossless codec of blocks, whose format is that of codec/byte_planes.hpp,
-/// and a byte codec for a `chain`. Level 1 is the best for what KV consists of: higher ones take longer and
-/// find no more. The format is the same for all levels.
+/// and a byte codec for a `chain`. Level 1 is the best for KV: higher levels take longer and find no more. The format
+/// is the same for all levels.
 ///
-/// Encoded bytes are one standard zstd frame (RFC 8878) that says its content's size, without checksum (tiers
-/// have their own) and without dictionary. Two versions of libzstd may write different frames for the same
-/// bytes, and read each other's.
+/// Encoded bytes are one standard zstd frame (RFC 8878) that states its content size, without a checksum (tiers have
+/// their own) or a dictionary. Two versions of libzstd may write different frames for the same bytes, but read each
+/// other's.
 ///
 /// Each thread keeps one context for compression and one for decompression for all levels: after the first
 /// block there is no allocation.
@@ -77,9 +77,9 @@ struct zstd : byte_planes<zstd<Level>> {
     return written;
   }
 
-  /// Refuses what is not exactly one frame of out.size() bytes before it writes anything.
+  /// Rejects anything but exactly one frame of out.size() bytes before it writes anything.
   static result<void> decode_bytes(const_bytes in, mutable_bytes out) noexcept {
-    // Older formats and frames to be skipped begin otherwise: only what encode_bytes writes is let in.
+    // Older formats and skippable frames begin differently: only what encode_bytes writes is accepted.
     constexpr unsigned char magic[] = {0x28, 0xb5, 0x2f, 0xfd};
     if (in.size() < sizeof magic || std::memcmp(in.data(), magic, sizeof magic) != 0 ||
         ZSTD_getFrameContentSize(in.data(), in.size()) != out.size() ||

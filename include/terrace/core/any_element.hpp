@@ -7,8 +7,7 @@
 
 namespace terrace {
 
-/// Calls f with `type` (fp16, bf16, or else fp32) as a constant, for kernels that are worth compiling once for
-/// each type.
+/// Calls f with `type` as a constant (fp16, bf16, otherwise fp32), for kernels worth compiling once for each type.
 template <class F>
 auto with_constant(element type, F f) noexcept {
   if (type == element::fp16) return f(std::integral_constant<element, element::fp16>{});

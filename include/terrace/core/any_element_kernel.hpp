@@ -1,6 +1,6 @@
 // Included once for each instruction set (see core/for_each_isa.hpp): 32 elements of fp16, bf16 or float, to
-// and from registers. Where the type is no constant there is one kernel for all of them: slower to run, and
-// faster to compile. The portable set is used so; its conversions are long, and it is the slow one anyway.
+// and from registers. Where the type is not a constant, one kernel serves all types: slower to run, but faster to
+// compile. The portable set is used this way: its conversions are long, and it is the slow set anyway.
 #if defined(TERRACE_ISA)
 
 namespace terrace::kernels::TERRACE_ISA {

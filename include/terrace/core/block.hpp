@@ -4,8 +4,8 @@
 
 namespace terrace {
 
-/// Names one block. The index is dense, so that what is known of blocks lies in plain arrays; the generation
-/// tells a recycled index from the block that had it before.
+/// Names one block. The index is dense, so that per-block data can live in plain arrays; the generation distinguishes
+/// the block from earlier ones with the same, recycled index.
 struct block_id {
   std::uint32_t index = 0xffffffffu;
   std::uint32_t generation = 0;
@@ -16,8 +16,9 @@ struct block_id {
   friend constexpr auto operator<=>(block_id, block_id) noexcept = default;
 };
 
-/// What a block is, whoever has computed it and whenever: 128 bits of a hash of the tokens up to its end, of its row
-/// of layers, and of the model. Two blocks with the same key have the same contents. All zeros is no key.
+/// The identity of a block's contents, no matter who computed them or when: a 128-bit hash of the tokens up to its
+/// end, its row of layers, and the model. Two blocks with the same key have the same contents. All zeros means no
+/// key.
 struct block_key {
   std::uint64_t low = 0, high = 0;
 
@@ -32,7 +33,7 @@ struct fidelity {
   std::uint8_t loss = 0;
 
   constexpr bool exact() const noexcept { return loss == 0; }
-  /// What becomes of this copy when it passes through a codec of the given loss.
+  /// The fidelity of this copy after it has passed through a codec of the given loss.
   constexpr fidelity through(std::uint8_t codec_loss) const noexcept {
     return {loss > codec_loss ? loss : codec_loss};
   }

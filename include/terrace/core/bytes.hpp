@@ -9,7 +9,7 @@
 
 namespace terrace {
 
-/// Bytes that are only read, and bytes that are written.
+/// Read-only bytes and writable bytes.
 using const_bytes = std::span<const std::byte>;
 using mutable_bytes = std::span<std::byte>;
 
@@ -31,15 +31,15 @@ constexpr std::size_t align_up(std::size_t n, std::size_t alignment) noexcept {
   return (n + alignment - 1) & ~(alignment - 1);
 }
 
-/// a * b, or nothing where the product does not fit: sizes that come from a file or a command line are
-/// multiplied with this before anything is allocated.
+/// a * b, or nothing if the product does not fit. Sizes from a file or a command line are multiplied with this before
+/// anything is allocated.
 constexpr std::optional<std::size_t> checked_product(std::size_t a, std::size_t b) noexcept {
   if (a != 0 && b > std::numeric_limits<std::size_t>::max() / a) return std::nullopt;
   return a * b;
 }
 
-/// Reads "4096", "64KiB", "1.5GiB" (also K/M/G and KB/MB/GB, all meaning powers of two). Nothing on any other
-/// text, on a negative number, and on a size that does not fit.
+/// Reads "4096", "64KiB", "1.5GiB" (also K/M/G and KB/MB/GB, all meaning powers of two). Returns nothing for any
+/// other text, for a negative number, and for a size that does not fit.
 constexpr std::optional<std::size_t> parse_size(std::string_view text) noexcept {
   double value = 0, scale = 1;
   std::size_t i = 0;

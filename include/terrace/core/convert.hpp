@@ -10,10 +10,10 @@
 
 namespace terrace {
 
-/// Converts `count` elements that stand as bytes, at any alignment: widening is exact, narrowing rounds to
-/// nearest, ties to even. Each value is what `to_float` and `from_float` (core/element.hpp) give, bit for bit,
-/// with every instruction set. Preconditions: `in` and `out` have room for them and do not overlap, and the
-/// processor has `set`. O(count), about the speed of memory.
+/// Converts `count` elements stored as bytes, at any alignment: widening is exact, narrowing rounds to nearest, ties
+/// to even. Each value is what `to_float` and `from_float` (core/element.hpp) give, bit for bit, with every
+/// instruction set. Preconditions: `in` and `out` have room for them and do not overlap, and the processor supports
+/// `set`. O(count), at about the speed of memory.
 template <element_type From, element_type To>
 void convert(const std::byte* in, std::byte* out, std::size_t count, isa set = best_isa()) noexcept;
 

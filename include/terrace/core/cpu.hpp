@@ -34,7 +34,7 @@ constexpr std::optional<isa> parse_isa(std::string_view text) noexcept {
   return std::nullopt;
 }
 
-/// The strongest set that this processor and its operating system run.
+/// The strongest set that this processor and its operating system support.
 inline isa probe_isa() noexcept {
 #if TERRACE_X86
   // Every processor with AVX2 and FMA has F16C; older compilers do not know the name.
@@ -48,9 +48,9 @@ inline isa probe_isa() noexcept {
   return isa::portable;
 }
 
-/// The set that kernels use unless they are told: what the processor has, lowered by the environment variable
-/// TERRACE_ISA (portable, avx2 or avx512). It never raises it. Found once, then remembered: results stay the
-/// same from the first call to the last.
+/// The set that kernels use unless told otherwise: the strongest that the processor supports, or a lower one given by
+/// the environment variable TERRACE_ISA (portable, avx2 or avx512), which never raises it. Determined once and
+/// remembered, so results stay the same from the first call to the last.
 inline isa best_isa() noexcept {
   static const isa chosen = [] {
     const isa most = probe_isa();
@@ -61,9 +61,9 @@ inline isa best_isa() noexcept {
   return chosen;
 }
 
-/// Whether lines that are needed later should be asked for into the second cache rather than the first: it waits for
-/// more of them at a time where the first cache is no larger than 32 KiB (Zen 4 and older); where it is larger (Zen
-/// 5) the first was the better place. Asked of the operating system once.
+/// Whether cache lines that are needed later should be prefetched into L2 rather than L1. Where L1 is no larger than
+/// 32 KiB (Zen 4 and older), L2 can wait for more lines at a time; where it is larger (Zen 5), L1 was the better
+/// place. Asks the operating system once.
 inline bool misses_wait_in_second_cache() noexcept {
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
   static const bool waits = ::sysconf(_SC_LEVEL1_DCACHE_SIZE) <= 32 * 1024;

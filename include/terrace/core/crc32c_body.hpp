@@ -19,18 +19,18 @@ namespace terrace {
 
 namespace detail {
 
-// The Castagnoli polynomial, lowest power in the highest bit, as its checksums are kept.
+// The Castagnoli polynomial, reflected (lowest power in the highest bit) like the checksums.
 inline constexpr std::uint32_t crc32c_polynomial = 0x82f63b78u;
 
-// A linear map on checksums, looked up byte by byte: [i][b] is what byte b at place i becomes.
+// A linear map on checksums, looked up byte by byte: [i][b] is the image of byte b at place i.
 using crc32c_map = std::array<std::array<std::uint32_t, 256>, 4>;
 
 constexpr std::uint32_t crc32c_apply(const crc32c_map& map, std::uint32_t crc) noexcept {
   return map[0][crc & 0xff] ^ map[1][(crc >> 8) & 0xff] ^ map[2][(crc >> 16) & 0xff] ^ map[3][crc >> 24];
 }
 
-// What `bytes` further bytes of zero make of a checksum. Built from its 32 basis vectors: squared as often as the
-// length is doubled.
+// The map from a checksum to that after `bytes` more zero bytes. Built from the images of the 32 basis vectors:
+// squared each time the length doubles.
 constexpr crc32c_map crc32c_zeros(std::size_t bytes) noexcept {
   std::array<std::uint32_t, 32> basis{};
   for (unsigned bit = 0; bit < 32; ++bit) {
@@ -67,8 +67,8 @@ inline constexpr std::array<std::array<std::uint32_t, 256>, 8> crc32c_tables = [
 template <std::size_t Lane>
 inline constexpr crc32c_map crc32c_lane_shift = crc32c_zeros(Lane);
 
-// The instruction takes three cycles and can begin one each cycle, so three lanes of `Lane` bytes run beside one
-// another and are joined at their ends. Takes as many whole triples as there are.
+// The instruction has a latency of three cycles and one can start each cycle, so three lanes of `Lane` bytes run side
+// by side and are joined at their ends. Consumes all whole triples.
 template <std::size_t Lane>
 __attribute__((target("sse4.2"))) inline std::uint32_t crc32c_triples(std::uint32_t crc, const std::byte*& at,
                                                                       std::size_t& left) noexcept {
@@ -107,7 +107,7 @@ __attribute__((target("sse4.2"))) inline std::uint32_t crc32c_sse42(const_bytes 
   return ~crc;
 }
 
-// x^n modulo the polynomial, as carry-less multiplication of reflected numbers takes it.
+// x^n modulo the polynomial, in the form that carry-less multiplication of reflected numbers needs.
 constexpr long long crc32c_power(unsigned n) noexcept {
   std::uint32_t power = 0x80000000u;
   for (; n != 0; --n) power = (power >> 1) ^ ((power & 1) != 0 ? crc32c_polynomial : 0);
@@ -116,13 +116,13 @@ constexpr long long crc32c_power(unsigned n) noexcept {
 
 #define TERRACE_TARGET_VPCLMUL __attribute__((target("avx512f,avx512vl,avx512dq,vpclmulqdq,pclmul,sse4.2")))
 
-// What 16 bytes (each 16 of 64) become `bytes` later, as 16 bytes again with the same remainder: Gopal et al., "Fast
-// CRC computation for generic polynomials using PCLMULQDQ", 2009.
+// Moves each of the four 16-byte lanes of `sum` on by the distance of `powers`, to 16 bytes with the same remainder,
+// and adds `next`: Gopal et al., "Fast CRC computation for generic polynomials using PCLMULQDQ", 2009.
 TERRACE_TARGET_VPCLMUL inline __m512i crc32c_fold(__m512i sum, __m512i powers, __m512i next) noexcept {
   return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(sum, powers, 0x00),
                                    _mm512_clmulepi64_epi128(sum, powers, 0x11), next, 0x96);
 }
-// The powers that move four times 16 bytes on by `Bytes`.
+// The powers that move four 16-byte lanes on by `Bytes`.
 template <unsigned Bytes>
 inline constexpr std::array<long long, 8> crc32c_powers = [] {
   std::array<long long, 8> powers{};
@@ -130,16 +130,16 @@ inline constexpr std::array<long long, 8> crc32c_powers = [] {
   return powers;
 }();
 
-// Asks for what comes a page later: the processor itself does not read ahead beyond the end of a page. Where there is
-// no memory nothing happens.
+// Prefetches one page ahead: the hardware prefetcher does not cross the end of a page. A prefetch of an unmapped
+// address does nothing.
 inline void crc32c_read_ahead(const std::byte* at) noexcept {
   const std::uintptr_t later = reinterpret_cast<std::uintptr_t>(at) + 4096;
   for (std::uintptr_t line = later; line != later + 256; line += 64)
     _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
 }
 
-// Precondition: at least 256 bytes. Four registers are folded beside one another, then into one, whose checksum is that
-// of everything before.
+// Precondition: at least 256 bytes. Four registers are folded side by side, then into one, whose checksum is that of
+// all the bytes folded.
 TERRACE_TARGET_VPCLMUL inline std::uint32_t crc32c_vpclmul(const_bytes data, std::uint32_t before) noexcept {
   const std::byte* at = data.data();
   const std::byte* const last = at + data.size() / 256 * 256;

@@ -20,9 +20,9 @@ struct bf16 {
   friend constexpr bool operator==(bf16, bf16) noexcept = default;
 };
 
-/// Storage of OCP's E4M3: a sign, 4 bits of exponent with bias 7, 3 of mantissa. There are no infinities; all
-/// ones behind the sign are the NaN, and 448 is the largest number. Source: OCP 8-bit Floating Point
-/// Specification (OFP8), revision 1.0.
+/// Storage of OCP's E4M3: a sign, 4 bits of exponent with bias 7, 3 of mantissa. There are no infinities; all ones
+/// after the sign is the NaN, and 448 is the largest number. Source: OCP 8-bit Floating Point Specification (OFP8),
+/// revision 1.0.
 struct fp8_e4m3 {
   std::uint8_t bits = 0;
   friend constexpr bool operator==(fp8_e4m3, fp8_e4m3) noexcept = default;
@@ -132,8 +132,8 @@ TERRACE_HD constexpr bf16 to_bf16(float x) noexcept {
   return {static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
-/// Rounds to nearest, ties to even; what is larger than 448, infinity too, becomes 448, as the specification's
-/// saturating mode has it. A NaN stays a NaN. The sign is kept.
+/// Rounds to nearest, ties to even; anything larger than 448, including infinity, becomes 448, as in the
+/// specification's saturating mode. A NaN stays a NaN. The sign is kept.
 TERRACE_HD constexpr fp8_e4m3 to_fp8_e4m3(float x) noexcept {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
   const std::uint32_t sign = (bits >> 24) & 0x80u;
@@ -170,9 +170,8 @@ TERRACE_HD constexpr T from_float(float x) noexcept {
     return x;
 }
 
-/// An element type as a value: an `element`, or a constant of that type. Functions that take one are
-/// templates, and so are compiled only for those who call them: kernels are large, and there are three of
-/// each.
+/// An element type as a value: an `element`, or a constant of that type. Functions that take one are templates, so
+/// they are compiled only where they are called: kernels are large, and there are three of each.
 template <class T>
 concept element_value = std::convertible_to<T, element>;
 

@@ -8,7 +8,7 @@
 
 namespace terrace {
 
-/// What went wrong, coarse enough to decide on.
+/// What went wrong, as broad categories that a caller can act on.
 enum class errc : std::uint8_t {
   invalid_argument,  ///< the caller asked for something that cannot be
   out_of_capacity,   ///< every slot is pinned or in use, and no transfer will free one
@@ -45,8 +45,8 @@ constexpr std::string_view name(errc code) noexcept {
   return "unknown error";
 }
 
-/// One error: a code to decide on, a sentence to print, and the operating system's number where there is one.
-/// The text is a string literal or lives as long as the program, so that an error costs nothing to carry.
+/// One error: a code to act on, a sentence to print, and the system's error number if there is one. The text is a
+/// string literal or lives as long as the program, so carrying an error costs nothing.
 struct error {
   errc code = errc::invalid_argument;
   const char* text = "";
@@ -72,7 +72,7 @@ inline failure<error> fail(errc code, const char* text, int system = 0) noexcept
   return failure<error>{error{code, text, system, nullptr}};
 }
 
-/// `return propagate(opened.error())`: hands an error on.
+/// `return propagate(opened.error())`: passes an error on.
 inline failure<error> propagate(const error& e) noexcept { return {e}; }
 
 }  // namespace terrace

@@ -4,7 +4,7 @@
 //     #include "terrace/core/for_each_isa.hpp"
 //
 // and the file opens the namespace TERRACE_ISA inside its own, marks each function, lambdas included, with
-// TERRACE_TARGET, and loops over registers with TERRACE_UNROLL. In it simd::TERRACE_ISA has the words of
+// TERRACE_TARGET, and loops over registers with TERRACE_UNROLL. Inside it, simd::TERRACE_ISA has the vocabulary of
 // core/simd.hpp. The result is, for example, terrace::kernels::avx512::attend beside
 // terrace::kernels::portable::attend.
 
@@ -12,9 +12,8 @@
 
 #include "terrace/core/simd.hpp"
 
-// What is inlined into kernels where registers hold its result, and where they do not, only as the compiler
-// likes: the portable set is compiled everywhere, and is the slow one anyway.
-//     TERRACE_KERNEL_INLINE
+// TERRACE_KERNEL_INLINE marks helpers that are always inlined into kernels of sets with vector registers; in the
+// portable set that is up to the compiler: it is compiled everywhere, and is the slow one anyway.
 // Register blocks live in registers only if their loops are unrolled completely.
 #if defined(__clang__)
 #define TERRACE_UNROLL _Pragma("clang loop unroll(full)")
@@ -22,7 +21,7 @@
 #define TERRACE_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-// nvcc hands the pragma of g++ on without knowing it.
+// nvcc passes the g++ pragma on without recognising it.
 #if defined(__CUDACC__)
 #pragma nv_diagnostic push
 #pragma nv_diag_suppress 1675

@@ -11,8 +11,8 @@ struct index_link {
   std::uint32_t next = none;
 };
 
-/// A doubly linked list of dense indices whose links lie in an array that somebody else owns: every operation
-/// is O(1) and allocates nothing. An index is in at most one list over the same links.
+/// A doubly linked list of dense indices whose links live in an array owned elsewhere: every operation is O(1) and
+/// allocates nothing. An index is in at most one list over the same links.
 class index_list {
  public:
   static constexpr std::uint32_t none = index_link::none;
@@ -36,7 +36,7 @@ class index_list {
     head_ = i;
     ++size_;
   }
-  /// `i`, which is in the list, goes to its end.
+  /// Moves `i`, which is in the list, to its end.
   template <class Links>
   void move_to_back(Links&& links, std::uint32_t i) noexcept {
     const index_link link = links[i];

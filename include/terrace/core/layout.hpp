@@ -10,10 +10,10 @@
 
 namespace terrace {
 
-/// One plane of a block: the keys, the values, or (for MLA) one latent vector a token.
+/// One plane of a block: the keys, the values, or (for MLA) one latent vector per token.
 struct plane {
-  std::uint32_t heads = 0;  ///< KV heads; 0 says that the plane is absent
-  std::uint32_t dim = 0;    ///< elements a head
+  std::uint32_t heads = 0;  ///< KV heads; 0 means that the plane is absent
+  std::uint32_t dim = 0;    ///< elements per head
   element type = element::fp16;
 
   constexpr bool present() const noexcept { return heads != 0; }
@@ -26,8 +26,8 @@ struct plane {
 /// [token][kv_head][dim], NHD.
 enum class page_order : std::uint8_t { hnd, nhd };
 
-/// What attention may still look at: everything (window 0), or the last `window` tokens and the first
-/// `sinks`. It lets nothing go: sequence::forget does.
+/// Which tokens attention may still see: all (window 0), or the last `window` and the first `sinks`. It frees nothing
+/// by itself: sequence::forget does that.
 struct retention {
   std::uint32_t window = 0;
   std::uint32_t sinks = 0;
@@ -36,21 +36,21 @@ struct retention {
 
 /// Layers that look alike, and how their KV is cut into blocks. A block is one contiguous run of bytes,
 /// [layer][plane][kv_head][token][dim] for HND: `tokens` consecutive tokens of `layers_per_block` consecutive
-/// layers. A group of no layers stands for pages of tensors (`tensor_pages`): sequences have no blocks of it.
+/// layers. A group with no layers describes pages of tensors (`tensor_pages`); sequences have no blocks of it.
 struct layer_group {
   std::uint32_t first_layer = 0;
   std::uint32_t layers = 1;
-  std::uint32_t tokens = 64;  ///< tokens a block
+  std::uint32_t tokens = 64;  ///< tokens per block
   plane k{};
   plane v{};  ///< absent for MLA, where `k` is the latent plane
   retention keep{};
   page_order order = page_order::hnd;
   std::uint32_t layers_per_block = 1;
-  std::uint32_t latent_v_dim = 0;  ///< where `v` is absent: so many elements, the first ones, of a latent
-                                   ///< vector are its value (kv_lora_rank); 0: all of them
+  std::uint32_t latent_v_dim = 0;  ///< if `v` is absent: how many leading elements of a latent vector
+                                   ///< are its value (kv_lora_rank); 0: all of them
 
   constexpr std::uint32_t planes() const noexcept { return 1u + (v.present() ? 1u : 0u); }
-  /// Elements of a value, of a plane of its own or within the latent vector.
+  /// Elements of a value, whether in a plane of its own or within the latent vector.
   constexpr std::uint32_t v_dim() const noexcept {
     return v.present() ? v.dim : latent_v_dim != 0 ? latent_v_dim : k.dim;
   }
@@ -83,10 +83,10 @@ struct layer_group {
   friend constexpr bool operator==(const layer_group&, const layer_group&) noexcept = default;
 };
 
-/// The group for a layout whose cache also holds tensors (paged_tensor.hpp), at the layout's end; alone it is
-/// a layout for tensors only. A page is a block of `page_elements` elements: one plane of one head of one
-/// token. Codecs that want head dimensions of some kind (q8_0: multiples of 32) want such pages. Pages as
-/// large as the KV blocks beside them waste least of a tier.
+/// The group to put at the end of a layout whose cache also holds tensors (paged_tensor.hpp); on its own, it makes a
+/// layout for tensors only. A page is a block of `page_elements` elements: one plane of one head of one token. What a
+/// codec requires of head dimensions (q8_0: multiples of 32), it requires of `page_elements`. Pages as large as the
+/// KV blocks beside them waste the least of a tier.
 ///
 ///     kv_layout layout{{{.layers = 32, .k = {8, 128}, .v = {8, 128}}, tensor_pages(element::fp16)}};
 constexpr layer_group tensor_pages(element type, std::uint32_t page_elements = 1u << 16) noexcept {
@@ -115,7 +115,8 @@ struct kv_layout {
     for (const auto& g : groups) sum += g.token_bytes() * g.layers;
     return sum;
   }
-  /// The least number of tokens that fills whole blocks of every group of layers: what prefixes are shared in.
+  /// The smallest number of tokens that fills whole blocks of every group of layers: the unit in which prefixes are
+  /// shared.
   std::size_t chunk_tokens() const noexcept {
     std::size_t tokens = 1;
     for (const auto& g : groups)
@@ -137,7 +138,7 @@ struct kv_layout {
   }
 };
 
-/// Whether `layout` can be cached at all; the sentence says what is wrong with it.
+/// Whether `layout` can be cached at all; the error's text says what is wrong with it.
 inline result<void> validate(const kv_layout& layout) noexcept {
   if (layout.groups.empty())
     return fail(errc::invalid_argument, "a layout needs at least one group, of layers or of tensor pages");

@@ -16,9 +16,8 @@ struct failure {
 template <class E>
 failure(E) -> failure<E>;
 
-/// A value or an error, with the interface of std::expected (which g++ 12 does not have): `if (!r)
-/// use(r.error())`,
-/// `*r`, `r->member`. Reading the half that is not there is a bug in the caller, caught in debug builds.
+/// A value or an error, with the interface of std::expected (which g++ 12 lacks): `if (!r) use(r.error())`, `*r`,
+/// `r->member`. Reading the half that is not there is a bug in the caller, caught in debug builds.
 template <class T, class E>
 class [[nodiscard]] basic_result {
  public:

@@ -1,7 +1,7 @@
 #pragma once
-// Sixteen floats at a time, in one vocabulary for three instruction sets. Kernels are written once in these
-// words and compiled for each set through core/for_each_isa.hpp. Nothing here needs a compiler flag: each
-// function carries its target, and is inlined into kernels that carry the same one.
+// Sixteen floats at a time, in one vocabulary for three instruction sets. Kernels are written once in this vocabulary
+// and compiled for each set through core/for_each_isa.hpp. Nothing here needs a compiler flag: each function carries
+// its target, and is inlined into kernels that carry the same one.
 //
 // Each of simd::portable, simd::avx2 and simd::avx512 has:
 //

@@ -47,8 +47,8 @@ TERRACE_INLINE __m256i to_bfloat(__m256 v) noexcept {
 TERRACE_INLINE __m256 from_bfloat(__m128i in) noexcept {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(in), 16));
 }
-// With its exponent in the place of fp16's, an E4M3 is an fp16 of a 256th of its value, subnormals too. The
-// NaN would be 480.
+// With its exponent moved to where fp16 has it, an E4M3 reads as an fp16 of 1/256 of its value, subnormals included.
+// The NaN would read as 480.
 TERRACE_INLINE f32x16 from_fp8(__m128i in) noexcept {
   const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(in), 7);  // the sign twice
   const __m256i most = _mm256_set1_epi16(0x3f80);
@@ -59,7 +59,7 @@ TERRACE_INLINE f32x16 from_fp8(__m128i in) noexcept {
   return {_mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(marked)), factor),
           _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(marked, 1)), factor)};
 }
-// Subnormals are multiples of 2^-9, the unit in the last place of 2^14: a sum with that rounds them.
+// Subnormals are multiples of 2^-9, the unit in the last place of 2^14: adding 2^14 rounds them.
 TERRACE_INLINE __m256i to_fp8(__m256 v) noexcept {
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
@@ -75,17 +75,17 @@ TERRACE_INLINE __m256i to_fp8(__m256 v) noexcept {
   const __m256i all = _mm256_blendv_epi8(code, _mm256_set1_epi32(0x7f), nan);
   return _mm256_or_si256(all, _mm256_and_si256(_mm256_srli_epi32(bits, 24), _mm256_set1_epi32(0x80)));
 }
-// Sixteen 32-bit integers of at most 16 bits as 16-bit ones, in order.
+// Packs sixteen 32-bit integers that fit in 16 bits, in order.
 TERRACE_INLINE __m256i pack16(__m256i lo, __m256i hi) noexcept {
   return _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8);
 }
-// Sixteen 32-bit integers of at most 8 bits as bytes, in order.
+// Packs sixteen 32-bit integers that fit in 8 bits into bytes, in order.
 TERRACE_INLINE __m128i pack8(__m256i lo, __m256i hi) noexcept {
   const __m256i words = pack16(lo, hi);
   return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
-// Doubled in the exponent and rounded as integers: a compiler may fuse a sum of floats with the caller's
-// product, and that would round otherwise.
+// Doubled in the exponent and rounded as integers: a compiler may fuse a float addition with the caller's product,
+// which would round differently.
 TERRACE_INLINE __m256i round_half_away(__m256 v) noexcept {
   const __m256i doubled = _mm256_add_epi32(_mm256_castps_si256(v), _mm256_set1_epi32(1 << 23));
   const __m256i twice = _mm256_cvttps_epi32(_mm256_castsi256_ps(doubled));
@@ -243,7 +243,7 @@ TERRACE_INLINE f32x16 largest_of_each(const f32x16 (&v)[16]) noexcept {
 inline constexpr int sums_per_block = 4;
 inline constexpr int most_sum_rows = 2;
 
-/// A transpose that adds on its way: lane i of `all` is the sum of v[i].
+/// A transpose that adds as it goes: out[i] is the sum of v[i].
 TERRACE_INLINE void store_sums(const f32x16 (&v)[sums_per_block], float* out) noexcept {
   const __m256 ab = _mm256_hadd_ps(_mm256_add_ps(v[0].lo, v[0].hi), _mm256_add_ps(v[1].lo, v[1].hi));
   const __m256 cd = _mm256_hadd_ps(_mm256_add_ps(v[2].lo, v[2].hi), _mm256_add_ps(v[3].lo, v[3].hi));

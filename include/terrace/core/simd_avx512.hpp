@@ -42,8 +42,8 @@ TERRACE_INLINE __m512i to_bfloat(__m512 v) noexcept {
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   return _mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40));
 }
-// With its exponent in the place of fp16's, an E4M3 is an fp16 of a 256th of its value, subnormals too. The
-// NaN would be 480.
+// With its exponent moved to where fp16 has it, an E4M3 reads as an fp16 of 1/256 of its value, subnormals included.
+// The NaN would read as 480.
 TERRACE_INLINE __m512 from_fp8(__m128i in) noexcept {
   const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(in), 7);  // the sign twice
   const __m256i magnitude = _mm256_and_si256(moved, _mm256_set1_epi16(0x3f80));
@@ -52,7 +52,7 @@ TERRACE_INLINE __m512 from_fp8(__m128i in) noexcept {
   const __m256i marked = _mm256_mask_add_epi16(half, nan, half, _mm256_set1_epi16(0x4000));
   return _mm512_mul_ps(_mm512_cvtph_ps(marked), _mm512_set1_ps(256));
 }
-// Subnormals are multiples of 2^-9, the unit in the last place of 2^14: a sum with that rounds them.
+// Subnormals are multiples of 2^-9, the unit in the last place of 2^14: adding 2^14 rounds them.
 TERRACE_INLINE __m128i to_fp8(__m512 v) noexcept {
   const __m512i bits = _mm512_castps_si512(v);
   const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
@@ -75,20 +75,20 @@ TERRACE_INLINE __m512i magnitude(__m512 v) noexcept {
 struct sum_of {
   static TERRACE_INLINE __m512 two(__m512 a, __m512 b) noexcept { return _mm512_add_ps(a, b); }
 };
-// Of magnitudes, as integers: a NaN is larger than any number.
+// Compares magnitudes as integers: a NaN is larger than any number.
 struct largest_of {
   static TERRACE_INLINE __m512 two(__m512 a, __m512 b) noexcept {
     return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
   }
 };
-// Four vectors: within each quarter, what becomes of the quarters' four lanes of a, b, c and d.
+// Folds four vectors: in each quarter, lanes 0 to 3 are the folds of that quarter's lanes of a, b, c and d.
 template <class op>
 TERRACE_INLINE __m512 fold_quarters(__m512 a, __m512 b, __m512 c, __m512 d) noexcept {
   const __m512 ab = op::two(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
   const __m512 cd = op::two(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
   return op::two(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
 }
-// A 16 x 16 transpose that folds on its way: lane i is what becomes of the lanes of v[i].
+// A 16 x 16 transpose that folds as it goes: lane i is the fold of the lanes of v[i].
 template <class op, class Vectors>
 TERRACE_INLINE __m512 fold_each(const Vectors& v) noexcept {
   const __m512 a = fold_quarters<op>(v[0].v, v[1].v, v[2].v, v[3].v);
@@ -142,8 +142,8 @@ TERRACE_INLINE f32x16 load_i8(const std::byte* p) noexcept {
   const __m128i in = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(in))};
 }
-// Doubled in the exponent and rounded as integers: a compiler may fuse a sum of floats with the caller's
-// product, and that would round otherwise.
+// Doubled in the exponent and rounded as integers: a compiler may fuse a float addition with the caller's product,
+// which would round differently.
 TERRACE_INLINE void store_i8(std::byte* p, f32x16 v) noexcept {
   const __m512i doubled = _mm512_add_epi32(_mm512_castps_si512(v.v), _mm512_set1_epi32(1 << 23));
   const __m512i twice = _mm512_cvttps_epi32(_mm512_castsi512_ps(doubled));
@@ -206,7 +206,7 @@ TERRACE_INLINE void store_sums(const f32x16 (&v)[sums_per_block], float* out) no
   _mm512_storeu_ps(out, detail::fold_each<detail::sum_of>(v));
 }
 
-/// Quarters of vectors change places: 64-byte stores, which the loads that follow need not wait for.
+/// Moves quarters of vectors: 64-byte stores, which the loads that follow need not wait for.
 template <int rows>
 TERRACE_INLINE void split_rows(const float* in, float* out, std::size_t stride) noexcept {
   if constexpr (rows == 1) {

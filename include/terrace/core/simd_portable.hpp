@@ -63,8 +63,8 @@ TERRACE_ALWAYS_INLINE f32x16 round_as(const f32x16& v) noexcept {
 TERRACE_ALWAYS_INLINE f32x16 load_i8(const std::byte* p) noexcept {
   return detail::each([=](int i) { return static_cast<float>(static_cast<std::int8_t>(p[i])); });
 }
-// Doubled in the exponent and rounded as integers: a compiler may fuse a sum of floats with the caller's
-// product, and that would round otherwise.
+// Doubled in the exponent and rounded as integers: a compiler may fuse a float addition with the caller's product,
+// which would round differently.
 TERRACE_ALWAYS_INLINE void store_i8(std::byte* p, const f32x16& v) noexcept {
   for (int i = 0; i < 16; ++i) {
     const auto doubled = std::bit_cast<float>(std::bit_cast<std::uint32_t>(v.lane[i]) + (1u << 23));

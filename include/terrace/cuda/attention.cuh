@@ -29,7 +29,7 @@ result<void> launch_attention(const attention_args& args, std::uint32_t columns,
                 stream);
 }
 
-// Tensor cores, with rings of so many stages.
+// The tensor-core kernels, with rings of `stages` stages.
 template <class T, std::uint32_t dim, block_encoding encoding, std::uint32_t stages>
 struct tensor_kernels {
   using narrow = attention_tensor_kernel<T, dim, encoding, 1, stages>;
@@ -94,8 +94,8 @@ result<void> attend(const attention_args& given, stream_handle stream) noexcept 
       if constexpr (deep::shared_bytes <= least_shared_bytes) {
         return deep::launch(args, columns, stream);
       } else {
-        // 8.6 and 8.9 have less for a block than 8.0 and 9.0. What does not fit there at all is left to the plain
-        // kernel.
+        // Devices of compute capability 8.6 and 8.9 have less shared memory for a block than 8.0 and 9.0. What does
+        // not fit there at all is left to the plain kernel.
         const std::size_t room = most_shared_bytes();
         if (deep::shared_bytes <= room) return deep::launch(args, columns, stream);
         if constexpr (shallow::shared_bytes <= least_shared_bytes)

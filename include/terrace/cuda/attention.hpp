@@ -66,9 +66,9 @@ struct query_rows {
   std::uint32_t most = 1;  ///< at least the largest number of queries of any sequence
 };
 
-/// Partial states that are to be merged in the order of their splits (cuda/merge.hpp). Row r is query r / q_heads,
+/// Partial states, to be merged in the order of their splits (cuda/merge.hpp). Row r is query r / q_heads,
 /// head r % q_heads; its split s has the scalars `rows[r * splits + s]`, and v_dim floats of unnormalised output
-/// from `o + (r * splits + s) * v_dim` on. Where the scalars are empty the output is not written.
+/// from `o + (r * splits + s) * v_dim` on. If the scalars are empty the output is not written.
 struct split_states {
   softmax_row* rows = nullptr;
   float* o = nullptr;
@@ -125,7 +125,7 @@ constexpr std::uint32_t aligned_splits_for(std::uint32_t blocks, std::uint32_t s
 /// reach each query of it; in a key it reaches the queries that see it. Logits are at most FLT_MAX.
 ///
 /// Tensor cores do the work for 16-bit types, dim a multiple of 16 up to 256, blocks of a multiple of 16 tokens and
-/// strides of a multiple of 16 bytes; encoded blocks moreover in the page order hnd. A plain kernel does the rest: any
+/// strides of a multiple of 16 bytes; encoded blocks also need the page order hnd. A plain kernel does the rest: any
 /// dim up to 576, any strides.
 ///
 /// Enqueues and returns. Preconditions: out.splits covers the longest sequence; entries are aligned. Errors:

@@ -44,7 +44,7 @@ TERRACE_DEVICE inline float stored_element(Block& block, const std::byte* row, s
 /// after token, with its lanes along the dimension. Grid (splits, KV heads * column chunks, sequences).
 template <class T, block_encoding encoding>
 struct attention_plain_kernel {
-  static constexpr std::uint32_t columns = 4;  // one a warp
+  static constexpr std::uint32_t columns = 4;  // one per warp
   static constexpr std::uint32_t threads = columns * warp_threads;
   static constexpr std::uint32_t most_dim = 576;
   static constexpr std::uint32_t pieces = most_dim / warp_threads;

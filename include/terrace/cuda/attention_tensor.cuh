@@ -22,7 +22,8 @@ namespace terrace::cuda {
 ///
 ///     S (16 tokens x 8 queries) = K (16 x dim) * Q^T,   O^T (dim x 8) += V^T (dim x 16) * P
 ///
-/// A ring of `ring_stages` tiles: with more of them more is under way, and fewer blocks of threads fit into an SM.
+/// A ring of `ring_stages` tiles: with more of them more copies are in flight, and fewer blocks of threads fit on an
+/// SM.
 ///
 /// Rows in shared memory are 16 bytes longer than they need be. An odd number of 16-byte pieces puts the eight rows of
 /// a matrix into different banks, as a swizzle would, for any dim.
@@ -113,7 +114,7 @@ struct attention_tensor_kernel {
       return work.begin + t * static_cast<std::int32_t>(tile);
     }
 
-    // Those that hold a token that some column sees; all that there are where the scalars of each are wanted. Leaving
+    // The tiles that hold a token that some column sees, or all there are if the scalars of each are wanted. Leaving
     // out the others changes no value of the result: their weights are 0.
     TERRACE_DEVICE tile_range tiles_to_read() const {
       std::int32_t from = work.begin < 0 ? 0 : work.begin, to = work.end;
@@ -190,7 +191,7 @@ struct attention_tensor_kernel {
       }
     }
 
-    // Tokens behind the last one that there is become zeros: what stands there may be NaN.
+    // Tokens beyond the last one become zeros: what lies there may be NaN.
     TERRACE_DEVICE void copy_tile(std::int32_t t, const std::byte* from, std::byte* to) const {
       const kv_page& page = kernel.args.page;
       const std::int32_t token = token_of(t);

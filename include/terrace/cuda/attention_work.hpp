@@ -22,7 +22,7 @@ struct split_work {
   std::int32_t begin =
       0;                 ///< the split's first token, from the table's start; negative where the table begins
                          ///< within the split
-  std::int32_t end = 0;  ///< behind the split's last token that there is; at most begin in an empty split
+  std::int32_t end = 0;  ///< one past the split's last existing token; at most begin in an empty split
   std::int64_t first_position = 0;
   std::uint32_t query = 0;    ///< the sequence's first
   std::uint32_t columns = 0;  ///< pairs of a query and a head of the group

@@ -21,9 +21,9 @@ inline namespace TERRACE_EX {
 
 class batch;
 
-/// Pages that are in device memory for work on one stream: the arrays that paged kernels take, in device memory at
-/// addresses that do not change. Pages are raw, as the layer group lays a block out. Move-only; dropped without a
-/// release it records its event on its stream itself.
+/// Pages in device memory for work on one stream, with the arrays that paged kernels take, in device memory at
+/// addresses that do not change. Pages are raw, in the layout of the layer group's blocks. Move-only; if it is
+/// destroyed without release(), it records its event on its own stream.
 class window {
  public:
   window(window&& other) noexcept
@@ -33,16 +33,16 @@ class window {
 
   /// [sequences + 1]; pages indptr[i] .. indptr[i + 1] - 1 are those of sequence i of the batch, ascending.
   const std::int32_t* indptr() const noexcept;
-  /// [pages], counted in page_stride from pages().
+  /// [pages], in units of page_stride from pages().
   const std::int32_t* indices() const noexcept;
   /// [sequences], the tokens of each sequence's last page here; 0 where it has none.
   const std::int32_t* last_page_len() const noexcept;
-  /// [sequences], the position of the first token of each sequence's first page here. Behind sinks of a sliding window
-  /// pages are left out, and then a sequence's pages are not all of consecutive positions.
+  /// [sequences], the position of the first token of each sequence's first page here. Pages behind the sinks of a
+  /// sliding window are left out, and then a sequence's pages are not all at consecutive positions.
   const std::int64_t* first_position() const noexcept;
   /// The base that indices count from: the same for all windows.
   const void* pages() const noexcept;
-  /// Entries of indices(), and the most of one sequence.
+  /// Entries of indices(), and the most that one sequence has.
   std::uint32_t page_count() const noexcept { return static_cast<std::uint32_t>(buffer_->pages.size()); }
   std::uint32_t most_pages() const noexcept;
   /// No other window follows in this layer; the pages that are being written are in this one.
@@ -61,29 +61,29 @@ class window {
   cudaStream_t stream_;
 };
 
-/// A ragged set of sequences that decode together on a device, as terrace::batch is on the host. Blocks of tier 0 are
-/// read where they are; those in host memory come over the link into windows, three of them, so that the copies of
-/// the next run under the kernels of this one, and arrive in the order in which the sequences are read.
+/// A ragged set of sequences that decode together on a device, as terrace::batch is on the host. Blocks in tier 0 are
+/// read in place; those in host memory come over the link into windows, three of them, so that the copies of the next
+/// window overlap the kernels of this one, and arrive in the order in which the sequences are read.
 ///
-/// No member waits for the device, but `reserve` for the copies that make it room. `next` waits for a disk, where a
-/// block is nowhere nearer: prefetch what is.
+/// No member waits for the device, except `reserve` for the copies that make room for it. `next` waits for a disk if
+/// a block is nowhere nearer: prefetch such blocks.
 ///
-/// One engine stream at a time: its arrays are written in that stream's order. Streams stay until the batch has ended.
-/// While that stream is being captured into a graph, capture what lies between `next` and `release`, not these. It
-/// stays in place, its windows end before it, and it before its cache. Its sequences stay, unchanged from the first
-/// window of a layer to the last, as for terrace::batch. Owner thread only.
+/// One engine stream at a time: the arrays are written in that stream's order. Streams must stay until the batch has
+/// ended. To capture that stream into a graph, capture what lies between `next` and `release`, not these calls. The
+/// batch stays in place, its windows end before it, and it ends before its cache. Its sequences stay, unchanged from
+/// the first window of a layer to the last, as for terrace::batch. Owner thread only.
 class batch {
  public:
   static constexpr std::size_t page_stride = cuda::page_stride;
   static constexpr std::size_t windows = 3;
 
   struct options {
-    std::uint32_t sequences = 256;    ///< at most so many
+    std::uint32_t sequences = 256;    ///< at most this many
     std::uint32_t pages = 1u << 16;   ///< of one window
     std::uint32_t tokens = 1u << 12;  ///< reserved at a time
     std::size_t window_bytes =
         0;  ///< raw bytes of a window that come from host memory; 0: a 16th of tier 0, 32 MiB at most
-    std::uint32_t align = 1;  ///< windows begin at multiples of so many pages, where they have the room
+    std::uint32_t align = 1;  ///< windows begin at multiples of this many pages, where there is room
     kernel_set kernels{};     ///< of cuda/kernels.cuh
     int device = 0;           ///< that tier 0 lies in
   };
@@ -97,10 +97,11 @@ class batch {
 
   /// As terrace::batch::assign.
   result<void> assign(std::span<sequence* const> sequences);
-  /// As terrace::batch::drop, for captured graphs too: no array moves. The others keep the tokens and slots that they
-  /// have reserved; the tokens of sequence i keep their places, and on `stream` their slots become -1, for kernels to
-  /// leave out. The windows to come are cut and copied anew. Where the layer that is under way had no others than those
-  /// of sequence i to come, the one before was not last(). Errors, and nothing has changed: those, and the runtime's.
+  /// As terrace::batch::drop, for captured graphs too: no array moves. The others keep their reserved tokens and
+  /// slots; the tokens of sequence i keep their places, and on `stream` their slots become -1, for kernels to skip.
+  /// The windows to come are cut and copied again. If the layer under way had only windows of sequence i to come, the
+  /// window before them was not last(). On an error nothing has changed. Errors: those of terrace::batch::drop, and
+  /// the runtime's.
   result<void> drop(std::size_t i, cudaStream_t stream);
   std::size_t size() const noexcept { return sequences_.size(); }
   /// Room for tokens[i] more tokens of sequence i, or out_of_capacity; it blocks as
@@ -112,17 +113,17 @@ class batch {
     sequences_.commit(kept);
   }
 
-  /// Enqueues the copies of windows to come, makes `stream` wait for those of the next window of `layer`, and gives it;
-  /// nothing when all are given, or when it cannot be had: `lost` and `failure` tell. The next call for the same layer
-  /// begins it anew then.
+  /// Enqueues the copies of windows to come, makes `stream` wait for those of the next window of `layer`, and returns
+  /// it; nothing when all have been given, or when it could not be had: see `lost` and `failure`. The next call for
+  /// the same layer then starts over.
   std::optional<window> next(std::uint32_t layer, cudaStream_t stream);
-  /// Blocks that could not be had since the last reserve, to be computed anew.
+  /// Blocks that could not be had since the last reserve, to be recomputed.
   std::span<const lost_block> lost() const noexcept { return lost_; }
   /// Why the last `next` gave no window though there was one; empty otherwise.
   const std::optional<error>& failure() const noexcept { return failure_; }
 
-  /// For measuring what compute takes alone: while it is on, nothing moves and nothing is decoded. Windows are cut as
-  /// ever, and their sealed pages are bytes of tier 0, block after block, whatever these hold.
+  /// For measuring compute alone: while it is on, nothing moves and nothing is decoded. Windows are cut as usual, and
+  /// their sealed pages are bytes of tier 0, block after block, whatever these hold.
   void stand_in(bool on) noexcept {
     forget_windows();
     stand_in_ = on;
@@ -137,9 +138,9 @@ class batch {
   context& owner() noexcept { return owner_->owner(); }
   host_link& link() noexcept { return *link_; }
 
-  /// Whether some policy wants to be told what share of the softmax mass blocks draw; cuda/mass_feed.hpp tells it.
+  /// Whether some policy wants to know what share of the softmax mass blocks draw; cuda/mass_feed.hpp reports it.
   bool weighs() const noexcept { return owner_->weighs(); }
-  /// Tells the policies; nothing where the block is gone.
+  /// Tells the policies; no effect if the block is gone.
   void weigh(block_id block, float share) {
     if (block.valid() && owner_->find_record(block) != nullptr) owner_->weigh(block.index, share);
   }
@@ -193,7 +194,7 @@ class batch {
   std::size_t stand_in_turn_ = 0;       // the block of tier 0 that is next
   bool has_encoded_ = false;            // some tier that attention reads has a codec
   std::optional<std::uint32_t> layer_;  // that the engine is at
-  std::uint32_t walk_layer_ = 0;        // whose windows are being cut: that one, or one behind it
+  std::uint32_t walk_layer_ = 0;        // whose windows are being cut: that one, or a later one
   page_walk walk_;
   reserved_slots reserved_;
   std::vector<walk_member> members_;
@@ -250,7 +251,7 @@ inline result<void> batch::assign(std::span<sequence* const> sequences) {
   if (out_)
     return terrace::fail(errc::invalid_argument, "a batch takes other sequences when its window is released");
   auto assigned = sequences_.assign(sequences);
-  if (assigned) forget_windows();  // which have the pages of those before
+  if (assigned) forget_windows();  // which have the previous sequences' pages
   return assigned;
 }
 
@@ -258,8 +259,8 @@ inline result<void> batch::drop(std::size_t i, cudaStream_t stream) {
   if (out_) return terrace::fail(errc::invalid_argument, "a batch drops a sequence while no window is out");
   if (!sequences_.has(i))
     return terrace::fail(errc::invalid_argument, "a batch was to drop a sequence that it does not have");
-  // The windows that are prepared have its pages. `next` goes on where the first of them began, if that is of the layer
-  // which the engine is at; otherwise all of that layer's have been given.
+  // The prepared windows have its pages. `next` resumes where the first of them began, if it belongs to the layer
+  // that the engine is at; otherwise all windows of that layer have been given.
   const std::optional<std::uint32_t> layer = layer_;
   page_walk::place at{.finished = true};
   if (layer && prepared_ != 0 && buffers_[front_]->layer == *layer) at = buffers_[front_]->before;

@@ -37,7 +37,7 @@ inline void batch::go_back(std::uint32_t layer, page_walk::place to) {
   layer_ = layer;
 }
 
-// Cuts windows for the buffers that are free, also of the layer behind. One that the engine has counts as taken.
+// Cuts windows for the free buffers, also of the next layer. A buffer that the engine has is not free.
 inline void batch::prepare() {
   while (prepared_ + (out_ ? 1 : 0) < windows) {
     if (walk_.finished()) {
@@ -110,7 +110,7 @@ inline std::optional<window> batch::next(std::uint32_t layer, cudaStream_t strea
       static_cast<void>(cudaGetLastError());
       failure_ = error_of(e, "a window cannot be told to the device");
     } else if (w.failure->code == errc::out_of_capacity && !again) {
-      // It was asked for while other windows had what it needs.
+      // It was asked for while other windows held what it needs.
       go_back(layer, w.before);
       continue;
     } else {

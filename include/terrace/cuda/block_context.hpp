@@ -46,11 +46,11 @@ struct grid_index {
 ///   g + 8; a[2] and a[3] the same rows, columns t + 8 and t + 9; b[0] has rows t and t + 1 of column g, b[1] rows
 ///   t + 8 and t + 9; d[0] and d[1] have row g, columns t and t + 1, d[2] and d[3] row g + 8.
 /// - `pack<T>(lo, hi)`: two floats, no NaN, rounded to T as `from_float` rounds, in one word, `lo` in its low half.
-/// - `to_float(x)`: an fp16 or bf16 as a float; which NaN a NaN becomes is open.
-/// - `exp(x)`: e to the power of x, to about 1e-5 of it for x <= 0; 0 for -infinity.
+/// - `to_float(x)`: an fp16 or bf16 as a float; which NaN a NaN becomes is unspecified.
+/// - `exp(x)`: e to the power of x, with a relative error of about 1e-5 for x <= 0; 0 for -infinity.
 ///
-/// All lanes of a warp must come together to the members from `sync_warp` to `shuffle_xor` and from `load_matrix`
-/// to `multiply_add`.
+/// All lanes of a warp must reach the members from `sync_warp` to `shuffle_xor` and from `load_matrix` to
+/// `multiply_add` together.
 template <class B>
 concept block_context = requires(B& block, const void* from, void* to, vec16 v, std::uint32_t n, float x,
                                  std::uint32_t (&a)[4], std::uint32_t (&b)[2], float (&d)[4]) {

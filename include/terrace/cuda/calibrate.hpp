@@ -24,8 +24,8 @@ struct calibration_options {
   /// A cell of the table that is larger is not measured: it takes the method of the next smaller count. One piece is
   /// always measured.
   std::size_t most_bytes = std::size_t{4} << 20;
-  unsigned rounds = 2;  ///< the best of so many counts, after one that does not
-  /// Kernels take multiprocessors from the compute beside them: they must be so many times as fast as copies.
+  unsigned rounds = 2;  ///< the best of this many counts, after a first one that does not
+  /// Kernels take multiprocessors from the compute beside them: they must be this many times as fast as copies.
   double kernel_advantage = 1.1;
 };
 
@@ -52,7 +52,7 @@ class calibration_scratch {
       if (event != nullptr) static_cast<void>(cudaEventDestroy(event));
   }
 
-  /// Every piece of the scratch goes to another place than where it lay: the pieces are scattered on both sides.
+  /// Each piece goes to a different position than it came from: the pieces are scattered on both sides.
   std::span<const copy_piece> pieces(std::size_t bytes, std::size_t count) {
     pieces_.clear();
     for (std::size_t i = 0; i < count; ++i)
@@ -86,9 +86,9 @@ class calibration_scratch {
 }  // namespace detail
 
 /// Measures which method carries pieces fastest from host to device, for each size and count of `transfer_choice`,
-/// with scratch of its own on both sides: max(most_bytes, the largest size), 4 MiB. The answer is for `link.use`; the
-/// choice and the kernel that the link has stay as they are, unless a kernel is given, which the link then keeps.
-/// What travels down is not measured: the table serves both ways.
+/// with scratch of its own on both sides: max(most_bytes, the largest size), 4 MiB by default. The result is for
+/// `link.use`; the link's choice and kernel stay as they are, unless a kernel is given, which the link then keeps.
+/// Copies from device to host are not measured: the table serves both ways.
 ///
 /// Waits for the link's copies, so it is for start-up, before they matter: it moves at most (rounds + 1) * 3 methods
 /// * 11 sizes * 4/3 * most_bytes. Errors: those of the runtime. Owner thread only.
@@ -137,8 +137,8 @@ inline result<transfer_choice> calibrate(host_link& link, const calibration_opti
   return found;
 }
 
-/// As `calibrate`, measured once for each device of a process: the first caller's options hold. A failure is not kept.
-/// Any thread that owns its link.
+/// As `calibrate`, but measured once for each device of a process, with the first caller's options. A failure is not
+/// remembered. Any thread that owns its link.
 inline result<transfer_choice> calibrated(host_link& link, const calibration_options& o = {}) {
   static std::mutex guard;
   static std::map<int, transfer_choice> known;

@@ -9,7 +9,7 @@
 #include "terrace/core/element.hpp"
 
 // The arithmetic of the host's codecs (codec/q8_0.hpp, codec/q4_0.hpp) for one group of 32 values, in pieces that
-// the threads of a device share: the same bits come out. Each step is exact or rounds once, and says so itself:
+// the threads of a device share: the same bits come out. Each step is exact or rounds once, and ensures that itself:
 //
 // - a product and a quotient are rounded to nearest whatever the flags are, by the instructions that name their
 //   rounding: nvcc fuses a plain product with a sum that follows it, and --use_fast_math divides approximately;
@@ -36,7 +36,7 @@ TERRACE_HD inline float rounded_quotient(float a, float b) noexcept {
 #endif
 }
 
-/// The magnitude of a float as bits, which order as magnitudes do; those of a NaN are above all.
+/// The magnitude of a float as bits, which order as magnitudes do; a NaN's are above all others.
 TERRACE_HD constexpr std::uint32_t magnitude_bits(float x) noexcept {
   return std::bit_cast<std::uint32_t>(x) & 0x7fffffffu;
 }
@@ -56,7 +56,7 @@ TERRACE_HD constexpr float tame(float x, block_encoding encoding) noexcept {
   return magnitude <= most ? x : std::bit_cast<float>((bits & 0x80000000u) | most);
 }
 
-/// What a group of values is divided by, as it is stored, and what they are multiplied with instead.
+/// What a group of values is divided by, as stored, and the factor that they are multiplied by instead.
 struct group_scale {
   fp16 stored;
   float inverse = 0;
@@ -76,7 +76,8 @@ TERRACE_HD inline int q8_0_code(float x, float inverse) noexcept {
   return (twice + (twice < 0 ? 0 : 1)) >> 1;
 }
 
-/// In a bf16 plane: the code next to `code` that gives x exactly; found is false where none of the three does.
+/// In a bf16 plane: the code, `code` or one next to it, that gives x exactly; found is false if none of the three
+/// does.
 struct exact_code {
   int code = 0;
   bool found = false;
@@ -95,16 +96,16 @@ TERRACE_HD inline exact_code q8_0_exact_code(float x, fp16 scale, int code) noex
   return {down, gives(down)};
 }
 
-/// q4_0: `extreme` is the value of largest magnitude, the first of several. The inverse has 2^26 in it, for
-/// q4_0_code.
+/// q4_0: `extreme` is the value of largest magnitude, the first of several. The inverse includes a factor of 2^26,
+/// for q4_0_code.
 TERRACE_HD inline group_scale q4_0_scale(float extreme) noexcept {
   const float d = -rounded_product(extreme, 0.125f);
   const fp16 stored = to_fp16(d);
   if ((stored.bits & 0x7fffu) == 0) return {fp16{0x8000u}, 0.0f};
   return {stored, rounded_quotient(0x1p26f, d)};
 }
-/// The code of a value: ggml's x * inverse + 8.5 in floats without its fraction, at most 15. The sum is done in
-/// integers, of 2^-26 each, and rounded as the sum of floats rounds (codec/q4_0_simd.hpp).
+/// The code of a value: ggml's x * inverse + 8.5 in floats, truncated, at most 15. The sum is done in integers, in
+/// units of 2^-26, and rounded as the sum of floats rounds (codec/q4_0_simd.hpp).
 TERRACE_HD inline int q4_0_code(float x, float inverse) noexcept {
   const int sum = static_cast<int>(rounded_product(x, inverse)) + 0x22000000 + 16;
   const int code = (sum + ((sum >> 25) & 16)) >> 26;

@@ -31,7 +31,7 @@ struct octet_tiles {
   std::uint32_t octets;  // of a block
   std::uint32_t tiles;   // of a block
 
-  /// Bytes of so many encoded octets, whole groups.
+  /// Bytes of `n` encoded octets, in whole groups.
   TERRACE_HD static constexpr std::size_t encoded_octets(std::size_t n) noexcept {
     return encoding == block_encoding::q8_0   ? n / 4 * 34
            : encoding == block_encoding::q4_0 ? n / 4 * 18
@@ -90,7 +90,7 @@ struct encode_kernel : octet_tiles<T, encoding> {
     }
   }
 
-  // One octet to its place in shared memory. All lanes come here; `there` says whether this one has values.
+  // Encodes one octet to its place in shared memory. All lanes come here; `there` says whether this one has values.
   template <class Block>
   TERRACE_DEVICE static void encode(Block& block, float (&x)[8], std::uint32_t octet, bool there) {
     std::byte* const out = block.shared();
@@ -160,7 +160,7 @@ struct encode_kernel : octet_tiles<T, encoding> {
     TERRACE_DEVICE_UNROLL
     for (std::uint32_t other = 1; other < 4; other *= 2) {
       const float theirs = block.shuffle_xor(extreme, other);
-      const bool later = (octet & other) == 0;  // their values stand behind ours
+      const bool later = (octet & other) == 0;  // their values come after ours
       const std::uint32_t own_bits = magnitude_bits(extreme), their_bits = magnitude_bits(theirs);
       extreme = own_bits < their_bits || (own_bits == their_bits && !later) ? theirs : extreme;
     }

@@ -12,11 +12,11 @@
 namespace terrace::cuda {
 
 /// Encodes `count` blocks of `group`, raw[i] to encoded[i], in one pass: gather, quantise and scatter. The bytes are
-/// those of the host's codec of that name, for any values, NaN and infinities too.
+/// those of the host's codec of that name, for any values, including NaN and infinities.
 ///
 /// T is the element type of the group's planes, which is the same for keys and values; `encoding` q8_0, q4_0 or fp8.
 /// Raw blocks are aligned to 16 bytes; encoded ones may be anywhere, and are fastest on multiples of 16. Both may be
-/// VRAM or pinned RAM. Runs on at most `ctas` blocks of threads, each with 16 KiB of raw bytes on their way.
+/// VRAM or pinned RAM. Runs on at most `ctas` blocks of threads, each with 16 KiB of raw bytes in flight.
 ///
 /// Enqueues and returns. Errors: invalid_argument where the codec does not support the group; those of `launch`.
 /// Defined in cuda/codecs.cuh; some .cu of the program instantiates it.
@@ -25,9 +25,9 @@ result<void> encode_blocks(const layer_group& group, const block_addresses& raw,
                            const block_addresses& encoded, std::uint32_t count, stream_handle stream,
                            std::uint32_t ctas = 16) noexcept;
 
-/// Decodes `count` blocks, encoded[i] to raw[i]: the bytes that the host's codec gives. A block whose scales are no
-/// numbers cannot come from an encoder: then bad[i], where `bad` is given, becomes 1, and raw[i] holds anything. The
-/// caller zeroes `bad` before. The rest is as for encode_blocks.
+/// Decodes `count` blocks, encoded[i] to raw[i]: the bytes that the host's codec gives. A block whose scales are not
+/// numbers cannot come from an encoder: bad[i] then becomes 1, if `bad` is given, and raw[i] holds anything. The
+/// caller zeroes `bad` first. The rest is as for encode_blocks.
 template <element_type T, block_encoding encoding>
 result<void> decode_blocks(const layer_group& group, const block_addresses& encoded,
                            const block_addresses& raw, std::uint32_t count, stream_handle stream,

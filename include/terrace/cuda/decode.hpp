@@ -16,7 +16,7 @@ inline namespace TERRACE_EX {
 
 /// Decode attention of a batch whose KV is larger than device memory: for each layer the windows of cuda::batch, the
 /// attention kernel over each, and the merge in the order of the sequences. Everything is enqueued on the engine's
-/// stream; the copies of the next windows run meanwhile on the link's.
+/// stream; meanwhile the copies of the next windows run on the link's.
 ///
 ///     auto decode = cuda::decode_attention<fp16, 128>::make(*batch, {.q_heads = 32});
 ///     for (layer ...) {
@@ -24,10 +24,10 @@ inline namespace TERRACE_EX {
 ///       if (auto done = decode->run(layer, queries, out, stream); !done) ...   // batch.lost() has the blocks
 ///     }
 ///
-/// It ends before the batch does. T is the element type of queries, keys and values, `dim` the dimension of keys and
-/// values. Windows begin at multiples of a split's blocks (batch::options::align = split_blocks), so that the result
-/// has the same bits whatever lies where. The kernels are instantiated in some .cu of the program
-/// (cuda/attention.hpp, cuda/merge.hpp). Where a policy wants it and the batch's kernels have `mass`, it is told what
+/// It must end before the batch does. T is the element type of queries, keys and values, `dim` the dimension of keys
+/// and values. Windows begin at multiples of a split's blocks (batch::options::align = split_blocks), so that the
+/// result has the same bits wherever blocks lie. The kernels are instantiated in some .cu of the program
+/// (cuda/attention.hpp, cuda/merge.hpp). If a policy wants it and the batch's kernels have `mass`, it is told what
 /// share of the softmax mass each block drew (cuda/mass_feed.hpp).
 template <element_type T, std::uint32_t dim>
 class decode_attention {
@@ -57,10 +57,10 @@ class decode_attention {
     return decode_attention(b, o);
   }
 
-  /// Attention of the reserved tokens of `layer`: `queries` and `out` are [token][q_head][dim] in device memory, the
-  /// tokens those of the batch in order. Enqueues and returns; device memory for the states of a window's splits is
-  /// taken beside the cache's when a window needs more than any before. Errors: those of batch::next, with
-  /// batch::lost() naming the blocks; those of the kernels. Then `out` is as it was, or half done.
+  /// Attention of the reserved tokens of `layer`: `queries` and `out` are [token][q_head][dim] in device memory, with
+  /// the tokens of the batch in order. Enqueues and returns; when a window needs more room for the states of its
+  /// splits than any before, device memory is allocated outside the cache's. Errors: those of batch::next, with
+  /// batch::lost() naming the blocks; those of the kernels. After an error `out` is unchanged or incomplete.
   result<void> run(std::uint32_t layer, const T* queries, T* out, cudaStream_t stream) {
     const layer_group& g = batch_->layout().groups[batch_->layout().group_of(layer)];
     const std::uint32_t layer_in_block = (layer - g.first_layer) % g.layers_per_block;

@@ -10,8 +10,8 @@
 namespace terrace::cuda {
 
 /// Eight consecutive values of an encoded run, not rounded to the plane's type. `octet` counts from the start of the
-/// run, which is aligned to 2 bytes. Exact: a code of at most 8 bits times a scale of 11 is a float, so that neither
-/// a fused addition nor flushed subnormals (the scale is at least 2^-24) can change it.
+/// run, which is aligned to 2 bytes. Exact: a code of at most 8 bits times a scale of 11 bits fits a float, so
+/// neither a fused addition nor flushed subnormals (the scale is at least 2^-24) can change it.
 template <block_encoding encoding, class Block>
 TERRACE_DEVICE inline void decode_octet(Block& block, const std::byte* encoded, std::uint32_t octet,
                                         float (&value)[8]) {

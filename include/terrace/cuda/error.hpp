@@ -28,15 +28,14 @@ inline errc code_of(cudaError_t why) noexcept {
   }
 }
 
-/// The error that `why` is, with one sentence of ours before the runtime's.
+/// The error for `why`, with one sentence of ours before the runtime's.
 inline error error_of(cudaError_t why, const char* text) noexcept {
   return {code_of(why), text, static_cast<int>(why),
           [](int number) noexcept { return cudaGetErrorString(static_cast<cudaError_t>(number)); }};
 }
 
-/// `if (const cudaError_t e = cudaMalloc(...); e != cudaSuccess) return fail(e, "no memory for a vram tier")`. Takes
-/// the error away from the runtime, which would otherwise report it again to the engine's next call; one that is
-/// sticky stays.
+/// `if (const cudaError_t e = cudaMalloc(...); e != cudaSuccess) return fail(e, "no memory for a vram tier")`. Clears
+/// the error in the runtime, which would otherwise report it again to the engine's next call; a sticky one stays.
 inline failure<error> fail(cudaError_t why, const char* text) noexcept {
   static_cast<void>(cudaGetLastError());
   return failure<error>{error_of(why, text)};

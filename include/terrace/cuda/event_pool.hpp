@@ -7,7 +7,7 @@
 
 namespace terrace::cuda {
 
-/// Events of one device, without timing, which are much cheaper to take again than to make.
+/// Events of one device, without timing. Reusing one is much cheaper than making one.
 class event_pool {
  public:
   explicit event_pool(int device) noexcept : device_(device) {}
@@ -30,7 +30,7 @@ class event_pool {
       return fail(e, "a CUDA device gives no event");
     return event;
   }
-  /// It may be recorded anew at once: a wait that was enqueued refers to what had been recorded by then.
+  /// It may be recorded again at once: an enqueued wait refers to what had been recorded by then.
   void give_back(cudaEvent_t event) { free_.push_back(event); }
 
  private:

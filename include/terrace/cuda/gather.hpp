@@ -13,8 +13,8 @@ namespace terrace::cuda {
 /// pinned RAM, at any alignment and of any size; where both are aligned to 16 it moves 16 bytes at a time. No two
 /// targets may overlap, nor a source and a target.
 ///
-/// `ctas` bounds what is taken from the compute that runs beside it: each occupies an eighth of the threads of one SM
-/// and has `loads_in_flight` * 4 KiB on their way. A link of 55 GB/s with 2 us of latency is filled by 110 KiB.
+/// `ctas` limits what is taken from the compute that runs beside it: each occupies an eighth of the threads of one SM
+/// and has `loads_in_flight` * 4 KiB in flight. A link of 55 GB/s with 2 us of latency is filled by 110 KiB.
 ///
 /// Enqueues and returns. O(count * bytes). Errors: those of `launch`. Defined in cuda/gather.cuh; some .cu of the
 /// program says `template terrace::result<void> terrace::cuda::gather<8>(...)`.

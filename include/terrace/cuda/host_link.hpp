@@ -21,7 +21,7 @@
 
 namespace terrace::cuda {
 
-/// Something that a device does, and whose end the owner of the context is told: a node in the lists of host_link.
+/// Work of a device whose end is reported to the owner of the context: a node in the lists of host_link.
 class device_work {
  public:
   device_work() = default;
@@ -43,24 +43,24 @@ class device_work {
 /// pieces travel, and the events that tell the owner when work has ended. One for each context and device, which all
 /// tiers on that device share.
 ///
-/// Copies that are started between two polls go together. Ordering, which rules out the corruption that such caches
-/// are known for: a copy begins only after everything that the engine's streams (`follow`) had been given when the
-/// copy was submitted. So it reads what the engine's kernels wrote, and overwrites nothing that they still read.
-/// The host never waits for a device here, and nothing is ever synchronised device-wide.
+/// Copies started between two polls go together. Ordering rules out the corruption that such caches are known for: a
+/// copy begins only after everything that the engine's streams (`follow`) had been given when the copy was submitted.
+/// So it reads what the engine's kernels wrote, and overwrites nothing that they still read. The host never waits for
+/// a device here, and nothing is ever synchronised device-wide.
 ///
-/// Ends are found by polling events, never by host callbacks: these run on a thread of the driver's, carry no status,
-/// and do not come at all after an error that sticks. Owner thread only.
+/// Ends are found by polling events, never by host callbacks: these run on a driver thread, carry no status, and do
+/// not come at all after a sticky error. Owner thread only.
 class host_link final : public event_source {
  public:
-  /// The link of `ctx` to `device`; made by the first call. Errors: unavailable without a device that works.
+  /// The link of `ctx` to `device`; made by the first call. Errors: unavailable without a working device.
   static result<host_link*> of(context& ctx, int device = 0);
   ~host_link() override;
 
   int device() const noexcept { return device_; }
   cudaStream_t stream(copy_direction way) const noexcept { return lanes_[index(way)].stream; }
 
-  /// A stream on which the engine writes or reads blocks; nullptr is the legacy default stream. Followed as often as
-  /// it is not unfollowed; it must not be destroyed while it is. O(streams).
+  /// A stream on which the engine writes or reads blocks; nullptr is the legacy default stream. Each follow() needs
+  /// an unfollow(); the stream must not be destroyed before that. O(streams).
   void follow(cudaStream_t engine) {
     const auto known = find(engine);
     if (known == followed_.end())
@@ -68,14 +68,14 @@ class host_link final : public event_source {
     else
       ++known->times;
   }
-  /// Copies that come after still begin after what the stream had been given until now.
+  /// Later copies still begin after what the stream had been given until now.
   void unfollow(cudaStream_t engine) noexcept;
   /// How pieces travel from now on, and the kernel that may carry them (cuda/gather.cuh has one).
   void use(const transfer_choice& choice) noexcept { copies_.use(choice); }
   void use(copy_kernel kernel) noexcept { copies_.use(kernel); }
   const transfer_choice& choice() const noexcept { return copies_.choice(); }
 
-  /// Pins host memory while the answer lives (cuda/pinning.hpp).
+  /// Pins host memory while the result lives (cuda/pinning.hpp).
   class pinned_memory;
   std::unique_ptr<pinned_memory> pin(mutable_bytes memory, bool at_once = false);
 
@@ -88,8 +88,8 @@ class host_link final : public event_source {
   /// `work` completes when everything that `stream` was given so far has ended, with the error if it failed.
   void when_done(device_work& work, cudaStream_t stream) noexcept;
 
-  /// Enqueues copies on `stream` now, by the method that suits them, for work whose order the caller keeps by
-  /// events of its own: nobody is told of their end, and no stream is followed.
+  /// Enqueues copies on `stream` now, by the method that suits them, for work that the caller orders by its own
+  /// events: nobody is told of their end, and they do not wait for the followed streams.
   cudaError_t enqueue(std::span<const copy_piece> pieces, copy_direction way, cudaStream_t stream) noexcept {
     return copies_.enqueue(pieces, way, stream);
   }
@@ -156,7 +156,7 @@ class host_link final : public event_source {
   std::size_t pending_ = 0;
 };
 
-/// Host memory that is pinned, and known to its link, while this lives. It ends before the context does.
+/// Host memory that is pinned, and known to its link, while this lives. It must end before the context does.
 class host_link::pinned_memory {
  public:
   pinned_memory(host_link& link, mutable_bytes memory, bool at_once)
@@ -180,7 +180,7 @@ inline std::unique_ptr<host_link::pinned_memory> host_link::pin(mutable_bytes me
 }
 
 inline result<host_link*> host_link::of(context& ctx, int device) {
-  static constexpr std::array<char, 64> kinds{};  // addresses alone: one for each device
+  static constexpr std::array<char, 64> kinds{};  // only the addresses matter: one for each device
   if (device < 0 || static_cast<std::size_t>(device) >= kinds.size())
     return terrace::fail(errc::invalid_argument, "there is no CUDA device of this number");
   const void* const kind = &kinds[static_cast<std::size_t>(device)];
@@ -228,7 +228,7 @@ inline std::size_t host_link::poll() noexcept {
   return ended + submit_all();  // what the completions have started
 }
 
-// What `first` has been given so far comes before what is put on `then` from here on.
+// Orders what `first` has been given so far before what is put on `then` from here on.
 inline cudaError_t host_link::put_in_order(cudaStream_t first, cudaStream_t then) noexcept {
   const auto event = events_.take();
   if (!event) return static_cast<cudaError_t>(event.error().system);

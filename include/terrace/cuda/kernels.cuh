@@ -15,7 +15,7 @@
 
 namespace terrace::cuda {
 
-/// The runtime's number of a result.
+/// The runtime's error number of a result.
 inline cudaError_t status_of(const result<void>& r) noexcept {
   if (r) return cudaSuccess;
   return r.error().system != 0 ? static_cast<cudaError_t>(r.error().system) : cudaErrorInvalidValue;
@@ -42,7 +42,7 @@ result<void> decode_blocks_of(const layer_group& group, std::uint32_t format_id,
   }
 }
 
-/// The functions of a kernel_set. Functions with names: nvcc does not take lambdas in an aggregate's initialiser.
+/// The functions of a kernel_set, with names because nvcc does not take lambdas in an aggregate's initialiser.
 inline cudaError_t copy_by_kernel(const std::byte* const* from, std::byte* const* to, std::uint32_t count,
                                   std::size_t bytes, cudaStream_t stream) noexcept {
   return status_of(gather(addresses(from), addresses(to), count, bytes, stream));

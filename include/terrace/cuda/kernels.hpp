@@ -11,9 +11,9 @@
 
 namespace terrace::cuda {
 
-/// The kernels that host code needs: functions, so that a header that a plain compiler takes can call what nvcc has
-/// compiled. `device_kernels()` of cuda/kernels.cuh has Terrace's own; without any of them blocks travel by copies, and
-/// what lies encoded in host memory is decoded there.
+/// The kernels that host code needs, as functions, so that headers for a plain compiler can call what nvcc has
+/// compiled. `device_kernels()` of cuda/kernels.cuh has Terrace's own; without any of them blocks travel by copies,
+/// and what lies encoded in host memory is decoded there.
 struct kernel_set {
   /// Copies many small pieces at once.
   copy_kernel copy = nullptr;

@@ -20,24 +20,24 @@ struct launch_shape {
   constexpr bool empty() const noexcept { return x == 0 || y == 0 || z == 0; }
 };
 
-/// What a block of threads may have of shared memory on every device from compute capability 8.0 on, if it asks.
+/// Shared memory that a block of threads can get on every device of compute capability 8.0 or higher, if it asks.
 inline constexpr std::size_t least_shared_bytes = 99u << 10;
-/// Likewise on the current device; 0 where there is none. Defined where `launch` is.
+/// The same for the current device; 0 where there is none. Defined where `launch` is.
 std::size_t most_shared_bytes() noexcept;
 
-/// Runs a kernel on `stream`: the one way to do so. A kernel is a trivially copyable type that carries its
+/// Runs a kernel on `stream`: the only way to do so. A kernel is a trivially copyable type that carries its
 /// arguments, at most 4 KiB, with
 ///
 ///     static constexpr std::uint32_t threads = 128;     // of a block, a multiple of 32
 ///     template <block_context Block>                    // cuda/block_context.hpp
 ///     TERRACE_DEVICE void operator()(Block& block) const;
 ///
-/// Enqueues and returns; a launch of no blocks does nothing. What the arguments point to must stay until the
-/// work is done. Errors: where the launch was refused, that of CUDA (cuda/error.hpp). Errors of the run itself
-/// show at a later call, as always with CUDA.
+/// Enqueues and returns; a launch of no blocks does nothing. What the arguments point to must stay until the work is
+/// done. Errors: CUDA's, if the launch was refused (cuda/error.hpp). Errors of the run itself show at a later call,
+/// as always with CUDA.
 ///
-/// Under nvcc it is defined by cuda/launch.cuh. Compiled by nothing but a host compiler it has no definition:
-/// the tests bring one that emulates a device.
+/// Under nvcc it is defined by cuda/launch.cuh. A program without nvcc has no definition of it: the tests provide one
+/// that emulates a device.
 template <class Kernel>
 result<void> launch(const Kernel& kernel, const launch_shape& shape, stream_handle stream) noexcept;
 

@@ -11,8 +11,8 @@
 
 namespace terrace::cuda {
 
-/// The kernel of `block_mass`: a warp sums up one block's tiles over the rows of its sequence, lanes along the rows, in
-/// one order.
+/// The kernel of `block_mass`: a warp sums up one block's tiles over the rows of its sequence, lanes along the rows,
+/// in a fixed order.
 template <std::uint32_t block_threads>
 struct block_mass_kernel {
   static constexpr std::uint32_t threads = block_threads;

@@ -16,9 +16,9 @@ namespace terrace::cuda {
 inline namespace TERRACE_EX {
 
 /// Tells the cache's policies what share of the softmax mass each block drew, as streams do on the host. Shares are
-/// of the whole, and known when the last window of a layer has been merged: until then the scalars of the windows'
-/// tiles and their tables are kept on the device. The shares come to the host behind the step, on the engine's
-/// stream, and the policies are told when the context is polled: no host wait. For decode_attention.
+/// of the whole, so they are known only when the last window of a layer has been merged: until then the scalars of
+/// the windows' tiles and their tables are kept on the device. The shares come to the host after the step, on the
+/// engine's stream, and the policies are told when the context is polled: no host wait. For decode_attention.
 ///
 /// Device memory: 8 bytes for each tile, query and query head of a layer, beside the cache's.
 class mass_feed {
@@ -31,12 +31,12 @@ class mass_feed {
     while (idle_.size() != reports_.size()) batch_->owner().wait(context::clock::time_point::max());
   }
 
-  /// Whether some policy wants to be told, and there is a kernel that can.
+  /// Whether some policy wants to be told, and there is a kernel for it.
   bool wanted() const noexcept { return batch_->limits().kernels.mass != nullptr && batch_->weighs(); }
 
   /// A layer begins.
   void begin() noexcept { used_ = 0; }
-  /// Another window of it: gives `args`, which is what attention over it will be asked for, room for the scalars of its
+  /// Adds a window of the layer: gives `args`, the arguments of the attention over it, room for the scalars of its
   /// tiles. Errors: out_of_memory, and those of the runtime.
   result<void> add(const window& w, attention_args& args, cudaStream_t stream) {
     if (used_ == windows_.size()) windows_.push_back(std::make_unique<seen_window>());
@@ -45,7 +45,7 @@ class mass_feed {
         std::size_t{w.page_count()} * tiles_of(args.page) * args.queries.most * args.queries.q_heads;
     if (auto room = kept.tiles.reserve(rows * sizeof(softmax_row)); !room) return room;
     args.tiles.rows = kept.tiles.as<softmax_row>();
-    // The window's own arrays are the next one's soon.
+    // The next window will soon overwrite the window's own arrays.
     const std::size_t n = args.table.sequences;
     const std::size_t lengths = align_up((n + 1) * sizeof(std::int32_t), 16);
     const std::size_t positions = lengths + align_up(n * sizeof(std::int32_t), 16);
@@ -65,12 +65,12 @@ class mass_feed {
     ++used_;
     return {};
   }
-  /// Where the merge of the last window is to write the `rows` of lse. Errors: out_of_memory.
+  /// Where the merge of the last window must write `rows` values of lse. Errors: out_of_memory.
   result<float*> lse(std::size_t rows) {
     if (auto room = lse_.reserve(rows * sizeof(float)); !room) return propagate(room.error());
     return lse_.as<float>();
   }
-  /// That merge has been enqueued. Errors: those of the kernel and of the runtime.
+  /// Call when that merge has been enqueued. Errors: those of the kernel and of the runtime.
   result<void> report(cudaStream_t stream) {
     std::size_t entries = 0;
     for (std::size_t i = 0; i < used_; ++i) entries += windows_[i]->blocks.size();

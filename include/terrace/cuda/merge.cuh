@@ -40,7 +40,7 @@ struct merge_kernel {
       if (state.o != nullptr) state.o[row * dim + d] = o;
       if (out.o != nullptr) out.o[row * dim + d] = from_float<T>(finish(whole, o));
     }
-    if (state.rows != nullptr) block.sync();  // everybody has read what the row was
+    if (state.rows != nullptr) block.sync();  // every thread has read the old row
     if (block.thread() != 0) return;
     if (state.rows != nullptr) state.rows[row] = whole;
     if (out.lse != nullptr) out.lse[row] = lse(whole);

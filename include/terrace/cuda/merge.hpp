@@ -10,8 +10,8 @@
 
 namespace terrace::cuda {
 
-/// Rows of attention that is not finished, one state each, as attention/partial_state.hpp defines them: scalars, and
-/// `dim` floats of unnormalised output, rows next to one another.
+/// Rows of unfinished attention, one state each, as attention/partial_state.hpp defines them: scalars, and `dim`
+/// floats of unnormalised output, rows next to one another.
 struct row_states {
   softmax_row* rows = nullptr;
   float* o = nullptr;
@@ -24,7 +24,7 @@ struct finished_rows {
   float* lse = nullptr;  ///< [row], log of the sum of exp(logit); -infinity where no key was seen
 };
 
-/// Merges the splits of each row, in their order, behind what `state` already holds, and writes `state` or `out` or
+/// Merges the splits of each row, in their order, after what `state` already holds, and writes `state` or `out` or
 /// both:
 ///
 ///     merge(splits, rows, dim, state, {}, stream)              // a window more
@@ -33,8 +33,8 @@ struct finished_rows {
 ///
 /// `state` holds what comes before; with `fresh` it is only written. Windows, tiers and devices are merged by calls
 /// in the order of the sequence. The order of the sums is that of the splits: the same inputs give the same bits.
-/// Empty splits change nothing, and what their output holds is not looked at. Formulas: `merge`, `merge_output`,
-/// `finish` and `lse` of attention/softmax_row.hpp.
+/// Empty splits change nothing, and their output is not read. Formulas: `merge`, `merge_output`, `finish` and `lse`
+/// of attention/softmax_row.hpp.
 ///
 /// Enqueues and returns. Errors: those of `launch`. O(rows * splits * dim). Defined in cuda/merge.cuh; some .cu of
 /// the program instantiates it.

@@ -40,10 +40,10 @@ class host_tables {
   /// Whether the device has read what it was told to; then they can be written again.
   bool free() const noexcept {
     if (!busy_ || cudaEventQuery(read_) == cudaSuccess) return true;
-    static_cast<void>(cudaGetLastError());  // "not ready" too would show at the engine's next launch
+    static_cast<void>(cudaGetLastError());  // even "not ready" would show at the engine's next launch
     return false;
   }
-  /// Everything on `stream` that reads them has been enqueued.
+  /// Call when everything on `stream` that reads them has been enqueued.
   cudaError_t used_by(cudaStream_t stream) noexcept {
     busy_ = true;
     return cudaEventRecord(read_, stream);
@@ -56,7 +56,7 @@ class host_tables {
   bool busy_ = false;
 };
 
-/// As many host_tables as the host is ahead of the device, so that it never waits for it: they are made when all others
+/// As many host_tables as the host is ahead of the device, so that it never waits for it: one is made when all others
 /// are still to be read.
 class table_pool {
  public:
@@ -98,7 +98,7 @@ class device_tables {
   }
   ~device_tables() { static_cast<void>(cudaFree(memory_)); }
   std::byte* data() const noexcept { return static_cast<std::byte*>(memory_); }
-  /// An array that begins so many bytes in.
+  /// The array that begins `offset` bytes in.
   template <class T>
   T* as(std::size_t offset = 0) const noexcept {
     return reinterpret_cast<T*>(data() + offset);
@@ -108,10 +108,10 @@ class device_tables {
   void* memory_ = nullptr;
 };
 
-/// Device memory for tables that grows as more is asked for. What it held before is gone then.
+/// Device memory for tables that grows on request, which loses what it held before.
 class grown_tables {
  public:
-  /// Errors: out_of_memory; then it is as it was. Nothing where it has the room; else the device is waited for.
+  /// Errors: out_of_memory; then nothing has changed. No effect if it has the room; otherwise waits for the device.
   result<void> reserve(std::size_t bytes) {
     if (bytes <= has_) return {};
     auto taken = device_tables::make(bytes + bytes / 2);

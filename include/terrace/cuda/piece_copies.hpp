@@ -35,7 +35,7 @@ class piece_copies {
   void use(copy_kernel kernel) noexcept { kernel_ = kernel; }
   const transfer_choice& choice() const noexcept { return choice_; }
 
-  /// Memory of which the chunks that are pinned are known, until it is forgotten. O(pinnings).
+  /// Memory whose pinned chunks are known, until it is forgotten. O(pinnings).
   void know(const pinning& pins) { pinned_.push_back(&pins); }
   void forget(const pinning& pins) noexcept { std::erase(pinned_, &pins); }
 
@@ -101,7 +101,8 @@ inline cudaError_t piece_copies::enqueue(std::span<const copy_piece> pieces, cop
   if (method != transfer_method::copies && pieces_.size() > 1 && has_batched_) {
     const cudaError_t e = enqueue_batched(stream);
     const bool unknown = e == cudaErrorNotSupported || e == cudaErrorCallRequiresNewerDriver;
-    // What is said of batches speaks of no memory that is neither pinned nor the device's: one may be refused for it.
+    // The documentation of batches does not mention memory that is neither pinned nor the device's: a batch may be
+    // refused for it.
     const bool unfit = e == cudaErrorInvalidValue && pinned != pieces.size();
     if (!unknown && !unfit) return e;
     static_cast<void>(cudaGetLastError());

@@ -13,7 +13,7 @@ namespace cuda {
 inline namespace TERRACE_EX {
 
 /// Main memory that a CUDA device reaches at the speed of the link. An arena on huge pages, as `ram`, or the caller's
-/// memory; it is pinned in the background, chunk by chunk, and used meanwhile. Host attention reads it in place.
+/// memory; it is pinned in the background, chunk by chunk, and usable meanwhile. Host attention reads it in place.
 class pinned_ram {
  public:
   static constexpr std::string_view name = "pinned_ram";
@@ -29,7 +29,7 @@ class pinned_ram {
     int device = 0;  ///< whose link it uses; every device may read it
   };
 
-  /// Errors: as ram, and unavailable without a device that works.
+  /// Errors: as ram, and unavailable without a working device.
   static result<std::unique_ptr<pinned_ram>> open(context& ctx, options o) {
     auto link = host_link::of(ctx, o.device);
     if (!link) return propagate(link.error());
@@ -48,9 +48,9 @@ class pinned_ram {
   auto read(extent e, mutable_bytes into) noexcept { return arena_->read(e, into); }
   auto write(extent e, const_bytes from) noexcept { return arena_->write(e, from); }
 
-  /// How much of the capacity is pinned by now. Less than all of it at the end: the system allows no more.
+  /// How much of the capacity is pinned by now. If it stays below the capacity, the system allows no more.
   std::size_t pinned_bytes() const noexcept { return pins_->pins().pinned_bytes(); }
-  /// Waits until everything that can be pinned is: for a measurement, not for use.
+  /// Waits until everything that can be pinned is: for measurements, not for normal use.
   void finish_pinning() { pins_->finish(); }
 
  private:

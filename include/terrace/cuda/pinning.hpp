@@ -12,8 +12,8 @@
 
 namespace terrace::cuda {
 
-/// While it lives, pinning on this thread is allowed, and harmless, though some thread captures a stream into a
-/// graph: in the mode that threads begin with it would fail, and the capture with it.
+/// While it lives, this thread may pin memory, without harm, even if some thread is capturing a stream into a graph:
+/// in the mode that threads begin with, pinning would fail, and the capture with it.
 class beside_captures {
  public:
   beside_captures() noexcept { exchange(); }
@@ -26,13 +26,13 @@ class beside_captures {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-/// Keeps host memory page-locked for CUDA, chunk by chunk, for as long as it lives. Pinning costs about 0.1 s/GB
-/// and fails for very large ranges at once, so a thread of its own does it in the background: the memory can be
-/// used from the start, and copies of what is not pinned yet go through the driver's own buffers. A chunk that the
-/// system does not let us pin (RLIMIT_MEMLOCK) stays as it is, and so do those behind it; `pinned_bytes()` tells.
+/// Keeps host memory page-locked for CUDA, chunk by chunk, for as long as it lives. Pinning costs about 0.1 s/GB and
+/// fails for very large ranges at once, so a thread of its own does it in the background: the memory can be used from
+/// the start, and copies of what is not pinned yet go through the driver's own buffers. A chunk that the system
+/// refuses to pin (RLIMIT_MEMLOCK) stays unpinned, and so do those after it; see `pinned_bytes()`.
 class pinning {
  public:
-  /// A copy must not go across a chunk's end: to the driver, each chunk is an allocation of its own.
+  /// A copy must not cross a chunk's end: to the driver, each chunk is an allocation of its own.
   static constexpr std::size_t chunk = std::size_t{64} << 20;
 
   /// `memory` must outlive this, and nothing else may pin it. With `at_once` the constructor returns when all is
@@ -71,7 +71,7 @@ class pinning {
   std::size_t left_in_chunk(const void* p) const noexcept { return chunk - offset_of(p) % chunk; }
 
  private:
-  std::size_t offset_of(const void* p) const noexcept {  // beyond the memory for what lies before it
+  std::size_t offset_of(const void* p) const noexcept {  // what lies before wraps to beyond the memory
     return reinterpret_cast<std::uintptr_t>(p) - reinterpret_cast<std::uintptr_t>(memory_.data());
   }
   void pin_all() noexcept {

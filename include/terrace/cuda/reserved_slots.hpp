@@ -13,7 +13,7 @@
 namespace terrace::cuda {
 inline namespace TERRACE_EX {
 
-/// What page indices count on a device, in bytes: slots of tier 0 begin at multiples of it.
+/// The unit of page indices on a device, in bytes: slots of tier 0 begin at multiples of it.
 inline constexpr std::size_t page_stride = 4096;
 
 /// Where an engine's kernel writes the K and V of reserved tokens: for each of them, in the order of the batch, the
@@ -75,7 +75,7 @@ class slot_arrays {
     begins_.assign(indptr, indptr + tokens.size() + 1);
     return slots;
   }
-  /// Tells `stream` that the tokens of sequence i, of those that were written last, have no slots any more.
+  /// Tells `stream` that the tokens of sequence i, among those written last, have no slots any more.
   result<void> drop(std::size_t i, cudaStream_t stream) {
     const auto bytes = [](std::int32_t slots) {
       return static_cast<std::size_t>(slots) * sizeof(std::int64_t);

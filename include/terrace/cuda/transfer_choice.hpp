@@ -21,15 +21,15 @@ constexpr std::string_view name(transfer_method m) noexcept {
   return names[static_cast<std::size_t>(m)];
 }
 
-/// Which method is fastest, by the size of a piece and by how many there are at once: a table of powers of two, which
-/// `calibrate` (cuda/calibrate.hpp) measures, or which says the same everywhere.
+/// Which method is fastest, by the size of a piece and by how many there are at once: a table over powers of two,
+/// which `calibrate` (cuda/calibrate.hpp) measures, or which says the same everywhere.
 class transfer_choice {
  public:
   static constexpr std::size_t smallest = std::size_t{4} << 10;  ///< bytes of the first column's pieces
   static constexpr std::size_t sizes = 11;                       ///< 4 KiB, 8 KiB, ... 4 MiB and more
   static constexpr std::size_t counts = 7;                       ///< 1, 4, 16, ... 4096 and more
 
-  /// Until something was measured: small and many go in one call where they can.
+  /// Until something was measured: several small pieces go in one call where they can.
   constexpr transfer_choice() noexcept {
     for (std::size_t s = 0; s < sizes; ++s)
       for (std::size_t c = 0; c < counts; ++c)
@@ -43,7 +43,7 @@ class transfer_choice {
     return c;
   }
 
-  /// For `count` pieces of `bytes` each, which may differ: then their mean.
+  /// For `count` pieces of `bytes` each; if they differ, of their mean.
   constexpr transfer_method pick(std::size_t bytes, std::size_t count) const noexcept {
     return table_[size_class(bytes)][count_class(count)];
   }
@@ -53,7 +53,7 @@ class transfer_choice {
 
   static constexpr std::size_t bytes_of(std::size_t size) noexcept { return smallest << size; }
   static constexpr std::size_t count_of(std::size_t count) noexcept { return std::size_t{1} << (2 * count); }
-  /// The nearest column and row in the logarithm, the smaller one on a tie.
+  /// The nearest column and row on a logarithmic scale, the smaller one on a tie.
   static constexpr std::size_t size_class(std::size_t bytes) noexcept {
     return std::min(sizes - 1, rounded_log2(std::max(bytes, smallest)) - rounded_log2(smallest));
   }

@@ -18,8 +18,8 @@ namespace cuda {
 inline namespace TERRACE_EX {
 
 /// Memory of one device: a single allocation of Terrace's own, or memory that the engine gives. As the first tier it
-/// holds blocks as the engine's kernels write and read them; its addresses are the device's, never change, and may
-/// stand in CUDA graphs.
+/// holds blocks as the engine's kernels write and read them; its addresses are the device's, never change, and may be
+/// used in CUDA graphs.
 ///
 /// Blocks come and go over the device's host_link, which keeps the order with the engine's stream.
 class vram {
@@ -40,7 +40,7 @@ class vram {
     int device = 0;
   };
 
-  /// Errors: unavailable without a device that works, out_of_memory where it has too little.
+  /// Errors: unavailable without a working device, out_of_memory where it has too little.
   static result<std::unique_ptr<vram>> open(context& ctx, options o) {
     auto link = host_link::of(ctx, o.device);
     if (!link) return propagate(link.error());
@@ -80,8 +80,8 @@ class vram {
   copy_sender read(extent e, mutable_bytes into) noexcept { return copy_down(link_, into, address(e)); }
   copy_sender write(extent e, const_bytes from) noexcept { return copy_up(link_, address(e), from); }
 
-  /// Copies within the device on the engine's stream, after what that was given so far and before what it is given
-  /// next. Errors: what the runtime says; later ones come with the next event of that stream.
+  /// Copies within the device on the engine's stream, after what the stream was given so far and before what it is
+  /// given next. Errors: the runtime's; later ones show at the next event of that stream.
   result<void> copy_within(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
     const device_scope scope(link_.device());
     if (const cudaError_t e = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_);
@@ -90,7 +90,7 @@ class vram {
     return {};
   }
 
-  /// Pins the cache's staging, so that the link is used at its speed.
+  /// Pins the cache's staging, so that copies run at the link's full speed.
   void register_buffer(mutable_bytes memory) { staging_.push_back(link_.pin(memory, true)); }
 
   host_link& link() noexcept { return link_; }

@@ -15,8 +15,8 @@
 namespace terrace::cuda {
 inline namespace TERRACE_EX {
 
-/// The CSR arrays of a batch's window, at device addresses that do not change, and how the host tells them to a stream.
-/// For cuda::batch; engines see them as a cuda::window.
+/// The CSR arrays of a batch's window, at device addresses that do not change, and how the host sends them to a
+/// stream. For cuda::batch; engines see them as a cuda::window.
 class window_arrays {
  public:
   window_arrays(std::size_t sequences, std::size_t pages) : host_(lay_out(sequences, pages)) {}
@@ -35,7 +35,7 @@ class window_arrays {
   const std::int64_t* first_position() const noexcept {
     return device_.as<const std::int64_t>(first_position_);
   }
-  /// The most pages of a sequence in the window that was told last.
+  /// The most pages of a sequence in the window that was sent last.
   std::uint32_t most_pages() const noexcept { return most_pages_; }
 
   /// The block of each entry of indices(), where it is sealed.
@@ -107,7 +107,7 @@ class window_arrays {
     }
   }
 
-  // A launch for each run of blocks of one format: they lie next to one another as long as one tier has them.
+  // One launch for each run of blocks of one format: they are adjacent as long as one tier has them.
   cudaError_t decode(const window_buffer& w, const layer_group& g, const kernel_set& kernels, std::byte* host,
                      cudaStream_t stream) const {
     auto** const from = reinterpret_cast<const std::byte**>(host + decode_from_);
@@ -126,7 +126,7 @@ class window_arrays {
     return cudaSuccess;
   }
 
-  // Where the arrays begin; those from decode_from_ on are read by kernels where the host wrote them.
+  // Where the arrays begin; kernels read those from decode_from_ on in the host's memory.
   std::size_t indptr_ = 0, indices_ = 0, last_page_len_ = 0, first_position_ = 0, decode_from_ = 0,
               decode_to_ = 0;
   std::size_t bytes_ = 0;

@@ -17,7 +17,7 @@ namespace terrace::cuda {
 inline namespace TERRACE_EX {
 
 /// What a window of a batch has in device memory besides the blocks that are in tier 0 anyway: room for blocks that
-/// come from host memory, raw and, where they travel encoded, encoded. Borrowed from tier 0, and so within its
+/// come from host memory, raw and, if they travel encoded, encoded too. Borrowed from tier 0, and so within its
 /// budget.
 ///
 /// A buffer is filled by the link's up stream and read by the engine's. Each waits for the other by events on the
@@ -25,7 +25,7 @@ inline namespace TERRACE_EX {
 class window_buffer {
  public:
   enum class phase : std::uint8_t {
-    free,     ///< its blocks are nobody's, though the device may still read them
+    free,     ///< it holds no blocks, though the device may still read from it
     loading,  ///< blocks that no tier has in addressable memory are on their way
     ready,    ///< the copies are enqueued
     failed,   ///< `failure` says why
@@ -71,15 +71,15 @@ class window_buffer {
   std::vector<block_id> blocks;
   std::vector<walked_page> pages;
 
-  /// Asks for the blocks, and enqueues the copies as soon as all are in addressable memory: at once, mostly. In the raw
-  /// form everything goes to tier 0 first, decoded on the host where it has to be.
+  /// Asks for the blocks, and enqueues the copies as soon as all are in addressable memory: usually at once. In the
+  /// raw form everything goes to tier 0 first, decoded on the host if necessary.
   void fill(lease_form form) noexcept {
     now_ = phase::loading;
     failure.reset();
     ask(form);
   }
   std::optional<block_error> failure;
-  /// Ready at once: block after block of tier 0 stands for those that the window has, whatever they hold.
+  /// Ready at once: successive blocks of tier 0 stand in for those of the window, whatever they hold.
   void stand_in(std::size_t& turn) noexcept {
     failure.reset();
     decodes_.clear();
@@ -92,7 +92,7 @@ class window_buffer {
 
   /// Where block i lies on the device, for work that comes after `copied`. Precondition: ready or out.
   std::byte* place(std::size_t i) const noexcept { return places_[i]; }
-  /// Blocks that arrive encoded: a kernel makes places_[block] of them.
+  /// Blocks that arrive encoded: a kernel decodes them to places_[block].
   struct to_decode {
     std::size_t block;
     std::byte* from;
@@ -105,9 +105,9 @@ class window_buffer {
     now_ = phase::out;
     return cudaStreamWaitEvent(stream, copied_, 0);
   }
-  /// The engine's work on it has been enqueued on `stream`: blocks in tier 0 may leave, because whatever overwrites
-  /// them comes after that work (host_link::follow), and those in host memory stay until `keep` has seen the copies'
-  /// end. Returns the lease of the latter.
+  /// Call when the engine's work on it has been enqueued on `stream`: blocks in tier 0 may leave, because whatever
+  /// overwrites them comes after that work (host_link::follow); those in host memory stay until `keep` has seen the
+  /// copies' end. Returns the lease of the latter.
   lease release(cudaStream_t stream) noexcept {
     was_read_ = cudaEventRecord(released_, stream) == cudaSuccess;
     if (!was_read_) {

@@ -16,7 +16,7 @@
 
 namespace terrace {
 
-/// Main memory that programs can have without anybody being pushed out, and all that there is, in bytes.
+/// Main memory that programs can get without pushing anything out, and the total, in bytes.
 struct available_memory {
   std::uint64_t bytes = 0, total = 0;
   /// Share of the total that is available, in [0, 1].
@@ -28,12 +28,12 @@ struct available_memory {
 /// Reads a few small files of the kernel: microseconds, and allocations.
 class memory_readings {
  public:
-  /// `root` stands in front of /proc and /sys, where they are mounted elsewhere.
+  /// `root` is prefixed to /proc and /sys, where they are mounted elsewhere.
   explicit memory_readings(std::string root = {}) : root_(std::move(root)) {}
 
-  /// The scarcer of the machine (MemAvailable of /proc/meminfo) and the control groups of this process (their
-  /// limits less the working set: what is charged without inactive file pages). Errors: unavailable where the
-  /// kernel shows nothing.
+  /// The scarcest, as a share of its total, among the machine (MemAvailable of /proc/meminfo) and the control groups
+  /// of this process (their limit less the working set: what is charged, less inactive file pages). Errors:
+  /// unavailable where the kernel shows nothing.
   result<available_memory> read() const {
     std::optional<available_memory> least = machine();
     for (const group& g : groups())
@@ -92,8 +92,8 @@ class memory_readings {
     return available_memory{*available << 10, *total << 10};
   }
 
-  // Lines of /proc/self/cgroup: "0::/path" of version 2, "4:memory:/path" of version 1. Inside of a container
-  // the path may be the host's, and the group's own files then lie at the top.
+  // Lines of /proc/self/cgroup: "0::/path" of version 2, "4:memory:/path" of version 1. Inside a container the path
+  // may be the host's; the group's own files then lie at the top.
   std::vector<group> groups() const {
     std::vector<group> found;
     const std::string text = text_of(root_ + "/proc/self/cgroup");

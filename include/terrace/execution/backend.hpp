@@ -1,9 +1,8 @@
 #pragma once
-// Which implementation of std::execution this translation unit uses: the built-in subset, or stdexec where
-// the user defines TERRACE_USE_STDEXEC. Names that depend on the choice live in `inline namespace
-// TERRACE_EX`, so that object files of both kinds link into one program without sharing a symbol. This header
-// is small on purpose: it is what a header needs that only mentions senders ("terrace/execution/ex.hpp"
-// brings the senders themselves).
+// Which implementation of std::execution this translation unit uses: the built-in subset, or stdexec if the user
+// defines TERRACE_USE_STDEXEC. Names that depend on the choice live in `inline namespace TERRACE_EX`, so that object
+// files of both kinds link into one program without sharing a symbol. This header is small on purpose: a header that
+// only mentions senders needs nothing else ("terrace/execution/ex.hpp" brings the senders themselves).
 
 #if defined(TERRACE_USE_STDEXEC)
 #define TERRACE_EX with_stdexec

@@ -22,22 +22,21 @@ namespace terrace {
 
 class trace_log;
 
-/// The run loop that caches and their I/O live on. The thread that constructs it owns it: completions run
-/// there, in poll() and wait() and nowhere else, so that what they touch needs no lock. Other threads reach
-/// the owner by post().
+/// The run loop of caches and their I/O. The thread that constructs it owns it: completions run only there, in poll()
+/// and wait(), so what they touch needs no lock. Other threads reach the owner with post().
 ///
 ///     context ctx{{.codec_threads = 1}};
 ///     auto done = ctx.sync_wait(sender);   // or, in an engine's own loop: ctx.poll() once a step
 ///
-/// All members are for the owner thread, unless they say otherwise. Completions may call any of them, poll()
-/// and wait() included.
+/// All members are for the owner thread unless they say otherwise. Completions may call any of them, including poll()
+/// and wait().
 class context {
  public:
   using clock = std::chrono::steady_clock;
 
   struct options {
     unsigned codec_threads = 1;   ///< threads of pool(); 0 does the pool's work on the owner
-    time_source* time = nullptr;  ///< what now() says, for tests; nullptr: the machine's clock
+    time_source* time = nullptr;  ///< where now() gets the time, for tests; nullptr: the machine's clock
   };
 
   context() : context(options{}) {}
@@ -56,14 +55,14 @@ class context {
   /// blocks. Returns how many completions ran. O(sources + completions).
   std::size_t poll() noexcept;
 
-  /// Blocks until at least one completion ran (true) or the deadline passed (false). time_point::max() waits
-  /// forever. It sleeps in the source that has work pending, or on descriptors, and spins only while a source
-  /// without one has work pending.
+  /// Blocks until at least one completion ran (true) or the deadline passed (false). time_point::max() waits forever.
+  /// Sleeps in the source that has work pending, or on descriptors; spins only while a source without a descriptor
+  /// has work pending.
   bool wait(clock::time_point deadline) noexcept;
 
-  /// A descriptor for the engine's own loop, readable while poll() has something to run. Call poll() once
-  /// before sleeping on it, because that hands queued work over; sources without a descriptor cannot wake it.
-  /// -1 where the system gives none. The first call creates it.
+  /// A descriptor for the engine's own loop, readable while poll() has something to run. Call poll() once before
+  /// sleeping on it, to hand over queued work. Sources without a descriptor cannot make it readable. -1 where the
+  /// system provides none. The first call creates it.
   int descriptor() const noexcept;
 
   /// Queues `work` for the owner. Any thread; lock-free; no allocation. A system call only if the owner may
@@ -74,8 +73,8 @@ class context {
   void attach(event_source& source);
   void detach(event_source& source) noexcept;
 
-  /// Keeps `source` alive as long as the context; it attaches itself. `kind` is the address of any object
-  /// that stands for the kind of source, so that owned() finds it again.
+  /// Keeps `source` alive as long as the context; it attaches itself. `kind` is the address of any object that
+  /// identifies the kind of source; owned() finds the source by it.
   event_source& own(std::unique_ptr<event_source> source, const void* kind);
   /// The source that was owned as `kind`, or nullptr. O(owned sources).
   event_source* owned(const void* kind) const noexcept;
@@ -92,13 +91,12 @@ class context {
     forks_.run(pool_, n, f);
   }
 
-  /// Where what happens from here on is recorded (observe/trace_log.hpp); nullptr, as at first: nowhere. A log
-  /// stays until what was under way has ended, detached or not.
+  /// Records what happens from here on in `log` (observe/trace_log.hpp); nullptr, the initial value: nothing is
+  /// recorded. A log must stay until what was under way has ended, even after it is detached.
   void trace(trace_log* log) noexcept { trace_ = log; }
   trace_log* trace() const noexcept { return trace_; }
 
-  /// Nothing is posted and nothing is pending at the sources. Work that the pool still runs does not show
-  /// here.
+  /// Whether nothing is posted and no source has anything pending. Work that the pool still runs does not count.
   bool idle() const noexcept;
 
   /// Whether the calling thread is the owner. Any thread.
@@ -109,17 +107,15 @@ class context {
   template <class Backend = ex_backend>
   auto get_scheduler() noexcept;
 
-  /// Starts `sender`, drives the context until it completes, and returns basic_result<T, E>. T is void for no
-  /// value, the type of a single value, std::tuple of several. E is the sender's only error type, the one
-  /// that all others convert to, or terrace::error where it has none. set_stopped() becomes
-  /// E{error{errc::stopped, ...}}. An exception of the caller's own callables comes out as it was. Defined in
-  /// "terrace/execution/sync_wait.hpp".
+  /// Starts `sender`, drives the context until it completes, and returns basic_result<T, E>. T is void for no value,
+  /// the type of a single value, or a std::tuple of several. E is the sender's only error type, the one that all
+  /// others convert to, or terrace::error if it has no error. set_stopped() becomes E{error{errc::stopped, ...}}.
+  /// Exceptions from the caller's own callables are rethrown. Defined in "terrace/execution/sync_wait.hpp".
   template <class Sender, class Backend = ex_backend>
   auto sync_wait(Sender&& sender);
 
  private:
-  // What stands in posted_ while nothing is posted and the owner may sleep: whoever replaces it must wake the
-  // owner.
+  // The value of posted_ while nothing is posted and the owner may sleep: whoever replaces it must wake the owner.
   task* asleep() const noexcept { return &asleep_; }
   bool fall_asleep() const noexcept;
   void arm() const noexcept;

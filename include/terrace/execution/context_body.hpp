@@ -66,7 +66,7 @@ TERRACE_BODY bool context::wait(clock::time_point deadline) noexcept {
   }
 }
 
-// The source in which the owner can wait for everything: it alone has work pending, and watches event_ besides.
+// The source in which the owner can wait for everything: the only one with work pending, which also watches event_.
 TERRACE_BODY event_source* context::sleeper() const noexcept {
   if (event_ < 0) return nullptr;
   event_source* found = nullptr;
@@ -111,8 +111,7 @@ TERRACE_BODY void context::post(task& work) noexcept {
   if (top == asleep()) signal();
 }
 
-// Says that the owner must be woken. False where something was posted already, and then the owner must not
-// sleep.
+// Arranges that the owner is woken. False if something is already posted; then the owner must not sleep.
 TERRACE_BODY bool context::fall_asleep() const noexcept {
   task* top = nullptr;
   armed_ =
@@ -121,7 +120,7 @@ TERRACE_BODY bool context::fall_asleep() const noexcept {
   return armed_;
 }
 
-// The engine's loop may sleep on the descriptor from here on, without coming by wait().
+// The engine's loop may sleep on the descriptor from here on, without going through wait().
 TERRACE_BODY void context::arm() const noexcept {
   if (fall_asleep()) return;
   signal();
@@ -134,8 +133,8 @@ TERRACE_BODY void context::signal() const noexcept {
       ::write(event_, &one, sizeof one);  // fails only while it is readable anyway
 }
 
-// Makes event_ unreadable again. A poster writes it after it has posted, so the write may still be to come:
-// then the next poll() reads it.
+// Makes event_ unreadable again. A poster writes it after posting, so the write may still be to come: the next poll()
+// then reads it.
 TERRACE_BODY void context::drain_signal() noexcept {
   std::uint64_t count = 0;
   if (signal_due_ && ::read(event_, &count, sizeof count) == sizeof count) signal_due_ = false;

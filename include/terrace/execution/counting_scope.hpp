@@ -12,7 +12,7 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// Holds work that nobody waits for one by one, so that it can be stopped and waited for together:
+/// Holds work that nobody waits for individually, so that it can be stopped and waited for together:
 ///
 ///     scope.spawn(write_behind(block));
 ///     ...
@@ -22,7 +22,7 @@ inline namespace TERRACE_EX {
 /// All members may be called on any thread.
 class counting_scope {
  public:
-  /// What the scope tells the senders that are spawned: its stop token.
+  /// The environment of spawned senders: the scope's stop token.
   using env_type = ex::prop<ex::get_stop_token_t, ex::inplace_stop_token>;
 
   counting_scope() = default;
@@ -30,9 +30,9 @@ class counting_scope {
   counting_scope& operator=(const counting_scope&) = delete;
   ~counting_scope() { TERRACE_ASSERT(running_ == 0, "a counting_scope ends before its work: join it first"); }
 
-  /// Starts `sender` here and now. Its stop token is the scope's. It completes with set_value() or
-  /// set_stopped() only, as there is nobody to take a value or an error. Returns false, and starts nothing,
-  /// once the scope is closed or where there is no memory. One allocation.
+  /// Starts `sender` here and now. Its stop token is the scope's. It completes with set_value() or set_stopped()
+  /// only, as there is nobody to take a value or an error. Returns false, and starts nothing, if the scope is closed
+  /// or memory runs out. One allocation.
   template <ex::sender S>
   bool spawn(S&& sender) {
     static_assert(
@@ -47,7 +47,7 @@ class counting_scope {
     return true;
   }
 
-  /// Asks all that was spawned, and all that will be, to stop.
+  /// Asks everything spawned so far, and everything spawned later, to stop.
   void request_stop() noexcept {
     enter();  // what stops at once may end the last wait for this scope
     const ticket held{this};

@@ -4,8 +4,8 @@
 
 namespace terrace {
 
-/// A device whose completions a context brings back to its owner thread: an io_uring, a set of CUDA events.
-/// All of it is called by the owner thread only.
+/// A device whose completions a context brings back to its owner thread: an io_uring, a set of CUDA events. Called by
+/// the owner thread only.
 class event_source {
  public:
   event_source() = default;
@@ -17,20 +17,19 @@ class event_source {
   /// ran.
   virtual std::size_t poll() noexcept = 0;
 
-  /// Operations that are queued or in flight. While it is 0 nothing is waited for.
+  /// Operations that are queued or in flight. While it is 0 the context does not wait for this source.
   virtual std::size_t pending() const noexcept = 0;
 
-  /// A file descriptor that is readable while poll() would complete something, or -1 where the device has
-  /// none and must be polled. The same for the whole life of the source. It may be readable once for nothing
-  /// after the first call.
+  /// A file descriptor that is readable while poll() would complete something, or -1 where the device has none and
+  /// must be polled. Constant for the life of the source. It may be readable once spuriously after the first call.
   virtual int descriptor() const noexcept = 0;
 
-  /// Whether the device has a call of its own that waits for its completions, which spares those that a
-  /// descriptor costs: then wait() uses sleep() while no other source has work pending.
+  /// Whether the device has its own call that waits for its completions, which saves the calls that a descriptor
+  /// costs: then wait() uses sleep() while no other source has work pending.
   virtual bool sleeps() const noexcept { return false; }
 
-  /// Blocks until poll() has something to complete, the descriptor `wake` was written, or `until` has come
-  /// (time_point::max(): never); or less long. `wake` is the same in each call. False where it could not, and
+  /// Blocks until poll() has something to complete, the descriptor `wake` was written, or `until` is reached
+  /// (time_point::max(): never); may return earlier. `wake` is the same in each call. False if it could not sleep;
   /// then wait() sleeps on descriptor(). Precondition: sleeps(), and poll() was called since work was queued.
   virtual bool sleep([[maybe_unused]] std::chrono::steady_clock::time_point until,
                      [[maybe_unused]] int wake) noexcept {

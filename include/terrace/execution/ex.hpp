@@ -1,8 +1,7 @@
 #pragma once
-// The one switch: terrace::ex is std::execution, as the built-in subset or, where the user defines
-// TERRACE_USE_STDEXEC in every translation unit that should share types, as stdexec from the include path.
-// Senders of Terrace are written against ex alone. No file that nvcc compiles may define the macro: nvcc does
-// not compile stdexec.
+// Selects terrace::ex, the implementation of std::execution: the built-in subset or, if the user defines
+// TERRACE_USE_STDEXEC in every translation unit that should share types, stdexec from the include path. Terrace's
+// senders use only ex. No file that nvcc compiles may define the macro: nvcc does not compile stdexec.
 #include "terrace/execution/backend.hpp"
 
 #if defined(TERRACE_USE_STDEXEC)

@@ -18,8 +18,8 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// How for_each completes, and what its operation keeps of an error: E are the errors of the elements, to which
-/// std::exception_ptr is added, once, where the callable may throw.
+/// How for_each completes, and where its operation keeps an error. E are the errors of the elements;
+/// std::exception_ptr is added, once, if the callable may throw.
 template <bool Nothrow, class... E>
 struct for_each_completions {
   static constexpr bool complete = Nothrow || (std::is_same_v<E, std::exception_ptr> || ...);
@@ -91,12 +91,12 @@ class for_each_operation {
   struct slot {
     for_each_operation* owner = nullptr;
     std::optional<element> current;
-    // Start and completion of an element meet here, and the second of them goes on: elements that complete
-    // inside start() take turns in a loop and not in a recursion. Nobody meets where elements cannot complete there:
-    // one that is stopped at once is the last of its slot.
+    // The start and the completion of an element meet here, and whichever comes second continues: elements that
+    // complete inside start() run in a loop instead of recursing. Unused if elements cannot complete inside start():
+    // one that is stopped there is the last of its slot.
     std::atomic<bool> met{false};
 
-    // Whether the other of the two was here before. To look first spares the second its locked instruction.
+    // Whether the other of the two was here before. Loading first spares the second its locked instruction.
     bool second() noexcept {
       if constexpr (ends_later) return true;
       return met.load(std::memory_order_acquire) || met.exchange(true, std::memory_order_acq_rel);
@@ -139,8 +139,8 @@ class for_each_operation {
     const std::size_t index = take_index();
     return index < elements_ ? index : none;
   }
-  // One slot alone has nobody to share the count with, and each of its elements comes after the one before:
-  // it does without the locked instruction.
+  // A single slot shares the count with nobody and runs its elements one after the other, so it needs no locked
+  // instruction.
   std::size_t take_index() noexcept {
     if (width_ != 1) return next_.fetch_add(1, std::memory_order_relaxed);
     const std::size_t index = next_.load(std::memory_order_relaxed);

@@ -11,7 +11,7 @@
 namespace terrace {
 
 /// The machinery of context::parallel_for: indices are handed out by a counter, to the caller and to
-/// whichever threads of the pool come by in time. A helper that starts late finds nothing to do, so the state
+/// whichever threads of the pool arrive in time. A helper that starts late finds nothing to do, so the state
 /// of a round outlives the call; rounds are kept and used again once their last helper has gone.
 class fork_join {
  public:
@@ -80,7 +80,7 @@ class fork_join {
 
    private:
     const std::size_t capacity_;
-    bool active_ = false;  // the owner's, for calls from within a call
+    bool active_ = false;  // only the owner touches it: keeps nested calls from taking this round
     std::size_t n_ = 0;
     function call_ = nullptr;
     void* callable_ = nullptr;

@@ -20,19 +20,17 @@ inline namespace TERRACE_EX {
 
 class io_sender;
 
-/// File I/O of one context: io_uring, or a few threads that call pread and pwrite where liburing is absent or
-/// the kernel or a container refuses io_uring, or the environment has TERRACE_NO_IO_URING. Which one it is shows in
-/// speed only. Link with -luring where
-/// <liburing.h> exists.
+/// File I/O of one context: io_uring, or a few threads that call pread and pwrite if liburing is absent, the kernel
+/// or a container refuses io_uring, or the environment has TERRACE_NO_IO_URING. The difference shows only in speed.
+/// Link with -luring where <liburing.h> exists.
 ///
 /// The senders complete on the owner thread, in poll() or wait(), with
 ///  - set_value() once all bytes are transferred; short transfers are continued inside;
 ///  - set_error(terrace::error{errc::io_error, ..., errno}); or errc::corrupt, where the file ends inside a read's
 ///  range: what was written there is gone;
 ///  - set_stopped() where the receiver's stop token asked for it and the transfer was not over yet.
-/// Whatever the completion, the device has let go of the buffer by then. They are started on the owner
-/// thread, and stopped from any. Operations that the device has no room for wait in a list of the ring: none
-/// is ever refused.
+/// Whatever the completion, the device has let go of the buffer by then. Start senders on the owner thread; stop them
+/// from any. Operations that the device has no room for wait in a list of the ring: none is ever refused.
 class io_ring final : public event_source {
  public:
   struct options {
@@ -59,13 +57,13 @@ class io_ring final : public event_source {
   /// Makes what was written to `fd` durable (fdatasync): all writes that completed before it was started.
   io_sender fsync(int fd) noexcept;
 
-  /// Says that transfers will often use `memory`: its pages are mapped and pinned once, instead of in each
-  /// transfer. It is then used for every buffer that lies inside. False where the kernel has no such thing or
-  /// may not pin so much (RLIMIT_MEMLOCK), or `memory` is larger than 1 GiB: transfers work all the same.
-  /// Precondition: until unregister_buffer() it is not unmapped, nor are its pages given back by madvise() as
-  /// long as transfers use it: they would go to pages that nobody sees any more.
+  /// Announces that transfers will often use `memory`: its pages are mapped and pinned once, instead of in each
+  /// transfer. This helps every buffer that lies inside it. False if the kernel does not support it or may not pin so
+  /// much (RLIMIT_MEMLOCK), or `memory` is larger than 1 GiB: transfers work all the same. Precondition: until
+  /// unregister_buffer(), `memory` is not unmapped, and its pages are not given back by madvise() while transfers use
+  /// it: the transfers would go to pages that nobody sees any more.
   bool register_buffer(mutable_bytes memory) noexcept { return backend_->register_buffer(memory); }
-  /// Forgets what was registered as `memory`, or nothing. Transfers that are in flight end as they began.
+  /// Undoes register_buffer(memory); no effect if it was not registered. Transfers in flight end as they began.
   void unregister_buffer(mutable_bytes memory) noexcept { backend_->unregister_buffer(memory); }
 
   /// Whether the kernel's io_uring does the work, rather than the threads.
@@ -113,7 +111,7 @@ class io_ring final : public event_source {
   retry_task retry_;
 };
 
-/// What the senders of io_ring become. Immovable; it has the request's state and no allocation.
+/// The operation state of io_ring's senders. Immovable; it holds the request's state and does not allocate.
 template <class R>
 class io_transfer final : public io_operation {
  public:
@@ -158,7 +156,7 @@ class io_transfer final : public io_operation {
 class io_sender {
  public:
   using sender_concept = ex::sender_t;
-  static constexpr bool completes_after_start = true;  ///< as sender_traits.hpp says
+  static constexpr bool completes_after_start = true;  ///< see sender_traits.hpp
   io_sender(io_ring& ring, const io_request& asked) noexcept : ring_(&ring), request_(asked) {}
 
   template <class Self, class... E>

@@ -107,8 +107,8 @@ TERRACE_BODY void io_ring::stop_arrived(io_operation& operation) noexcept {
     stop(operation);
 }
 
-// Whether the operation was delivered. A short transfer goes on instead, and an operation whose stop is still
-// on its way from another thread is held until that has arrived, because it lives in the operation.
+// Whether the operation was delivered. A short transfer continues instead, and an operation whose stop is still on
+// its way from another thread is held until it arrives, because `hop` lives in the operation.
 TERRACE_BODY bool io_ring::settle(io_operation& operation) noexcept {
   if (!judge(operation)) {
     backend_->submit(operation);

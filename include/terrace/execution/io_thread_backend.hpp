@@ -11,8 +11,8 @@
 
 namespace terrace {
 
-/// pread, pwrite and fdatasync on a few threads: what an io_ring uses where there is no io_uring. An
-/// operation that waits for a thread can be cancelled, one that a thread is at cannot.
+/// pread, pwrite and fdatasync on a few threads: what an io_ring uses where there is no io_uring. An operation that
+/// waits for a thread can be cancelled; one that a thread is performing cannot.
 class io_thread_backend final : public io_backend {
  public:
   /// Starts `threads` threads, or as many as the system gives; without any the owner does the work in

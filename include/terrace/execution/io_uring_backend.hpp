@@ -13,8 +13,8 @@
 
 namespace terrace {
 
-/// The kernel's io_uring, driven by the owner thread. Submissions are batched: one system call hands over all
-/// that was started since the last. No more operations are in flight than the completion queue holds.
+/// The kernel's io_uring, driven by the owner thread. Submissions are batched: one system call hands over everything
+/// started since the last one. No more operations are in flight than the completion queue holds.
 class io_uring_backend final : public io_backend {
  public:
   /// Opens a ring of `entries` submission entries. Errors: unavailable where the kernel or a container
@@ -46,9 +46,9 @@ class io_uring_backend final : public io_backend {
  private:
   io_uring_backend() = default;
 
-  // Completions are worked off when the owner asks for them: nothing interrupts its computing, or its system
-  // calls. In this mode the kernel does not wake whoever polls the ring's own descriptor, so that an eventfd
-  // stands for it: a silent one, until somebody asks for the descriptor, because most owners sleep in the ring.
+  // Completions are processed only when the owner asks for them: nothing interrupts its computing or its system
+  // calls. In this mode the kernel does not wake whoever polls the ring's own descriptor, so an eventfd stands in for
+  // it. It is silent until somebody asks for the descriptor, because most owners sleep in the ring.
   int setup_deferred([[maybe_unused]] unsigned entries) noexcept;
 
   int setup(unsigned entries, unsigned flags) noexcept;
@@ -59,19 +59,20 @@ class io_uring_backend final : public io_backend {
   bool set_entry(unsigned i, mutable_bytes memory) noexcept;
 #endif
 
-  // The entry of the registered buffer that has these bytes; -1 where none has all of them. O(registered buffers).
+  // The entry of the registered buffer that contains these bytes; -1 if none contains all of them. O(registered
+  // buffers).
   int registered_as(const std::byte* data, std::size_t bytes) const noexcept;
 
   bool knows_operations() noexcept;
 
   bool reap(io_list& ended) noexcept;
 
-  // The poll operation has said something: whether it goes on, and whether the kernel has such a thing at all.
+  // The poll operation has reported: notes whether it goes on, and whether the kernel supports it at all.
   void woken(const io_uring_cqe& completion) noexcept;
 
-  // Makes the eventfd unreadable; whether it was readable. Only called when nothing has ended, so that a busy
-  // ring costs no system call here. The kernel may write it a little after the completion shows: hence the
-  // look now and then, without which such a late write would keep the owner from sleeping.
+  // Makes the eventfd unreadable; returns whether it was readable. Called only when nothing has ended, so that a busy
+  // ring costs no system call here. The kernel may write it shortly after the completion becomes visible: hence the
+  // occasional look, without which such a late write would keep the owner from sleeping.
   bool drain_event() noexcept;
 
   io_uring_sqe* free_entry() noexcept;
@@ -82,7 +83,7 @@ class io_uring_backend final : public io_backend {
   static void move(io_operation& operation, io_list& from, io_list& to) noexcept;
 
   static constexpr std::size_t most_registered_bytes = std::size_t{1}
-                                                       << 30;  // of one buffer, says the kernel
+                                                       << 30;  // the kernel's limit for one buffer
 
   io_uring ring_{};
   std::array<mutable_bytes, 16> registered_{};  // by entry of the kernel's table; empty: free

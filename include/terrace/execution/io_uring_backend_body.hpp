@@ -70,7 +70,7 @@ TERRACE_BODY void io_uring_backend::collect(io_list& ended) noexcept {
   if (reap(ended))
     signalled_ = true;
   else if (drain_event())
-    reap(ended);  // what ended after the first look may have written what was drained
+    reap(ended);  // an operation that ended after the first look may have made that write
 }
 
 TERRACE_BODY bool io_uring_backend::register_buffer([[maybe_unused]] mutable_bytes memory) noexcept {
@@ -231,7 +231,7 @@ TERRACE_BODY void io_uring_backend::woken(const io_uring_cqe& completion) noexce
 #if defined(IORING_POLL_ADD_MULTI)
   watching_ = (completion.flags & IORING_CQE_F_MORE) != 0;
 #endif
-  if (completion.res < 0) sleeps_ = false;  // a kernel that cannot watch again and again
+  if (completion.res < 0) sleeps_ = false;  // a kernel without multishot polls
 }
 
 TERRACE_BODY bool io_uring_backend::drain_event() noexcept {

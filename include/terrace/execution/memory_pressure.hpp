@@ -25,21 +25,20 @@
 
 namespace terrace {
 
-/// Tells the owner of a context that memory runs short, so that tiers in RAM can be made smaller before the
+/// Tells the owner of a context that memory is running short, so that tiers in RAM can be made smaller before the
 /// system swaps or kills:
 ///
 ///     auto watch = memory_pressure::open(ctx, [&](memory_pressure::level how) {
 ///       (void)cache.resize(0, how == memory_pressure::level::full ? 1_GiB : 2_GiB);
 ///     });
 ///
-/// Where the kernel allows it (PSI triggers on the control group's memory.pressure and on
-/// /proc/pressure/memory; Linux Documentation/accounting/psi.rst), a thread sleeps until tasks have stalled on
-/// memory, and a report wakes the owner. Elsewhere what is available is read now and then, but only while the
-/// context is polled. Nothing says that the pressure is over: raise a capacity again when there has been no
-/// report for a while.
+/// Where the kernel allows it (PSI triggers on the control group's memory.pressure and on /proc/pressure/memory;
+/// Linux Documentation/accounting/psi.rst), a thread sleeps until tasks have stalled on memory, and a report wakes
+/// the owner. Elsewhere the available memory is read periodically, but only while the context is polled. Nothing
+/// reports that the pressure is over: raise a capacity again when there has been no report for a while.
 class memory_pressure final : public event_source {
  public:
-  /// What PSI calls them.
+  /// Named as in PSI.
   enum class level : std::uint8_t {
     some,  ///< some task stalled for 15% of the last second or two; or less than 10% is available
     full,  ///< all tasks stalled at once for 10% of it; or less than 5% is available
@@ -51,16 +50,16 @@ class memory_pressure final : public event_source {
   };
 
   struct options {
-    std::string root = {};  ///< in front of /proc and /sys, where they are mounted elsewhere
+    std::string root = {};  ///< prefixed to /proc and /sys, where they are mounted elsewhere
     std::vector<trigger> triggers =
-        {};  ///< made by the caller, for another control group say; closed at the end
-    std::function<std::optional<level>()> reading = {};  ///< asked now and then, instead of the system
+        {};  ///< made by the caller, say for another control group; closed at the end
+    std::function<std::optional<level>()> reading = {};  ///< asked periodically, instead of the system
     std::chrono::milliseconds interval{1000};            ///< between readings, where there are no triggers
   };
 
-  /// `on_pressure` is called by the owner, in poll() or wait() of `ctx`; reports that come meanwhile are one.
-  /// It must not destroy the watch. Call on the owner. Errors: unavailable where the kernel neither reports
-  /// pressure nor says how much memory is available.
+  /// `on_pressure` is called by the owner, in poll() or wait() of `ctx`; reports that arrive before then are merged.
+  /// It must not destroy the watch. Call on the owner. Errors: unavailable where the kernel neither reports pressure
+  /// nor says how much memory is available.
   static result<std::unique_ptr<memory_pressure>> open(context& ctx, std::function<void(level)> on_pressure,
                                                        options chosen) {
     auto watch =
@@ -105,7 +104,7 @@ class memory_pressure final : public event_source {
     on_pressure_(*how);
     return 1;
   }
-  // A watch is nothing that anybody waits for.
+  // Nobody waits for a watch.
   std::size_t pending() const noexcept override { return 0; }
   int descriptor() const noexcept override { return -1; }
 
@@ -150,8 +149,8 @@ class memory_pressure final : public event_source {
     return true;
   }
 
-  // On the thread. It looks again only when a report has been delivered: the kernel remembers what comes
-  // meanwhile.
+  // On the thread. It looks again only after a report has been delivered: the kernel remembers what happens in
+  // between.
   void run() noexcept {
     std::vector<pollfd> watched{{stop_, POLLIN, 0}};
     for (const trigger& t : triggers_) watched.push_back({t.descriptor, POLLPRI, 0});

@@ -10,8 +10,8 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// A scheduler over whatever takes tasks: on a context its work runs on the owner, in poll() or wait(); on a
-/// thread_pool it runs on one of the threads. It refers to the resource, which must live longer.
+/// A scheduler for anything that takes tasks: on a context its work runs on the owner, in poll() or wait(); on a
+/// thread_pool it runs on one of the threads. It refers to the resource, which must outlive it.
 template <class Resource>
 class task_scheduler {
  public:
@@ -82,7 +82,7 @@ class task_scheduler<Resource>::sender {
   Resource* resource_;
 };
 
-/// The scheduler of a pool, as context::get_scheduler() is that of a context.
+/// The scheduler of a pool, the counterpart of context::get_scheduler().
 inline task_scheduler<thread_pool> get_scheduler(thread_pool& pool) noexcept {
   return task_scheduler<thread_pool>(pool);
 }

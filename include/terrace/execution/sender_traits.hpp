@@ -19,15 +19,15 @@ template <class S, class E = ex::env<>>
 inline constexpr bool sends_nothing =
     ex::value_types_of_t<S, E, gathered::is_empty, gathered::are_all>::value;
 
-/// Whether its operations succeed and fail only after their start() has returned, and on the thread that called it:
-/// then start and completion need no arbiter. S says so by `static constexpr bool completes_after_start = true`.
-/// Being stopped may still come from inside start().
+/// Whether the operations of S succeed and fail only after their start() has returned, and on the thread that called
+/// it: then start and completion need no arbitration.
+/// S declares `static constexpr bool completes_after_start = true`. Being stopped may still come from inside start().
 template <class S>
 concept completes_after_start = requires {
   requires S::completes_after_start;
 };
 
-/// Whether it has no error to give.
+/// Whether S, in environment E, never completes with an error.
 template <class S, class E = ex::env<>>
 inline constexpr bool never_fails = ex::error_types_of_t<S, E, gathered::is_empty>::value;
 

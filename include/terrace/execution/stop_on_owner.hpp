@@ -10,25 +10,25 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// Brings a request to stop, which may come from any thread and at any time, to the owner of a context: a part of an
-/// operation state. There it calls `operation.asked_to_stop()`, once at most.
+/// A part of an operation state that forwards a stop request, which may come from any thread at any time, to the
+/// owner of a context. There it calls `operation.asked_to_stop()`, at most once.
 ///
-/// The operation arms it when it starts, and disarms it when it has come to its end. Between the two a request may be
-/// on its way; then the operation must stay, and completes in `asked_to_stop`, even if it had ended otherwise before.
+/// The operation arms it when it starts and disarms it when it ends. A request may be on its way by then; if so, the
+/// operation must stay, and completes in `asked_to_stop`, even if it had already ended in another way.
 template <class Operation, class Token>
 class stop_on_owner {
  public:
   explicit stop_on_owner(Operation& o) noexcept : task_(this), operation_(&o) {}
   stop_on_owner(stop_on_owner&&) = delete;
 
-  /// False where stopping was requested already. From now on `asked_to_stop` may come, but not from within.
+  /// False if a stop was already requested. From now on `asked_to_stop` may be called, but not from inside this call.
   bool arm(context& owner, Token token) {
     if (token.stop_requested()) return false;
     owner_ = &owner;
     callback_.emplace(std::move(token), on_stop{this});
     return true;
   }
-  /// On the owner. False: `asked_to_stop` is still to come. Otherwise it does not come any more.
+  /// On the owner. False: `asked_to_stop` will still be called. True: it will not.
   bool disarm() noexcept {
     callback_.reset();
     return !posted_.load(std::memory_order_acquire);

@@ -39,14 +39,14 @@ template <class... Values>
 struct waited_value {
   static_assert(sizeof...(Values) < 2,
                 "A sender that is waited for must complete with set_value in at most one way.");
-  using type = void;  // it has none: only errors and stopping
+  using type = void;  // no value: only errors and stopping
 };
 template <class Value>
 struct waited_value<Value> {
   using type = Value;
 };
 
-/// The error that all others convert to; exceptions do not count, as they are thrown again.
+/// The error that all others convert to; exceptions do not count, as they are rethrown.
 template <class All, class... Candidates>
 struct common_error {
   static constexpr bool found = false;
@@ -74,8 +74,8 @@ struct waited_error {
 struct wait_state : task {
   explicit wait_state(context& owner) noexcept
       : task([](task* self) noexcept { static_cast<wait_state*>(self)->done = true; }), ctx(&owner) {}
-  // The last thing that a completion does. Elsewhere than on the owner it must wake it, and touches nothing
-  // after.
+  // The last thing that a completion does. On any other thread it must wake the owner, and touches nothing
+  // afterwards.
   void finish() noexcept {
     if (ctx->on_owner_thread())
       done = true;
@@ -84,7 +84,7 @@ struct wait_state : task {
   }
   context* ctx;
   std::exception_ptr exception;
-  bool done = false;  // the owner's
+  bool done = false;  // only the owner touches it
 };
 
 template <class T, class E>

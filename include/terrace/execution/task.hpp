@@ -2,9 +2,9 @@
 
 namespace terrace {
 
-/// An intrusive unit of work: a function and the link that queues it. Whoever derives from it owns the memory
-/// and keeps it in place from the moment it is queued until it runs, so that queueing costs no allocation. It
-/// runs once for each time that it is queued, and may be destroyed by its own function.
+/// An intrusive unit of work: a function and the link that queues it. The deriving class owns the memory and keeps it
+/// in place from the moment it is queued until it runs, so queueing needs no allocation. It runs once each time it is
+/// queued, and its own function may destroy it.
 class task {
  public:
   using function = void (*)(task*) noexcept;

@@ -7,9 +7,9 @@
 
 namespace terrace {
 
-/// Calls a function on the owner of a context, in poll() or wait(), once a time has come: for what has to be tried
-/// again even if nothing else happens. Attached to its context from construction to destruction; one time at a time.
-/// It does not show on the context's descriptor. Owner thread only.
+/// Calls a function on the owner of a context, in poll() or wait(), once a given time has come: for retries that must
+/// happen even if nothing else does. Attached to its context from construction to destruction; holds one time. It
+/// does not show on the context's descriptor. Owner thread only.
 class timer final : event_source {
  public:
   using time_point = context::clock::time_point;
@@ -20,8 +20,8 @@ class timer final : event_source {
   }
   ~timer() override { context_.detach(*this); }
 
-  /// The function is called when `when` has come, or what was asked for before it, whichever is sooner; once for both.
-  /// The function may ask again.
+  /// Calls the function at `when` or at the time asked for before, whichever is sooner; once for both. The function
+  /// may call this again.
   void call_by(time_point when) noexcept { due_ = std::min(due_, when); }
 
  private:

@@ -4,9 +4,9 @@
 
 namespace terrace {
 
-/// Counts time in which somebody looked. Whoever stays away for long, computing without poll() or as a stopped process,
-/// must find what has ended meanwhile, not that all of it is late: so between two looks at most a quarter of the
-/// patience counts, and nothing is late before it has been looked for several times.
+/// Counts the time during which somebody looked. Whoever stays away for long, computing without poll() or as a
+/// stopped process, must find what has ended in the meantime, not find everything late. So at most a quarter of the
+/// patience counts between two looks, and nothing is late before it has been looked for several times.
 ///
 ///     watched_clock clock(10s);
 ///     auto due = clock.now() + clock.patience();
@@ -18,7 +18,7 @@ class watched_clock {
   using real_clock = std::chrono::steady_clock;
   using duration = real_clock::duration;
 
-  /// `patience`: how long is waited for each thing.
+  /// `patience`: how long to wait for each thing.
   explicit watched_clock(duration patience) noexcept
       : patience_(patience), longest_gap_(patience / 4 + duration(1)) {}
 
@@ -27,10 +27,11 @@ class watched_clock {
   /// Time watched so far.
   duration now() const noexcept { return watched_; }
 
-  /// Begins to watch at `real`: what passed since the last look does not count. For when nothing was waited for.
+  /// Begins to watch at `real`: what passed since the last look does not count. For when nothing was being waited
+  /// for.
   void begin(real_clock::time_point real) noexcept { looked_ = real; }
 
-  /// Counts what has passed since the last look, and says now().
+  /// Counts what has passed since the last look, and returns now().
   duration look(real_clock::time_point real) noexcept {
     watched_ += std::clamp(real - looked_, duration(0), longest_gap_);
     looked_ = real;

@@ -23,23 +23,22 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// Plain files under a directory: for the tier that nobody waits for, on a hard disk or a network file
-/// system. One file an extent, written and read from front to back: that is what a disk with a head reads
-/// ahead and what a file server caches, it needs no room in advance and no rewriting of what lies beside it,
-/// and releasing an extent gives its room back to everybody. Blocks of a megabyte and more suit it best.
+/// Plain files under a directory: for the tier that nobody waits for, on a hard disk or a network file system. One
+/// file per extent, written and read from front to back: that is what a disk with a head reads ahead and what a file
+/// server caches. It needs no room in advance and no rewriting of neighbours, and releasing an extent gives its room
+/// back to everybody. Blocks of a megabyte and more suit it best.
 ///
 /// A file appears under its name only when it is complete and the file system has taken all of it: it is written
-/// under a temporary name, synchronised (a server that is full may say so only then), and renamed. Files are the
-/// owner's alone (0600), in a folder of the medium's own (0700) that is made under the directory; so nobody else's
-/// file is ever touched, and several caches may share one directory. Files and folder are removed at the end, unless
-/// `keep` says otherwise: then the folder `kv-store` is a store in the format of docs/on-disk-format.md, whose
-/// labelled extents a later cache finds again. One that is there is made private; that of another user is refused. A
-/// process that is killed has no end: its folder `terrace-XXXXXX` stays, with the KV in it, until somebody removes
-/// it. No later cache does, for it may be in use on another machine: the locks of network file systems do not always
-/// tell.
+/// under a temporary name, synchronised (a full server may say so only then), and renamed. Files are private to the
+/// user (0600), in a folder of the medium's own (0700) that is made under the directory; so nobody else's file is
+/// ever touched, and several caches may share one directory. Files and folder are removed at the end, unless `keep`
+/// is set: then the folder `kv-store` is a store in the format of docs/on-disk-format.md, whose labelled extents a
+/// later cache finds again. An existing folder is made private; that of another user is refused. A killed process
+/// cleans nothing up: its folder `terrace-XXXXXX` stays, with the KV in it, until somebody removes it. No later cache
+/// does, because it may be in use on another machine: the locks of network file systems do not always tell.
 ///
-/// Calls to the system block, so two threads of its own make them. A transfer that is asked to stop before a
-/// thread has come to it is not carried out.
+/// System calls block, so two threads of its own make them. A transfer that is asked to stop before a thread has
+/// reached it is not carried out.
 class directory {
  public:
   static constexpr std::string_view name = "directory";
@@ -49,14 +48,14 @@ class directory {
   static constexpr std::size_t granularity = std::size_t{1} << 20;
 
   struct options {
-    std::size_t capacity = 0;      ///< bytes that the files may have together; 0: no such tier
-    std::string path = {};         ///< made if it is not there, its parent is not; empty: $TMPDIR or /tmp
-    bool keep = false;             ///< make a store in `path`, or go on with the one that is there
+    std::size_t capacity = 0;      ///< bytes of all files together; 0: no such tier
+    std::string path = {};         ///< created if missing, its parent is not; empty: $TMPDIR or /tmp
+    bool keep = false;             ///< make a store in `path`, or continue the one that is there
     store_contents contents = {};  ///< of the store; tiered_cache::open fills it in
   };
 
-  /// Space is not claimed: a disk that is full says so in the write that it refuses. While a file is replaced
-  /// both versions of it are there, so the disk needs a few extents more than `capacity`.
+  /// Space is not claimed: a full disk says so in the write that it refuses. While a file is replaced both versions
+  /// exist, so the disk needs a few extents more than `capacity`.
   static result<std::unique_ptr<directory>> open(context& ctx, options o);
 
   directory(directory&&) = delete;
@@ -72,10 +71,10 @@ class directory {
   auto write(extent e, const_bytes from) noexcept {
     return transfer{{this, &files_[e.node], const_cast<std::byte*>(from.data()), from.size(), false}};
   }
-  /// A limit alone: files take no room before they are written, and give it back when they are removed.
+  /// Only a limit: files take no room before they are written, and give it back when they are removed.
   result<void> resize(std::size_t capacity) noexcept;
   std::size_t capacity() const noexcept { return capacity_; }
-  /// Whole units of 4 KiB, as file systems give them.
+  /// In whole units of 4 KiB, as file systems allocate.
   std::size_t used() const noexcept { return used_; }
 
   // --- As a store; see persistent_medium.
@@ -127,7 +126,7 @@ class directory {
     }
   };
 
-  // First on a thread of the pool, then home to the owner.
+  // First on a thread of the pool, then back on the owner.
   template <class R>
   struct operation : task {
     using operation_state_concept = ex::operation_state_t;
@@ -167,10 +166,10 @@ class directory {
       : context_(ctx), capacity_(capacity / file_unit * file_unit) {}
 
   result<void> open_folder(std::string path);
-  // The folder of a store, its index, and the files that the index has headers for; the others are of nobody.
+  // The folder of a store, its index, and the files that the index has headers for; the others belong to nobody.
   result<void> open_store(const options& o);
 
-  // Headers come latest first: of several for one file the first is right.
+  // Headers come latest first: of several for one file the first is valid.
   void take_files();
   void remove_strays();
   result<void> give_up(const char* sentence, int why);
@@ -189,7 +188,7 @@ class directory {
 
   result<void> write_file(file& f, const_bytes from) const noexcept;
 
-  // What a shorter write does not replace.
+  // Copies what a shorter write does not replace.
   result<void> copy_rest(const file& f, int target, std::size_t from) const noexcept;
 
   // Free records are a stack that threads only push on, and that the owner takes as a whole.
@@ -206,7 +205,7 @@ class directory {
   file* free_ = nullptr;
   std::atomic<file*> removed_{nullptr};
 
-  // Of a store alone.
+  // Only for a store.
   extent_table table_;
   std::vector<extent_header> found_;  // and not yet scanned
   std::optional<store_sync> sync_;

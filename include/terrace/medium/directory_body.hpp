@@ -103,7 +103,7 @@ TERRACE_BODY result<void> directory::open_store(const options& o) {
       return fail(errc::io_error, "the directory of a directory tier cannot be made", errno);
     const auto named = sync_folder_of(p, "the directory of a directory tier cannot be made durable");
     if (!named && (made || p == folder))
-      return named;  // what is above a directory of others may be closed to us
+      return named;  // the parent of somebody else's directory may be closed to us
   }
   folder_ = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (folder_ < 0) return fail(errc::io_error, "the folder of a directory tier cannot be opened", errno);
@@ -131,7 +131,7 @@ TERRACE_BODY result<void> directory::open_store(const options& o) {
     return fail(errc::io_error, "the folder of a directory tier cannot be made durable", errno);
   folder_path_ = folder;
   take_files();
-  // What is of no use is gone for good before the first name is given.
+  // Headers of no use are gone for good before the first extent is labelled.
   if (auto gone = table_.commit(table_.take_changes()); !gone) return gone;
   sync_.emplace(context_, table_, folder_);
   return {};
@@ -145,7 +145,7 @@ TERRACE_BODY void directory::take_files() {
                        S_ISREG(what.st_mode) && what.st_uid == ::geteuid() &&
                        static_cast<std::uint64_t>(what.st_size) >= h.encoded;
     const bool known = number < files_.size() && files_[number].exists;
-    // A number is at most a few larger than there can be files.
+    // A number exceeds the possible number of files by a few at most.
     if (!there || known || h.place > 2 * capacity_ / file_unit || used_ + rounded(h.encoded) > capacity_) {
       table_.discard(h);
       continue;
@@ -192,7 +192,8 @@ TERRACE_BODY directory::name_type directory::file_name(std::uint32_t number, con
 
 TERRACE_BODY result<void> directory::read_file(const file& f, mutable_bytes into) const noexcept {
   const descriptor source(::openat(folder_, file_name(f.number).data(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
-  // A file that is gone will not come back. Descriptors or memory may be had again, and a server may answer again.
+  // A file that is gone will not come back. Descriptors or memory may become available again, and a server may answer
+  // again.
   if (!source && errno == ENOENT) return fail(errc::corrupt, "a file of a directory tier is gone", ENOENT);
   if (!source) return fail(errc::io_error, "a file of a directory tier cannot be opened", errno);
   return read_all(source.get(), into, 0, unreadable);
@@ -208,7 +209,7 @@ TERRACE_BODY result<void> directory::write_file(file& f, const_bytes from) const
   if (written && bytes > from.size()) written = copy_rest(f, target.get(), from.size());
   if (written && ::fdatasync(target.get()) != 0)
     written = fail(errc::io_error, "a file of a directory tier cannot be made durable", errno);
-  // A network file system may keep its last word until a file is closed.
+  // A network file system may report an error only when a file is closed.
   if (target.close() != 0 && written)
     written = fail(errc::io_error, "a file of a directory tier cannot be closed", errno);
   if (written && ::renameat(folder_, temporary.data(), folder_, final_name.data()) != 0)

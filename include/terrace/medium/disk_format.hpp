@@ -14,10 +14,11 @@
 namespace terrace {
 
 // The bytes of docs/on-disk-format.md: superblocks and extent headers, to and from memory. Everything is little
-// endian, at fixed places; what is not named is zero. Bytes that are read may be hostile: nothing of them is used
-// before its checksum, and every length before its bound, has been checked.
+// endian, at fixed places; bytes that are not named are zero. Bytes that are read may be hostile: nothing is used
+// before its checksum has been checked, and no length before its bound has.
 
-/// Whose KV it is: blocks of another model, or of another shard of the same one, are never mistaken for one's own.
+/// Whose KV it is, so that blocks of another model, or of another shard of the same one, are never mistaken for one's
+/// own.
 struct model_key {
   std::uint64_t model =
       0;  ///< a name as a number: `fingerprint(text)` of a path, a revision, a hash of the weights
@@ -39,16 +40,16 @@ struct superblock {
   static constexpr std::size_t bytes = 4096;
   static constexpr std::uint64_t magic = 0x0a31766b72726574u;  // "terrkv1\n"
   static constexpr std::uint32_t version = 1;
-  /// How the extents lie: in the store's own file, or in a file each.
+  /// Where the extents lie: in the store's own file, or each in a file of its own.
   enum class arrangement : std::uint32_t { one_file = 1, file_each = 2 };
 
   arrangement how = arrangement::one_file;
   store_contents contents{};
-  std::uint64_t store = 0;        ///< a random number, in every header as well: tells stores apart
+  std::uint64_t store = 0;        ///< a random number, repeated in every header: tells stores apart
   std::uint64_t capacity = 0;     ///< bytes of the whole store
   std::uint32_t alignment = 0;    ///< of extents
   std::uint64_t headers = 0;      ///< how many extent headers there is room for, behind the superblock
-  std::uint64_t data_offset = 0;  ///< where extents begin; 0 for a file each
+  std::uint64_t data_offset = 0;  ///< where extents begin; 0 for file_each
   friend constexpr bool operator==(const superblock&, const superblock&) noexcept = default;
 };
 
@@ -120,14 +121,14 @@ constexpr bool begins_store(const_bytes in) noexcept {
   return in.size() >= sizeof superblock::magic && detail::get_le<std::uint64_t>(in, 0) == superblock::magic;
 }
 
-/// Errors, one sentence each: corrupt for what is no superblock or was damaged or contradicts itself, unavailable
-/// for another version.
+/// Errors, one sentence each: corrupt for bytes that are not a superblock, are damaged or contradict themselves;
+/// unavailable for another version.
 result<superblock> decode_superblock(const_bytes in) noexcept;
 
 extent_header_bytes encode(const extent_header& h) noexcept;
 
-/// The header that `in` holds, if it is one of the store `of` and its extent lies within it. Errors: corrupt; also
-/// for a header of zeros, which is what there is before the first one and after one was taken back.
+/// The header that `in` holds, if it belongs to the store `of` and its extent lies within it. Errors: corrupt; also
+/// for zeros, which the table holds before the first header and after one was removed.
 result<extent_header> decode_extent_header(const_bytes in, const superblock& of) noexcept;
 
 }  // namespace terrace

@@ -117,7 +117,7 @@ TERRACE_BODY result<extent_header> decode_extent_header(const_bytes in, const su
   h.naming = get_le<std::uint64_t>(in, 72);
   if (h.store != of.store || h.format_id != of.contents.format_id)
     return fail(errc::corrupt, "the header of an extent is of another store");
-  // What follows them is one more, and must not begin anew.
+  // The next number is one more, and must not wrap around.
   constexpr auto last = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
   if (h.sequence > last || h.naming > last || h.depth == std::numeric_limits<std::uint32_t>::max())
     return fail(errc::corrupt, "the header of an extent has numbers that no store gives");

@@ -17,8 +17,8 @@ namespace terrace {
 
 /// What makes a medium outlive the process: the superblock and the table of extent headers at the beginning of a file
 /// (docs/on-disk-format.md). The medium says which extents have a header; `commit`, called by a sync of the medium,
-/// writes what has changed. In memory it takes what the headers in use take, wherever in the table they are. Owner
-/// thread only, but for `commit`.
+/// writes what has changed. It takes memory only for the headers in use, wherever in the table they are. Owner thread
+/// only, except for `commit`.
 class extent_table {
  public:
   /// What is on its way to the disk: the pages of the table that have changed, and where they go.
@@ -30,29 +30,29 @@ class extent_table {
   extent_table() = default;
   extent_table(const extent_table&) = delete;
 
-  /// Takes over `file`, locks it, and reads what is in it. A file whose first sector is zeros becomes a new store, for
-  /// which `shape` is the superblock; `bytes` is how long the file has to be. Errors, and then the file is as it was:
-  /// unavailable where another process has it, or for another version; corrupt for what is no store or is shorter than
-  /// it should be; invalid_argument where it holds something else than `shape` says; io_error. O(what was ever written
-  /// of the table), where the file system can tell; else O(table).
+  /// Takes over `file`, locks it, and reads its contents. A file whose first sector is zeros becomes a new store with
+  /// `shape` as its superblock; `bytes` is the length that the file must have. Errors, and then the file is as it
+  /// was: unavailable if another cache has it, or for another version; corrupt if it is not a store or is too
+  /// short; invalid_argument if it holds something other than `shape` says; io_error. O(what was ever written of the
+  /// table), where the file system can tell; else O(table).
   result<void> open(descriptor file, const superblock& shape, std::uint64_t bytes);
 
-  /// The headers that were found at opening, those of a later sequence number first, each once.
+  /// The headers that were found at opening, the highest sequence number first, each once.
   std::vector<extent_header> take_found() { return std::exchange(found_, {}); }
 
-  /// Gives the extent that the medium calls `node` a header, in memory. `h` has everything but store and sequence.
-  /// False where the table has no room. Amortised O(1).
+  /// Gives the extent that the medium calls `node` a header, in memory. `h` has every field but store and sequence.
+  /// False if the table has no room. Amortised O(1).
   bool put(std::uint32_t node, extent_header h);
-  /// A header found at opening belongs to the extent that the medium calls `node` now.
+  /// From now on a header found at opening belongs to the extent that the medium calls `node`.
   void adopt(std::uint32_t node, const extent_header& found);
   /// The extent has no header any more. O(1).
   void erase(std::uint32_t node) noexcept;
-  /// A header found at opening is of no use.
+  /// Drops a header found at opening that is of no use.
   void discard(const extent_header& found) noexcept;
 
   /// What has changed since it was last called. O(pages changed).
   changes take_changes();
-  /// They did not get to the disk.
+  /// Takes back changes that did not reach the disk.
   void put_back(const changes& c);
   /// Writes `c` and makes it durable. Any thread; blocks as the file system does.
   result<void> commit(const changes& c) const noexcept;
@@ -64,7 +64,7 @@ class extent_table {
   static constexpr std::uint64_t table_at(std::uint64_t offset) noexcept {
     return superblock::bytes + offset;
   }
-  // Places above are of no use: their numbers are too large.
+  // Places from here on are not used: their numbers are too large.
   std::uint32_t places() const noexcept {
     return static_cast<std::uint32_t>(shape_.headers < none ? shape_.headers : none);
   }
@@ -93,10 +93,10 @@ class extent_table {
   superblock shape_;
   std::uint64_t sequence_ = 0;
   std::unordered_map<std::uint32_t, extent_header_bytes> headers_;  // by place; other places are zeros
-  std::set<std::size_t> dirty_;                                     // pages that the disk has otherwise
+  std::set<std::size_t> dirty_;                                     // pages that differ from the disk's
   std::vector<std::uint32_t> free_;                                 // places that had a header
   std::vector<std::pair<std::uint32_t, std::uint32_t>>
-      gaps_;                           // [first, last) never had one; the lowest comes last
+      gaps_;                           // [first, last) never had a header; the lowest comes last
   std::uint32_t unseen_ = 0;           // while the table is read: behind the last place that has a header
   std::vector<std::uint32_t> places_;  // by the medium's number of the extent
   std::vector<extent_header> found_;

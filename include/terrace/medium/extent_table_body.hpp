@@ -26,7 +26,7 @@ TERRACE_BODY result<void> extent_table::open(descriptor file, const superblock& 
   struct stat what {};
   if (::fstat(file_.get(), &what) != 0)
     return fail(errc::io_error, "a store of KV blocks cannot be examined", errno);
-  // What the system reads ahead it then shows as written (SEEK_DATA), were it a hole before.
+  // The system would report a hole that it has read ahead as data (SEEK_DATA).
   ::posix_fadvise(file_.get(), 0, 0, POSIX_FADV_RANDOM);
   superblock_bytes head{};
   const auto have = std::min<std::uint64_t>(head.size(), static_cast<std::uint64_t>(what.st_size));
@@ -44,9 +44,9 @@ TERRACE_BODY result<void> extent_table::open(descriptor file, const superblock& 
   return read_table();
 }
 
-// A process that was killed may have left to the system what it had not yet made durable, and what is found counts as
-// that. Where a sync had failed, the system still shows what it will never write: so it is written again. All of it,
-// for the disk may have a header where the system shows that it was taken back; but for what no one ever wrote.
+// A killed process may have left data with the system that it had not yet made durable, and what is found here counts
+// as durable. After a failed sync the system still shows data that it will never write, so it is written again: all
+// of it except what nobody ever wrote, because the disk may have a header where the system shows that it was removed.
 TERRACE_BODY result<void> extent_table::read_table() {
   const std::uint64_t end = table_at(shape_.headers * extent_header::bytes);
   std::vector<std::byte> buffer(std::min<std::uint64_t>(piece, end - table_at(0)));
@@ -69,7 +69,8 @@ TERRACE_BODY result<void> extent_table::read_table() {
   return {};
 }
 
-// Whole pages from `at` on, itself one's begin, that somebody has written; empty where there are none before `end`.
+// The next whole pages that somebody has written, at or after `at`, itself the beginning of one; empty if there are
+// none before `end`.
 TERRACE_BODY extent_table::stretch extent_table::next_written(std::uint64_t at,
                                                               std::uint64_t end) const noexcept {
   if (at >= end) return {end, end};
@@ -157,8 +158,8 @@ TERRACE_BODY result<void> extent_table::create(std::uint64_t bytes) noexcept {
   shape_.store = (std::uint64_t{random()} << 32) ^ random();
   if (::ftruncate(file_.get(), static_cast<::off_t>(bytes)) != 0)
     return fail(errc::io_error, "a store of KV blocks cannot be made as large as its capacity", errno);
-  // Its length, and the rest of its superblock, are durable before the first sector is: a store that has one is
-  // complete, and a file that begins with a sector of zeros never was one.
+  // The length and the rest of the superblock become durable before the first sector: a store that has a first sector
+  // is complete, and a file that begins with a sector of zeros never was a store.
   const superblock_bytes head = encode(shape_);
   if (auto written = write_at(const_bytes(head).subspan(sector), sector); !written) return written;
   if (::fsync(file_.get()) != 0)
@@ -169,7 +170,7 @@ TERRACE_BODY result<void> extent_table::create(std::uint64_t bytes) noexcept {
   return {};
 }
 
-// `in` begins with the place `place`, which lies behind all that were seen.
+// `in` begins with the place `place`, which lies beyond all that were seen.
 TERRACE_BODY void extent_table::find_headers(const_bytes in, std::uint64_t place) {
   for (std::size_t at = 0; at < in.size() && place < places(); at += extent_header::bytes, ++place) {
     const const_bytes bytes = in.subspan(at, extent_header::bytes);

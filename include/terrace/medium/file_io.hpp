@@ -28,18 +28,18 @@ class descriptor {
     if (fd_ >= 0) ::close(fd_);
   }
 
-  /// -1 where nothing is open, as `open` says it.
+  /// -1 if nothing is open, as `open` reports it.
   int get() const noexcept { return fd_; }
   explicit operator bool() const noexcept { return fd_ >= 0; }
-  /// Closes it now, and says what `close` says: some file systems report a failed write only there.
+  /// Closes it now, and returns what `close` returns: some file systems report a failed write only there.
   int close() noexcept { return ::close(std::exchange(fd_, -1)); }
 
  private:
   int fd_;
 };
 
-/// Reads into.size() bytes of `fd` from `at` on. Blocks. Errors, with `sentence`: io_error; corrupt where the file ends
-/// before, for then it is not what was written.
+/// Reads into.size() bytes of `fd` from `at` on. Blocks. Errors, with `sentence`: io_error; corrupt if the file ends
+/// before that, because then it is not what was written.
 inline result<void> read_all(int fd, mutable_bytes into, std::uint64_t at, const char* sentence) noexcept {
   while (!into.empty()) {
     const ::ssize_t n = ::pread(fd, into.data(), into.size(), static_cast<::off_t>(at));
@@ -64,8 +64,8 @@ inline result<void> write_all(int fd, const_bytes from, std::uint64_t at, const 
   return {};
 }
 
-/// Makes the names in the folder that `path` is in durable: a file or folder that was made is there after a crash only
-/// if the one above says so. Blocks. Errors: io_error, with `sentence`.
+/// Makes the names in the folder that contains `path` durable: a file or folder that was made is there after a crash
+/// only if its parent folder lists it. Blocks. Errors: io_error, with `sentence`.
 inline result<void> sync_folder_of(std::string path, const char* sentence) noexcept {
   while (path.size() > 1 && path.back() == '/') path.pop_back();
   const auto slash = path.rfind('/');
@@ -75,17 +75,16 @@ inline result<void> sync_folder_of(std::string path, const char* sentence) noexc
   return {};
 }
 
-/// Takes the lock that makes an open file or folder one cache's, for as long as the descriptor lives. Errors:
-/// unavailable, with `in_use`, where another one has it, in this process or in another; io_error where the file system
-/// has no locks.
+/// Locks an open file or folder for one cache, for as long as the descriptor lives. Errors: unavailable, with
+/// `in_use`, if another cache has it, in this process or in another; io_error where the file system has no locks.
 inline result<void> lock_alone(int fd, const char* in_use) noexcept {
   if (::flock(fd, LOCK_EX | LOCK_NB) == 0) return {};
   if (errno == EWOULDBLOCK) return fail(errc::unavailable, in_use, errno);
   return fail(errc::io_error, "a file of a tier cannot be locked", errno);
 }
 
-/// Refuses what is another user's, who could open it whatever its mode is. Errors: invalid_argument, with `sentence`;
-/// io_error.
+/// Refuses what belongs to another user, who could open it whatever its mode is. Errors: invalid_argument, with
+/// `sentence`; io_error.
 inline result<void> check_owner(int fd, const char* sentence) noexcept {
   struct stat what {};
   if (::fstat(fd, &what) != 0) return fail(errc::io_error, "a file of a tier cannot be examined", errno);

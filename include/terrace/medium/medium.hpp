@@ -17,7 +17,7 @@ struct extent_header;
 /// Who can read a medium's bytes at an address.
 enum class reach : unsigned char { nobody, host, device };
 
-/// A medium is where bytes live and how they are read and written. It knows no codec, no policy and no token.
+/// A medium is where bytes live and how they are read and written. It knows nothing of codecs, policies or tokens.
 ///
 /// Traits, all constant expressions:
 /// - `name`         what statistics call it
@@ -28,19 +28,19 @@ enum class reach : unsigned char { nobody, host, device };
 /// - `granularity`  the smallest transfer that runs at the medium's speed, in bytes: a hint for sizing blocks
 ///
 /// Operations, all called by the owner of the context:
-/// - `open(context&, options) -> result<std::unique_ptr<M>>`. Asked for by tiered_cache::open, not by the
-///   concept. Nothing is left behind where it fails. A medium stays where it is: transfers in flight refer to
-///   it. It is closed after the last of them has completed.
+/// - `open(context&, options) -> result<std::unique_ptr<M>>`. Required by tiered_cache::open, not by the concept.
+///   Leaves nothing behind if it fails. A medium does not move: transfers in flight refer to it. It is closed after
+///   the last of them has completed.
 /// - `options` has a `capacity` in bytes.
 /// - `reserve(bytes) -> std::optional<extent>`: room for `bytes` > 0, or nothing. Never waits. O(1). Extents
 ///   are of any size, so that what a codec saves is capacity.
-/// - `release(extent) noexcept`: O(1). Precondition: no transfer of that extent is in flight. What was never
-///   written reads as anything.
+/// - `release(extent) noexcept`: O(1). Precondition: no transfer of that extent is in flight. Bytes that were never
+///   written read as anything.
 /// - `read(extent, mutable_bytes) -> sender`, `write(extent, const_bytes) -> sender`: transfer the first
 ///   bytes of the extent, as many as the buffer holds. Complete on the owner with set_value() when all bytes
 ///   are in place, set_error(error) when they are not, set_stopped() once the medium has let go of the
 ///   buffer. Extent and buffer must stay until then, whatever a stop token says.
-/// - `capacity()`, `used()`: bytes; `used` counts what granularity rounds up.
+/// - `capacity()`, `used()`: bytes; `used` includes what is lost to rounding up.
 template <class M>
 concept medium = requires(M& m, const M& c, std::size_t bytes, extent e, mutable_bytes into, const_bytes from,
                           typename M::options o) {
@@ -59,36 +59,35 @@ concept medium = requires(M& m, const M& c, std::size_t bytes, extent e, mutable
   { c.used() } -> std::convertible_to<std::size_t>;
 };
 
-/// A medium whose capacity can change while it is in use: `resize(bytes) -> result<void>`. On success
-/// `capacity()` is `bytes`, or what whole units of the medium fit into them; otherwise it is what it was, and
-/// nothing has changed. It may be less than `used()`, and 0: then `reserve` gives nothing until enough was
-/// released. Nothing moves and no data is lost; the system gets back what is beyond the capacity, or beyond
-/// what is used where that is more, as far as it takes it. It may be more than at opening, as far as there is
-/// room. May be called while transfers are in flight; may block as the system does.
+/// A medium whose capacity can change while it is in use: `resize(bytes) -> result<void>`. On success `capacity()` is
+/// `bytes`, rounded down to whole units of the medium; on failure nothing has changed. `bytes` may be less than
+/// `used()`, even 0: then `reserve` gives nothing until enough has been released. Nothing moves and no data is lost;
+/// the system gets back what lies beyond the capacity, or beyond what is used if that is more, as far as it takes it.
+/// `bytes` may be more than at opening, as far as there is room. May be called while transfers are in flight; may
+/// block as the system does.
 template <class M>
 concept resizable_medium = medium<M> && requires(M& m, std::size_t bytes) {
   { m.resize(bytes) } -> std::same_as<result<void>>;
 };
 
-/// A medium that is read faster in order: `reserve_behind(before, bytes)` reserves as `reserve` does, directly behind
-/// the extent `before` where that can be, or, where there is none, so that others can follow. The cache says what a
-/// block's neighbour in its row is: they are read one after the other, by one call to the system, which makes one
-/// transfer of them.
+/// A medium that reads faster in order: `reserve_behind(before, bytes)` reserves like `reserve`, directly behind the
+/// extent `before` if possible; without `before`, where others can follow. The cache passes a block's neighbour in
+/// its row: the two are read one after the other, by one call to the system, which makes one transfer of them.
 template <class M>
 concept ordered_medium = medium<M> && requires(M& m, std::optional<extent> before, std::size_t bytes) {
   { m.reserve_behind(before, bytes) } -> std::same_as<std::optional<extent>>;
 };
 
-/// A medium that wants to know which memory transfers use again and again: `register_buffer(memory)`. The
-/// cache names its staging buffers, once, before the first transfer; they stay until the medium is closed. A
-/// medium that cannot make use of it does as if nothing had been said.
+/// A medium that benefits from knowing which memory transfers use repeatedly: `register_buffer(memory)`. The cache
+/// names its staging buffers, once, before the first transfer; they stay until the medium is closed. A medium that
+/// cannot use this ignores it.
 template <class M>
 concept buffer_registering_medium = medium<M> && requires(M& m, mutable_bytes memory) {
   { m.register_buffer(memory) } -> std::same_as<void>;
 };
 
-/// A medium whose bytes a device reads where they are: `address(extent)` is the device's. `copy_within(to, from,
-/// bytes)` copies between two of its addresses, in the order of the engine's own work there.
+/// A medium whose bytes a device reads in place: `address(extent)` is the device's. `copy_within(to, from, bytes)`
+/// copies between two of its addresses, in order with the engine's own work there.
 template <class M>
 concept device_addressable_medium = medium<M> && M::addressable ==
                                     reach::device&& requires(M& m, extent e, std::byte* at) {
@@ -97,7 +96,7 @@ concept device_addressable_medium = medium<M> && M::addressable ==
   { m.copy_within(at, at, std::size_t{}) } -> std::same_as<result<void>>;
 };
 
-/// A medium whose bytes the host reads where they are.
+/// A medium whose bytes the host reads in place.
 template <class M>
 concept host_addressable_medium = medium<M> && M::addressable == reach::host&& requires(M& m, extent e) {
   { m.address(e) }
@@ -105,16 +104,16 @@ concept host_addressable_medium = medium<M> && M::addressable == reach::host&& r
 };
 
 /// A medium whose extents can outlive the process, where its options say `keep` (docs/on-disk-format.md):
-/// - `options::contents` what the store is to hold; one that holds something else is refused at opening
-/// - `keeps()`           whether this one was opened so; where it was not, nothing of the following is called
+/// - `options::contents` what the store must hold; a store that holds something else is refused at opening
+/// - `keeps()`           whether this one was opened with `keep`; if not, none of the following is called
 /// - `scan(visitor)`     once, before anything else: calls visitor(extent, const extent_header&) -> bool for each
 ///   extent with a header that was found at opening. True takes it: it is reserved. False releases it. O(extents)
-/// - `label(extent, const extent_header&) -> bool` gives an extent that was written a header, in memory; false where
-///   there is no room for one. Until the extent is released, or unlabelled. O(1)
-/// - `unlabel(extent)`   takes the header away, in memory; nothing where there is none. O(1)
-/// - `sync() -> sender`  set_value() when everything whose write completed, and every header given or taken away,
-///   before it was started survives a crash of the machine; set_error(error) when it may not, with errc::unavailable
-///   where no later one will succeed either
+/// - `label(extent, const extent_header&) -> bool` gives a written extent a header, in memory, until the extent is
+///   released or unlabelled; false if there is no room for one. O(1)
+/// - `unlabel(extent)`   removes the header, in memory; no effect if there is none. O(1)
+/// - `sync() -> sender`  set_value() when every write that completed, and every header given or removed, before it
+///   was started survives a crash of the machine; set_error(error) when they may not, with errc::unavailable if no
+///   later sync will succeed either
 /// The tier, not the medium, says what is in a header.
 template <class M>
 concept persistent_medium = medium<M> && M::persistent &&

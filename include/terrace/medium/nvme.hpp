@@ -18,15 +18,15 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// One file on a local disk, read and written through io_uring (or, where that is refused, through a few
-/// threads), past the page cache where the file system allows it. Its space is claimed when it is opened, so
-/// that a full disk is said then and not in the middle of a decode; resize() claims more, or gives the disk
-/// back what lies beyond the new capacity, at once where it is free and when it is released where it is not.
-/// The file is the owner's alone (0600) and locked, so that another cache is refused, and is removed at the end, unless
-/// `keep` says otherwise: then it is a store in the format of docs/on-disk-format.md, whose labelled extents a later
-/// cache finds again. A store's capacity includes its superblock and its table (1/32), and is fixed. It is never
-/// truncated: without `keep` the file of a store is refused. A process that is killed has no end: its file stays, with
-/// the KV in it, until a cache is opened at that path again or somebody removes it.
+/// One file on a local disk, read and written through io_uring (or, where that is refused, through a few threads),
+/// past the page cache where the file system allows it. Its space is claimed when it is opened, so that a full disk
+/// is reported then and not in the middle of a decode. resize() claims more, or gives the disk back what lies beyond
+/// the new capacity: free space at once, the rest when it is released. The file is private to the user (0600) and
+/// locked, so that another cache is refused. It is removed at the end unless `keep` is set: then it is a store in the
+/// format of docs/on-disk-format.md, whose labelled extents a later cache finds again. A store's capacity includes
+/// its superblock and its table (1/32), and is fixed. A store is never truncated: without `keep` its file is refused.
+/// A killed process cleans nothing up: its file stays, with the KV in it, until a cache is opened at that path again
+/// or somebody removes it.
 class nvme {
  public:
   static constexpr std::string_view name = "nvme";
@@ -37,9 +37,9 @@ class nvme {
 
   struct options {
     std::size_t capacity = 0;  ///< bytes; 0: no such tier
-    std::string path = {};     ///< created or truncated; empty: a file without a name in $TMPDIR or /tmp
+    std::string path = {};     ///< created or truncated; empty: an unnamed file in $TMPDIR or /tmp
     bool direct = true;  ///< ask for O_DIRECT; a file system that has none is used through the page cache
-    bool keep = false;   ///< make a store of the file at `path`, or go on with the one that is there
+    bool keep = false;   ///< make a store of the file at `path`, or continue the one that is there
     store_contents contents = {};  ///< of the store; tiered_cache::open fills it in
   };
 
@@ -53,11 +53,11 @@ class nvme {
     return space_.reserve_behind(before, bytes);
   }
   void release(extent e) noexcept;
-  /// Raising it claims the room, and fails with io_error where the disk has none. Lowering it always succeeds.
-  /// Where the file system cannot free the middle of a file, it gets everything back only once nothing in use
-  /// lies beyond the capacity. Blocks as the file system does.
+  /// Raising the capacity claims the room, and fails with io_error if the disk has none. Lowering it always succeeds.
+  /// Where the file system cannot free the middle of a file, it gets everything back only once nothing in use lies
+  /// beyond the capacity. Blocks as the file system does.
   result<void> resize(std::size_t capacity);
-  /// As io_ring::register_buffer says, until the medium is closed.
+  /// See io_ring::register_buffer; lasts until the medium is closed.
   void register_buffer(mutable_bytes memory);
   auto read(extent e, mutable_bytes into) noexcept {
     return ring_.read(file_, into, data_offset_ + e.offset);
@@ -92,7 +92,7 @@ class nvme {
   // Makes sure that [from, to) of the file has room on the disk, whatever lies there already.
   result<void> claim(std::uint64_t from, std::uint64_t to) noexcept;
 
-  // Beyond the capacity [from, to) is free: it goes back to the disk.
+  // Gives [from, to), which is free and beyond the capacity, back to the disk.
   void give_back(std::uint64_t from, std::uint64_t to) noexcept;
   void give_back_beyond() noexcept;
   void cut_file(std::uint64_t bytes) noexcept;
@@ -105,12 +105,12 @@ class nvme {
   // Opens the plain file at `path`, or makes it, and locks it: the file is nobody else's until it is closed.
   result<void> open_named(const std::string& path);
 
-  // The file twice: the table goes through the page cache, and its pages are none of the extents'. The lock is the
-  // table's.
+  // Opens the file twice: the table goes through the page cache and shares no page with the extents. The table's
+  // descriptor holds the lock.
   result<void> open_store(context& ctx, const options& o);
 
-  // Of extents that overlap the latest is right: the others' room has been used again. They come latest first, and are
-  // shown so: of two with one name the latest is right as well.
+  // Of overlapping extents only the latest is valid: the others' room has been reused. Extents come latest first and
+  // are scanned in that order, because of two with one name the latest is valid too.
   void claim_found();
 
   io_ring& ring_;
@@ -121,7 +121,7 @@ class nvme {
   std::uint64_t file_bytes_ = 0;  // as it is meant to be
   bool direct_ = false;
 
-  // Of a store alone.
+  // Only for a store.
   std::uint64_t data_offset_ = 0;
   extent_table table_;
   std::vector<std::pair<extent, extent_header>> found_;  // and not yet scanned

@@ -90,7 +90,7 @@ TERRACE_BODY void nvme::give_back(std::uint64_t from, std::uint64_t to) noexcept
 }
 
 TERRACE_BODY void nvme::give_back_beyond() noexcept {
-  cut_file(space_.overhang() == 0 ? space_.capacity() : file_bytes_);  // a claim that failed may have begun
+  cut_file(space_.overhang() == 0 ? space_.capacity() : file_bytes_);  // a failed claim may have begun
   if (space_.overhang() == 0) return;
   space_.for_each_free(space_.capacity(), [this](std::uint64_t offset, std::uint64_t bytes) {
     give_back(offset, offset + bytes);
@@ -115,7 +115,7 @@ TERRACE_BODY result<void> nvme::open_file(const options& o) {
   return {};
 }
 
-// Nothing of the file is changed before it is locked, and known to be no store.
+// Changes nothing before the file is locked and known not to be a store.
 TERRACE_BODY result<void> nvme::take_file(const std::string& path) {
   if (auto opened = open_named(path); !opened) return opened;
   std::array<std::byte, sizeof superblock::magic> head{};
@@ -180,7 +180,7 @@ TERRACE_BODY result<void> nvme::open_store(context& ctx, const options& o) {
   data_offset_ = begin;
   space_.resize(capacity - begin);
   claim_found();
-  // What is of no use is gone for good before the first name is given.
+  // Headers of no use are gone for good before the first extent is labelled.
   if (auto gone = table_.commit(table_.take_changes()); !gone) return gone;
   sync_.emplace(ctx, table_, file_);
   opened_ = true;

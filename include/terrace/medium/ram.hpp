@@ -22,11 +22,10 @@ inline namespace TERRACE_EX {
 /// Main memory: an arena that Terrace maps on huge pages, or memory that the caller owns. Attention reads it
 /// in place.
 ///
-/// An arena reserves addresses for the most that it may grow to, which costs nothing, so that no address ever
-/// changes. Pages are taken when they are first touched, and stay until resize() lowers the capacity: then
-/// those that are not needed any more go back to the system, at once where they are free and else when they
-/// are released. So there are never more than the capacity, or than is used where that is more. Memory that
-/// the caller owns is never given back.
+/// An arena reserves addresses for the largest size that it may grow to, which costs nothing, so no address ever
+/// changes. Pages are taken when first touched, and stay until resize() lowers the capacity: then those no longer
+/// needed go back to the system, free ones at once, the others when they are released. So the pages taken never
+/// exceed the capacity, or what is in use if that is more. Memory that the caller owns is never given back.
 class ram {
  public:
   static constexpr std::string_view name = "ram";
@@ -76,8 +75,8 @@ class ram {
     space_.release(e);
     if (gives_back) give_back(e.offset, space_.rounded(e.bytes));
   }
-  /// Raising it fails with out_of_memory beyond options::most_capacity, with invalid_argument beyond memory
-  /// that the caller owns, and then changes nothing. Lowering it always succeeds: O(runs), and as long as the
+  /// Raising the capacity fails with out_of_memory beyond options::most_capacity, with invalid_argument beyond memory
+  /// that the caller owns, and then changes nothing. Lowering it always succeeds: O(runs), plus the time that the
   /// system takes for the pages.
   result<void> resize(std::size_t capacity) {
     if (mapped_ == 0 && capacity > most_)
@@ -155,7 +154,7 @@ class ram {
   }
   static std::size_t mapped_bytes(std::size_t most) noexcept { return align_up(most, huge_page) + huge_page; }
 
-  // Addresses alone: memory that nobody may touch is not accounted for, even where the system is strict.
+  // Reserves only addresses: memory that nobody may touch is not accounted for, even where overcommit is strict.
   static void* map(std::size_t most) noexcept {
     void* const arena =
         ::mmap(nullptr, mapped_bytes(most), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -165,7 +164,7 @@ class ram {
     return arena;
   }
 
-  // Whole pages only: a page that something else lies in as well stays.
+  // Whole pages only: a page that is shared with something else stays.
   void give_back(std::uint64_t offset, std::uint64_t bytes) noexcept {
     if (mapped_ == 0) return;
     const std::uint64_t first = align_up(offset, page()), end = (offset + bytes) / page() * page();

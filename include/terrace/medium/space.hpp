@@ -12,49 +12,47 @@
 
 namespace terrace {
 
-/// Hands out variable-sized runs of [0, capacity): the space allocator of every medium. It keeps its books
-/// outside of the space, so that it serves a file as well as an arena. Two-level segregated fit (Masmano et
-/// al., "TLSF: a new dynamic memory allocator for real-time systems", 2004): reserve and release are O(1),
-/// neighbours that are free are always one run. Books grow with the largest number of runs ever in use and
-/// are then reused.
+/// Hands out variable-sized runs of [0, capacity): the space allocator of every medium. It keeps its books outside
+/// the space, so it serves a file as well as an arena. Two-level segregated fit (Masmano et al., "TLSF: a new dynamic
+/// memory allocator for real-time systems", 2004): reserve and release are O(1), adjacent free runs are always
+/// merged. Books grow with the largest number of runs ever in use and are then reused.
 ///
-/// The capacity can change, and nothing moves. So that what is in use and what is handed out never need more
-/// than the capacity together, runs are handed out below a limit only: the highest one for which the limit and
-/// what is in use beyond it fit into the capacity. It rises as runs beyond it are released, up to the capacity
-/// itself; while more is used than the capacity it is 0.
+/// The capacity can change, and nothing moves. Runs are handed out only below a limit, so that what is in use and
+/// what is handed out together never need more than the capacity: the highest limit for which it and what is in use
+/// beyond it fit into the capacity. It rises as runs beyond it are released, up to the capacity itself; while more
+/// than the capacity is in use it is 0.
 class space {
  public:
   /// `granule` is a power of two: offsets and sizes are multiples of it.
   space(std::size_t capacity, std::size_t granule);
 
-  /// A run of at least `bytes`, or nothing: there may be enough room in all and still no run that is long
-  /// enough.
+  /// A run of at least `bytes`, or nothing: there may be enough room in total and still no run that is long enough.
   std::optional<extent> reserve(std::size_t bytes);
 
-  /// Likewise, for what will be read in order: directly behind `before`, a run in use, where that is free. Else, and
-  /// where there is none before, at a place with some room around it, so that what comes next can lie behind it as
-  /// well. Else wherever there is room. O(1).
+  /// The same for what will be read in order: directly behind `before`, a run in use, if that space is free.
+  /// Otherwise, or without `before`, at a place with some room around it, so that the next one can lie behind it too.
+  /// Otherwise wherever there is room. O(1).
   std::optional<extent> reserve_behind(std::optional<extent> before, std::size_t bytes);
 
-  /// The run of `bytes` at `offset`, a multiple of the granule, if all of it is free and within the limit. For what
-  /// was there before: O(1) in ascending order, O(runs behind it) in any other.
+  /// The run of `bytes` at `offset`, a multiple of the granule, if all of it is free and within the limit. For
+  /// extents that existed before: O(1) in ascending order, O(runs behind it) in any other.
   std::optional<extent> reserve_at(std::uint64_t offset, std::uint32_t bytes);
 
   void release(extent e) noexcept;
 
-  /// From now on the capacity is what `capacity` holds of whole granules. O(runs beyond the lower of the old
-  /// and the new limit).
+  /// Sets the capacity to `capacity`, rounded down to whole granules. O(runs beyond the lower of the old and the new
+  /// limit).
   void resize(std::size_t capacity);
 
   std::size_t capacity() const noexcept { return capacity_ << granule_shift_; }
   std::size_t used() const noexcept { return used_; }
-  /// Runs are handed out in [0, limit()). What lies beyond and is free, or is released there, is not needed
-  /// for the time being.
+  /// Runs are handed out in [0, limit()). What is free beyond it, or is released there, is not needed for the time
+  /// being.
   std::size_t limit() const noexcept { return limit_ << granule_shift_; }
   /// What is in use beyond the limit. It is 0 exactly while nothing in use reaches beyond the capacity; then the
   /// limit is the capacity.
   std::size_t overhang() const noexcept { return beyond_ << granule_shift_; }
-  /// f(offset, bytes) for each free run, as far as it lies beyond `from`. O(runs from there on).
+  /// f(offset, bytes) for the part of each free run that lies beyond `from`. O(runs from there on).
   template <class F>
   void for_each_free(std::uint64_t from, F f) const {
     from >>= granule_shift_;
@@ -63,7 +61,7 @@ class space {
       if (nodes_[n].free) f(begin << granule_shift_, (end(n) - begin) << granule_shift_);
     }
   }
-  /// What a reservation of `bytes` takes away.
+  /// Bytes that a reservation of `bytes` takes.
   std::size_t rounded(std::size_t bytes) const noexcept;
 
  private:
@@ -71,7 +69,7 @@ class space {
   static constexpr unsigned second_bits =
       4;  // 16 lists for every power of two: at most 1/16 is lost to rounding
   static constexpr unsigned second = 1u << second_bits;
-  // Left free where an order begins anew, so that as much can lie together; less in a small space, which has to do for
+  // Left free where a new order begins, so that this much can lie together; less in a small space, which must hold
   // the orders of many rows.
   static constexpr std::size_t most_order_bytes = 16_MiB, orders = 64;
 
@@ -109,7 +107,7 @@ class space {
 
   std::uint32_t new_node();
 
-  // Leaves `keep` granules to `n` and returns the run of the others, which is in no list.
+  // Leaves `keep` granules to `n` and returns the run of the rest, which is in no list.
   std::uint32_t cut(std::uint32_t n, std::uint64_t keep);
 
   // Makes one run of two neighbours and recycles the second one's node.

@@ -51,8 +51,8 @@ TERRACE_BODY std::uint32_t space::take(std::uint32_t n, std::uint64_t begin, std
   nodes_[n].free = false;
   if (nodes_[n].size > want) set_free(cut(n, want));
   used_ += want << granule_shift_;
-  // Between runs in use there is at most one that is free: books for so many are made here, and not when it comes to
-  // that.
+  // There is at most one free run between runs in use: room for that many nodes is made here, so that it need not be
+  // made later.
   if (const std::size_t most = 2 * ++taken_ + 4; most > nodes_.capacity()) nodes_.reserve(2 * most);
   return n;
 }

@@ -18,8 +18,8 @@ inline namespace TERRACE_EX {
 /// docs/on-disk-format.md promises. A thread of its own makes the calls, which block. Owner thread only.
 class store_sync {
  public:
-  /// `data` is a descriptor whose fdatasync (or, for a folder, fsync) makes extents durable. It and `table` outlive
-  /// this.
+  /// `data` is a descriptor whose fdatasync (or, for a folder, fsync) makes extents durable. It and `table` must
+  /// outlive this.
   store_sync(context& ctx, extent_table& table, int data) : context_(ctx), table_(table), data_(data) {}
   store_sync(const store_sync&) = delete;
 
@@ -47,9 +47,9 @@ class store_sync {
     result<void> outcome;
     bool performed = false;
   };
-  /// set_value() when all extents whose write has completed, and all headers put by now, survive a crash of the
-  /// machine; set_error(error) when they may not. After an error it fails for good, with errc::unavailable and the
-  /// number of that error: the kernel may have forgotten what it could not write. Opening the store anew finds what
+  /// set_value() when all extents whose write has completed, and all headers put so far, survive a crash of the
+  /// machine; set_error(error) when they may not. After an error every later sync fails, with errc::unavailable and
+  /// the number of that error: the kernel may have forgotten what it could not write. Reopening the store finds what
   /// is there.
   struct sender {
     using sender_concept = ex::sender_t;
@@ -65,7 +65,7 @@ class store_sync {
   };
   sender start() noexcept { return {this}; }
 
-  /// The same, at once, on the calling thread: for the end. Nothing else may be under way.
+  /// The same, synchronously, on the calling thread: for shutdown. Nothing else may be under way.
   result<void> run() noexcept {
     pool_.finish();
     return perform(table_.take_changes());

@@ -13,8 +13,8 @@
 namespace terrace {
 
 /// Writes a log in Chrome's trace event format (complete events, "ph": "X", times in microseconds), which
-/// Perfetto and chrome://tracing read. Spans of one track that overlap get lanes of their own, so that the
-/// lanes of `io` show how many transfers were in flight. O(n log n). Errors: io_error.
+/// Perfetto and chrome://tracing read. Overlapping spans of one track get separate lanes, so the lanes of `io` show
+/// how many transfers were in flight. O(n log n). Errors: io_error.
 inline result<void> write_chrome_trace(const trace_log& log, std::FILE* to) {
   std::vector<const trace_span*> order;
   for (const trace_span& s : log.spans()) order.push_back(&s);

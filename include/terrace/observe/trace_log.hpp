@@ -15,11 +15,11 @@ enum class trace_track : std::uint8_t {
   compute,  ///< attention over blocks that are here
   copy,     ///< a codec or a copy at work, on a thread of the pool
   io,       ///< a read or a write of a medium, from its submission to its completion
-  stall,    ///< a stream that has nothing to compute, because its next window has not come
+  stall,    ///< a stream that has nothing to compute because its next window has not arrived
 };
 inline constexpr std::array trace_track_names{"compute", "copy", "io", "stall"};
 
-/// A stretch of time in which something was done. Times are nanoseconds of the steady clock.
+/// A stretch of time during which something was done. Times are nanoseconds of the steady clock.
 struct trace_span {
   const char* name;  ///< a literal
   std::int64_t begin, end;
@@ -28,8 +28,8 @@ struct trace_span {
   trace_track track;
 };
 
-/// A record of what was done when: spans in memory that is made at the start, as many as fit. When it is full
-/// the rest is counted and not kept, so a trace is a prefix of what happened and never a stop.
+/// A record of what was done when: as many spans as fit in memory that is allocated at the start. Once it is full,
+/// further spans are only counted, so a trace is a prefix of what happened, and never stops the program.
 ///
 ///     trace_log log(100'000);
 ///     ctx.trace(&log);            // caches of this context write to it from here on
@@ -37,7 +37,7 @@ struct trace_span {
 ///     ctx.trace(nullptr);
 ///     auto written = write_chrome_trace(log, file);   // observe/chrome_trace.hpp
 ///
-/// Where no log is attached, recording costs one branch.
+/// Without a log attached, recording costs one branch.
 class trace_log {
  public:
   /// Room for `capacity` spans of 48 bytes; pages are touched as they fill.
@@ -57,8 +57,8 @@ class trace_log {
     if (at < capacity_) spans_[at] = span;
   }
 
-  /// What was recorded, in the order in which it ended, as far as threads do not cross. Precondition: all that
-  /// was recorded on other threads has come home to the caller's, as transfers have that completed.
+  /// What was recorded, in the order in which it ended, as far as threads do not cross. Precondition: everything
+  /// recorded on other threads is visible to the caller's thread, as it is for transfers that have completed.
   std::span<const trace_span> spans() const noexcept {
     return {spans_.get(), std::min(capacity_, next_.load(std::memory_order_relaxed))};
   }
@@ -71,7 +71,7 @@ class trace_log {
   std::atomic<std::size_t> next_{0};
 };
 
-/// Records the time from its construction to its end, where there is a log.
+/// Records the time from its construction to its destruction, if there is a log.
 class trace_scope {
  public:
   trace_scope(trace_log* log, trace_track track, const char* name, std::uint32_t block,
@@ -90,7 +90,7 @@ class trace_scope {
 
  private:
   trace_log* log_;
-  trace_span span_;  // without a value where there is no log
+  trace_span span_;  // uninitialised if there is no log
 };
 
 }  // namespace terrace

@@ -19,15 +19,15 @@ namespace terrace {
 /// - A block's mass is the sum of the shares of the softmax mass that its uses reported, each halved for
 ///   every `half_life` steps since. With `mean` over the blocks in charge, unimportance is r / (1 + r) for
 ///   r = mean / mass: 0 for a block that draws all the attention, 1/2 for an average one, 1 for one that
-///   draws none. Blocks of which no mass is known count as average.
-/// - age = steps since the last use / `age_unit`. It is not bounded: at last everything leaves.
-/// - cheapness = 1 / (1 + reload_cost): 1 for a block that can be had back at no cost.
+///   draws none. Blocks without a known mass count as average.
+/// - age = steps since the last use / `age_unit`. It is unbounded: eventually everything leaves.
+/// - cheapness = 1 / (1 + reload_cost): 1 for a block that can be brought back at no cost.
 ///
-/// Unimportance is taken when the block is admitted or touched, and stands until the next time; all ages grow
-/// alike. So the order of two blocks does not change by itself, and a tournament holds it: all operations are O(log n),
-/// 16 bytes a block, and 9 in the tournament. Of equal scores the lower index leaves. Being used while pinned counts
-/// when the block comes back. A new block starts with what the cache knows of its last use. Precondition: masses and
-/// costs are finite numbers.
+/// Unimportance is computed when the block is admitted or touched, and stays until the next time; all ages grow
+/// alike. So the order of two blocks does not change by itself, and a tournament can hold it: all operations are
+/// O(log n), with 16 bytes per block and 9 in the tournament. Among equal scores the lower index leaves first. A use
+/// while pinned counts when the block comes back. A new block starts with what the cache knows of its last use.
+/// Precondition: masses and costs are finite numbers.
 class attention_weighted {
  public:
   static constexpr std::string_view name = "attention_weighted";
@@ -88,7 +88,7 @@ class attention_weighted {
   double decay_after(std::uint64_t steps) const noexcept {
     return steps == 0 ? 1.0 : std::exp2(-static_cast<double>(steps) / double{options_.half_life});
   }
-  // 0 where no use has reported any.
+  // 0 if no use has reported any.
   double mass_now(const block_state& s) const noexcept {
     return s.measured() ? double{s.mass} * decay(step_ - s.step) : 0;
   }
@@ -101,8 +101,8 @@ class attention_weighted {
     total_ = measured_ == 0 ? 0 : std::max(0.0, total_now() - mass);  // rounding may overshoot
     total_step_ = step_;
   }
-  // Counts a block among those in charge, and gives its key: its score, less what all blocks have in common,
-  // beta * now / age_unit.
+  // Adds a block to those in charge, and returns its key: its score less beta * now / age_unit, the term common to
+  // all blocks.
   double weigh_in(const block_state& s, double mass) noexcept {
     if (s.measured()) {
       total_ = total_now() + mass;
@@ -121,7 +121,7 @@ class attention_weighted {
   }
 
   options options_;
-  std::array<double, 64> decays_{};  // after few steps, as between most uses
+  std::array<double, 64> decays_{};  // for the few steps that most uses are apart
   double weight_of_a_step_ = double{options_.beta} / double{options_.age_unit};
   std::span<block_state> states_;
   std::uint64_t step_ = 0;

@@ -6,14 +6,14 @@
 
 namespace terrace {
 
-/// Where a block stands in a `block_queue`: what every `block_state` of a policy with such queues has.
+/// The place of a block in a `block_queue`: what every `block_state` of a policy with such queues has.
 struct block_place {
-  /// Policies with ghosts keep so many bits of a key beside their flags: 16 bytes a block in all. Among ten million
-  /// keys two are then equal with a probability of 1 in 1400; one of them gets the other's place, and no more than
-  /// that.
+  /// Policies with ghosts keep this many bits of a key beside their flags: 16 bytes per block in total. Among ten
+  /// million keys, two are then equal with a probability of 1 in 1400; the only effect is that one of them gets the
+  /// other's place.
   static constexpr unsigned key_bits = 56;
   static constexpr std::uint64_t key_mask = (std::uint64_t{1} << key_bits) - 1;
-  /// The key with its high bits folded in. 0, a private block, stays 0, and nothing else becomes it.
+  /// The key with its high bits folded in. 0, a private block, stays 0, and no other key becomes 0.
   static constexpr std::uint64_t short_key(std::uint64_t key) noexcept {
     const std::uint64_t folded = (key ^ (key >> key_bits)) & key_mask;
     return key != 0 && folded == 0 ? 1 : folded;
@@ -24,29 +24,29 @@ struct block_place {
   bool in_charge = false;  ///< may leave the tier now
 };
 
-/// A queue of blocks, oldest first, in which a block keeps its place while it is pinned. Without that every
-/// queue would be a least-recently-used one, as each use of a block pins it and gives it back. A block whose
-/// turn came while it was pinned gives up its place, and comes back to the front. All operations are O(1),
-/// `front` amortised over `suspend`: each block that it passes has been suspended since it was last passed.
+/// A queue of blocks, oldest first, in which a block keeps its place while it is pinned. Otherwise every queue would
+/// be a least-recently-used one, as each use of a block pins and releases it. A block whose turn came while it was
+/// pinned gives up its place, and comes back at the front. All operations are O(1); `front` is amortised over
+/// `suspend`, as each block that it passes has been suspended since it was last passed.
 class block_queue {
  public:
-  /// Blocks in charge; the pinned ones are not counted.
+  /// Blocks in charge; pinned ones are not counted.
   std::uint32_t size() const noexcept { return in_charge_; }
 
-  /// `i` enters at the back, in charge. Precondition: it has no place in any queue.
+  /// Adds `i` at the back, in charge. Precondition: it has no place in any queue.
   template <class State>
   void push(std::span<State> states, std::uint32_t i) noexcept {
     link_back(states, i);
     states[i].in_charge = true;
     ++in_charge_;
   }
-  /// `i` is pinned: out of charge. Precondition: it is in the charge of this queue.
+  /// `i` is pinned: out of charge. Precondition: this queue is in charge of it.
   template <class State>
   void suspend(std::span<State> states, std::uint32_t i) noexcept {
     states[i].in_charge = false;
     --in_charge_;
   }
-  /// `i` is in charge again, at its place. Precondition: it was suspended in this queue.
+  /// `i` is in charge again, in its old place. Precondition: it was suspended in this queue.
   template <class State>
   void resume(std::span<State> states, std::uint32_t i) noexcept {
     if (!states[i].linked) {
@@ -56,7 +56,7 @@ class block_queue {
     states[i].in_charge = true;
     ++in_charge_;
   }
-  /// `i` goes to the back, pinned or not.
+  /// Moves `i` to the back, pinned or not.
   template <class State>
   void refresh(std::span<State> states, std::uint32_t i) noexcept {
     if (states[i].linked)

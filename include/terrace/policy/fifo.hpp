@@ -8,7 +8,7 @@
 
 namespace terrace {
 
-/// First in, first out: the block that came first leaves first, however often it is used. A pinned block
+/// First in, first out: the block that was admitted first leaves first, however often it is used. A pinned block
 /// keeps its place. All operations are amortised O(1), 12 bytes a block.
 class fifo {
  public:

@@ -9,13 +9,13 @@
 
 namespace terrace {
 
-/// The keys of blocks that have left a tier, oldest first, each with a `Note` of what a policy remembers of it. Keys
-/// outlive the indices, which are recycled. `push`, `take`, `erase` and `contains` are O(1) expected, about 30 bytes a
-/// ghost and what the note takes, and only `reserve` allocates.
+/// The keys of blocks that have left a tier, oldest first, each with a `Note` of what a policy remembers about it.
+/// Keys outlive indices, which are recycled. `push`, `take`, `erase` and `contains` are O(1) expected; a ghost takes
+/// about 30 bytes plus its note, and only `reserve` allocates.
 template <class Note>
 class noted_ghost_list {
  public:
-  /// Makes room for `capacity` ghosts. It never shrinks, and keeps the ghosts that there are. O(capacity).
+  /// Makes room for `capacity` ghosts. It never shrinks, and keeps the existing ghosts. O(capacity).
   void reserve(std::size_t capacity) {
     if (capacity <= nodes_.size()) return;
     const std::size_t before = nodes_.size();
@@ -28,7 +28,7 @@ class noted_ghost_list {
   std::size_t size() const noexcept { return keys_.size(); }
   bool contains(std::uint64_t key) const noexcept { return at(key) != none; }
 
-  /// Remembers `key` as the newest. Where there is no room the oldest is forgotten.
+  /// Remembers `key` as the newest. If there is no room, the oldest is forgotten.
   void push(std::uint64_t key, const Note& note = {}) noexcept {
     erase(key);
     push_new(key, note);
@@ -53,7 +53,7 @@ class noted_ghost_list {
   /// Forgets the oldest, and returns its note. Precondition: there is one.
   Note take_oldest() noexcept { return forget(keys_.front()); }
 
-  /// Forgets `key`. False: it was not remembered.
+  /// Forgets `key`. Returns false if it was not remembered.
   bool erase(std::uint64_t key) noexcept {
     const std::uint32_t n = at(key);
     if (n != none) forget(n);
@@ -108,7 +108,7 @@ class noted_ghost_list {
   index_list keys_, free_;  // every node is in one of them
 };
 
-/// Keys alone.
+/// Only keys.
 struct no_note {};
 using ghost_list = noted_ghost_list<no_note>;
 

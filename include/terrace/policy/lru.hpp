@@ -8,15 +8,15 @@
 
 namespace terrace {
 
-/// Least recently used leaves first. All operations O(1), 8 bytes a block. A block that was pinned comes back
-/// as the most recently used. On a cyclic scan larger than the tier it hits nothing: prefer `step_aware`
+/// The least recently used block leaves first. All operations are O(1), 8 bytes a block. A block that was pinned
+/// comes back as the most recently used. On a cyclic scan larger than the tier it hits nothing: prefer `step_aware`
 /// there.
 class lru {
  public:
   static constexpr std::string_view name = "lru";
   struct options {};
-  /// Both links are `out` while the block is not in charge. It is next to `none`, so that one comparison finds those
-  /// that a touch does not move: whoever is not in charge, and the newest.
+  /// Both links are `out` while the block is not in charge. Its value is next to that of `none`, so that one
+  /// comparison finds the blocks that a touch does not move: those not in charge, and the newest.
   struct block_state {
     static constexpr std::uint32_t out = index_link::none - 1;
     index_link link{out, out};

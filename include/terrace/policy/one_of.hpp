@@ -15,15 +15,15 @@
 
 namespace terrace {
 
-/// One of several policies, chosen when the tier is opened: by the index into `Policies`, which
-/// `index_of(name)` finds. Each call is one switch and no virtual call.
+/// One of several policies, chosen when the tier is opened by its index in `Policies`, which `index_of(name)` finds.
+/// Each call is one switch, not a virtual call.
 ///
 ///     using policy = one_of<lru, step_aware>;
 ///     policy::options o{.choice = *policy::index_of("step_aware")};
 ///     std::get<step_aware::options>(o.each).patience = 8;
 ///
-/// The books of a block differ from one policy to the other, so that the chosen one's are kept in here, as
-/// large as they must be, and the cache keeps an empty state. Allocates in `bind` only.
+/// The state of a block differs between policies, so the chosen one's states are kept in here, no larger than it
+/// needs, and the cache keeps an empty state. Allocates only in `bind`.
 template <eviction_policy... Policies>
 class one_of {
   static_assert(sizeof...(Policies) != 0, "one_of needs at least one policy to choose");
@@ -38,7 +38,7 @@ class one_of {
 
   /// The names, in order.
   static constexpr std::array<std::string_view, sizeof...(Policies)> names{Policies::name...};
-  /// Which policy bears this name, if one does.
+  /// The index of the policy with this name, if there is one.
   static constexpr std::optional<std::size_t> index_of(std::string_view wanted) noexcept {
     for (std::size_t i = 0; i < names.size(); ++i)
       if (names[i] == wanted) return i;
@@ -48,7 +48,7 @@ class one_of {
   /// Precondition: `o.choice` is less than the number of policies.
   explicit one_of(options o = {}) : chosen_(choose(o, std::index_sequence_for<Policies...>{})) {}
 
-  /// The name of the chosen one.
+  /// The name of the chosen policy.
   std::string_view chosen() const noexcept { return names[chosen_.index()]; }
 
   void bind(std::span<block_state> states) {

@@ -19,35 +19,36 @@
 
 namespace terrace {
 
-/// For prefixes that conversations share and extend: evicts the block that is least likely to be worth its room, by
-/// what it has learned so far of when blocks of its kind come back.
+/// For prefixes that conversations share and extend: evicts the block that is least likely to be worth its room,
+/// going by what it has learned about when blocks of its kind come back.
 ///
 /// The kind of a block is its depth in the prefix (by octaves), whether a block after it is known (the end of a prefix
 /// is often a reply that nobody will continue), and how often it has come back. A `return_model` learns for each kind
-/// the ages at which blocks return. Blocks that have left are remembered by their keys for a while, four times as many
-/// as there ever were in the tier, so that it also learns of those that came back too late; private blocks (key 0)
-/// leave no ghost. It knows nothing at the start, and then evicts what was not used for longest. The turn of the
-/// conversation is not looked at: beside the number of returns it tells next to nothing.
+/// the ages at which blocks return. Blocks that have left are remembered by their keys for a while, up to four times
+/// as many as were ever in the tier at once, so that it also learns from those that came back too late; private
+/// blocks (key 0) leave no ghost. At the start it knows nothing, and evicts the least recently used block. The turn
+/// of the conversation is ignored: given the number of returns it adds next to nothing.
 ///
-/// Time is counted in uses. It is cut into slices, which merge as they age, so that a slice is about a bucket of ages
-/// wide; each has a list of blocks for each kind. So no block is looked at as it ages. `admit`, `touch` and `remove`
-/// are O(1) but for a search among some hundred slices. Every 1/64 of the blocks in uses (64 at least), slices grow
-/// older and the victim's list of each kind is chosen anew, in O(slices * kinds); every sixteenth time the model is
-/// fitted. `victim` is O(1), and O(kinds) after such a choice. 28 bytes a block, 40 a ghost, 400 KiB for the rest.
+/// Time is counted in uses. It is cut into slices, which merge as they age, so that a slice is about as wide as a
+/// bucket of ages; each has a list of blocks for each kind. So blocks are not visited as they age. `admit`, `touch`
+/// and `remove` are O(1) except for a search among some hundred slices. Every blocks / 64 uses (64 at least), slices
+/// grow older and the victim's list of each kind is chosen anew, in O(slices * kinds); every sixteenth time the model
+/// is fitted. `victim` is O(1), and O(kinds) after such a choice. 28 bytes per block, 40 per ghost, 400 KiB for the
+/// rest.
 class prefix_aware {
  public:
   static constexpr std::string_view name = "prefix_aware";
   struct options {
-    double ghosts = 4;   ///< keys that are remembered, as a share of the most blocks ever in charge
-    double memory = 32;  ///< uses, in the same measure, after which evidence counts half
+    double ghosts = 4;   ///< keys that are remembered, relative to the most blocks ever in charge
+    double memory = 32;  ///< uses, in the same unit, after which evidence counts half
     bool weigh_cost =
-        false;  ///< a block is worth its cost of recomputing, instead of 1: time is saved, and not misses
+        false;  ///< a block is worth its cost of recomputing, instead of 1: saves time rather than misses
   };
-  /// What a use of a block reads and writes; its name and depth, which it does not, lie apart.
+  /// What a use of a block reads and writes; its key and depth, which a use does not need, are kept separately.
   struct block_state {
     index_link link{};
-    std::uint32_t used_at = 0;  ///< in which slice, by its number
-    std::uint8_t history = 0;   ///< uses, as far as is known
+    std::uint32_t used_at = 0;  ///< the number of the slice
+    std::uint8_t history = 0;   ///< uses, as far as known
     std::uint8_t kind = 0;      ///< whose list it is in, or was in when it was removed
     bool inner = false;         ///< a block after it is known
     bool in_charge : 1 = false;
@@ -96,7 +97,7 @@ class prefix_aware {
     s.known = false;
     const std::uint64_t key = keys_[i];
     if (key == 0) return;
-    discount(ghosts_.take(key));  // of another block with the same key
+    discount(ghosts_.take(key));  // that of another block with the same key
     const auto most = static_cast<std::size_t>(options_.ghosts * most_);
     while (ghosts_.size() != 0 && ghosts_.size() >= most) discount(ghosts_.take_oldest());
     if (most == 0) return;
@@ -130,7 +131,7 @@ class prefix_aware {
   // kind = (history, inner, depth): four levels, two, eight.
   static constexpr std::size_t depths = 8, kinds = 4 * 2 * depths;
   using model = return_model<kinds, depths>;
-  // Two neighbours in one bucket are together wider than it, or they would have merged: three at most in each.
+  // Two neighbours in one bucket are together wider than it, or they would have merged: so at most three in each.
   static constexpr std::size_t most_slices = 3 * model::buckets + 1;
   static constexpr std::uint64_t ticks_a_fit = 16;
 
@@ -143,7 +144,7 @@ class prefix_aware {
   // The blocks that were last used in one stretch of time.
   struct slice {
     std::uint64_t begin = 0;   // when it was opened
-    std::uint32_t number = 0;  // of the first slice that has merged into it
+    std::uint32_t number = 0;  // of the oldest slice merged into it
     std::uint32_t bucket = 0;  // of its age, as of the last tick
     std::array<std::uint32_t, kinds> first{}, last{}, count{}, ghosts{};
   };
@@ -159,14 +160,14 @@ class prefix_aware {
     return static_cast<std::uint8_t>((history * 2 + (s.inner ? 1 : 0)) * depths + octave);
   }
 
-  // A slice by its number, apart from the rest of it: what is searched fits a core's first cache.
+  // A slice by its number, apart from the rest of it, so that what is searched fits in the L1 cache.
   struct slice_place {
     std::uint32_t number = 0;
     std::uint16_t slice = 0;  // an index into slices_
   };
 
   slice& newest() noexcept { return slices_[order_.back().slice]; }
-  // Without a branch on what it finds, which nobody could foretell.
+  // Without a branch on what it finds, which could not be predicted.
   std::uint16_t slice_index(std::uint32_t number) const noexcept {
     const slice_place* first = order_.data();
     for (std::size_t n = order_.size(); n > 1;) {
@@ -181,7 +182,7 @@ class prefix_aware {
   void came_back(std::size_t kind, std::uint32_t used_at) noexcept {
     model_->returned(kind, slice_of(used_at).bucket);
   }
-  // What is remembered of a block that left, and comes back now.
+  // Restores what is remembered about a block that left and comes back now.
   void recall(std::uint64_t key, block_state& s) noexcept {
     const std::optional<ghost_note> found = key == 0 ? std::nullopt : ghosts_.take(key);
     if (!found) return;
@@ -237,7 +238,7 @@ class prefix_aware {
     chosen_ = kinds;
     for (const slice_place& other : order_) consider(s.kind, other.slice);
   }
-  // Whether the victim of a kind should come from this slice.
+  // Takes the victim of a kind from this slice if that is the worst so far.
   void consider(std::size_t kind, std::uint16_t where) noexcept {
     const slice& at = slices_[where];
     if (at.count[kind] == 0) return;
@@ -250,7 +251,7 @@ class prefix_aware {
   void choose() noexcept {
     worst_.fill(nobody);
     chosen_ = kinds;
-    for (const auto [number, where] : order_) {  // oldest first: of equals the longest unused
+    for (const auto [number, where] : order_) {  // oldest first: among equals the longest unused
       const slice& at = slices_[where];
       for (std::size_t kind = 0; kind < kinds; ++kind)
         if (at.count[kind] != 0) consider(kind, where);
@@ -336,7 +337,8 @@ class prefix_aware {
   std::vector<std::uint16_t> free_;  // or in this one
   std::array<float, kinds> worst_{}, costs_{};
   std::array<std::uint16_t, kinds> worst_slice_{};
-  std::size_t chosen_ = kinds;  // whose worst one is the victim; kinds where that has to be looked up
+  std::size_t chosen_ =
+      kinds;  // the kind whose worst block is the victim; `kinds` if that has to be looked up
   std::uint64_t now_ = 0, next_tick_ = 0, last_tick_ = 0, last_fit_ = 0, ticks_ = 0;
   std::uint32_t next_number_ = 0, size_ = 0, most_ = 0;
 };

@@ -9,23 +9,23 @@
 
 namespace terrace {
 
-/// Learns at which ages blocks of a class come back, and says from it how much a block of some class and age is worth
+/// Learns at which ages blocks of a class come back, and derives how much a block of a given class and age is worth
 /// keeping. Ages are counted in uses of the tier, and fall into buckets of a quarter of an octave.
 ///
-/// Evidence of a class in a bucket is `waited`, the time that its blocks have spent at such ages, and `returned`, how
-/// many came back there. Their quotient is the hazard, the rate of return of a block of that age: the estimator of
-/// survival analysis that is right for blocks whose wait has not ended as well. Classes have little evidence at first.
-/// So each is drawn towards its group (`Group` classes next to each other), groups towards all blocks, and those
-/// towards the bucket before, at a rate in proportion to 1 / age: without any evidence a wait goes on for as long as it
-/// has lasted, which makes the order that of last use.
+/// The evidence about a class in a bucket is `waited`, the time that its blocks have spent at such ages, and
+/// `returned`, how many came back there. Their quotient is the hazard, the rate of return of a block of that age: the
+/// estimator of survival analysis that is also right for blocks whose wait has not ended. Classes have little
+/// evidence at first. So each is drawn towards its group (`Group` adjacent classes), groups towards all blocks, and
+/// those towards the bucket before, at a rate proportional to 1 / age: without any evidence a wait is expected to go
+/// on for as long as it has lasted, which gives the order of last use.
 ///
-/// A block is kept for the best of all plans "keep it for so long at most, then let it go": its worth is the largest
-/// quotient of the probability that it returns in that time by the mean time that it takes up room. That is the index
-/// of J. C. Gittins (Bandit processes and dynamic allocation indices, J. R. Statist. Soc. B 41, 1979) for a job of
-/// unknown length. It falls with age where waiting tells against a return, and rises towards an age at which returns
-/// are due: on a cyclic scan the block that was just used is worth the least.
+/// A block's worth is that of the best plan of the form "keep it for at most this long, then let it go": the largest
+/// quotient of the probability that it returns in that time and the mean time for which it takes up room. That is the
+/// index of J. C. Gittins (Bandit processes and dynamic allocation indices, J. R. Statist. Soc. B 41, 1979) for a job
+/// of unknown length. It falls with age where a longer wait makes a return less likely, and rises towards an age at
+/// which returns are due: on a cyclic scan the block that was just used is worth the least.
 ///
-/// Fixed size, about 12 bytes for each class and bucket. `returned` and `waited` are O(1), `fit` is linear.
+/// Its size is fixed, about 12 bytes for each class and bucket. `returned` and `waited` are O(1), `fit` is linear.
 template <std::size_t Classes, std::size_t Group>
 class return_model {
   static_assert(Classes % Group == 0, "groups of classes are of one size");
@@ -41,28 +41,28 @@ class return_model {
     const std::size_t bucket = 1 + (octave - shortest_octave) * 4 + ((age >> (octave - 2)) & 3);
     return std::min(bucket, buckets - 1);
   }
-  /// The least age of a bucket.
+  /// The lowest age of a bucket.
   static constexpr std::uint64_t least_age(std::size_t bucket) noexcept {
     if (bucket == 0) return 0;
     const std::size_t octave = (bucket - 1) / 4 + shortest_octave;
     return (4 + (bucket - 1) % 4) << (octave - 2);
   }
-  /// Ages in a bucket.
+  /// How many ages a bucket holds.
   static constexpr std::uint64_t width(std::size_t bucket) noexcept {
     return least_age(bucket + 1) - least_age(bucket);
   }
 
   void returned(std::size_t kind, std::size_t bucket) noexcept { returned_[bucket][kind] += 1; }
-  /// So many blocks of each class have spent `time` more at such ages.
+  /// Records that `blocks` of each class have spent another `time` at such ages.
   void waited(std::size_t bucket, float time, const std::array<std::uint32_t, Classes>& blocks) noexcept {
     for (std::size_t kind = 0; kind < Classes; ++kind)
       waited_[bucket][kind] += time * static_cast<float>(static_cast<std::int32_t>(blocks[kind]));
   }
 
-  /// As of the last fit: probable returns for each use of the tier that the block stays.
+  /// As of the last fit: expected returns per use of the tier for which the block stays.
   float worth(std::size_t kind, std::size_t bucket) const noexcept { return worth_[bucket][kind]; }
 
-  /// Works the worths out anew, and gives all evidence so far `remembered` of its weight. O(Classes * buckets).
+  /// Recomputes the worths, and scales the weight of all evidence so far by `remembered`. O(Classes * buckets).
   void fit(float remembered) noexcept {
     std::array<float, buckets> all{};
     float before = first_guess;
@@ -89,18 +89,18 @@ class return_model {
  private:
   static constexpr unsigned shortest_octave = 6;
   static constexpr std::uint64_t shortest = 1u << shortest_octave;
-  // Blocks of one request share their fate, so that a hundred of them are a few observations only.
+  // Blocks of one request share their fate, so a hundred of them are only a few observations.
   static constexpr float strength = 100;
-  static constexpr float first_guess = 0.5f;  // about the probability to return before the age has doubled
+  static constexpr float first_guess = 0.5f;  // about the probability of returning before the age has doubled
 
-  // A bucket's width as a share of the ages in it. Rates in proportion to it are those of a wait that may go on for as
+  // A bucket's width as a share of the ages in it. Rates proportional to it are those of a wait that may go on for as
   // long as it has lasted.
   static constexpr float share_of_age(std::size_t b) noexcept {
     const std::uint64_t middle = least_age(b) + width(b) / 2;
     return static_cast<float>(width(b)) / static_cast<float>(std::max(middle, least_age(1)));
   }
 
-  // Returns of `count` classes from `first` on, for each bucket's width that a block waits.
+  // Returns of `count` classes from `first` on, per bucket's width that a block waits.
   float hazard(std::size_t b, std::size_t first, std::size_t count, float guess) const noexcept {
     float came = 0, time = 0;
     for (std::size_t kind = first; kind < first + count; ++kind) {

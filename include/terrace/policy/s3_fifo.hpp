@@ -11,20 +11,20 @@
 namespace terrace {
 
 /// S3-FIFO (J. Yang et al., SOSP 2023): three queues, none of which moves on a hit. A new block waits in the
-/// small queue. From its front it goes to the main queue if it was used often enough meanwhile; otherwise it
-/// leaves, and its key is remembered. A block whose key is remembered enters the main queue at once. From the
-/// main queue's front a block goes round again once for each of its (at most three) uses, and then leaves.
+/// small queue. From its front it moves to the main queue if it has been used often enough; otherwise it leaves, and
+/// its key is remembered. A block whose key is remembered enters the main queue at once. At the front of the main
+/// queue a block goes round again once for each of its (at most three) uses, and then leaves.
 ///
-/// It need not be told the size of the tier: when a victim is asked for, the tier is full, and the small
-/// queue gives one if it has its share of the blocks in charge or more. The ghosts are as many as the main
-/// queue could be of the most blocks ever in charge at once. Private blocks (key 0) leave no ghost. All
-/// operations are amortised O(1): each round that `victim` makes a block go has been paid by a use.
+/// It need not know the size of the tier: when a victim is asked for, the tier is full, and the small queue gives one
+/// if it holds at least its share of the blocks in charge. As many keys are remembered as the main queue's share of
+/// the most blocks ever in charge at once. Private blocks (key 0) leave no ghost. All operations are amortised O(1):
+/// each round that `victim` sends a block on has been paid for by a use.
 class s3_fifo {
  public:
   static constexpr std::string_view name = "s3_fifo";
   struct options {
     double small = 0.1;               ///< share of the small queue
-    std::uint8_t promotion_uses = 2;  ///< uses in the small queue that lead to the main queue
+    std::uint8_t promotion_uses = 2;  ///< uses in the small queue that promote to the main queue
   };
   enum class queue : std::uint8_t { none, small, main };
   struct block_state {
@@ -105,7 +105,7 @@ class s3_fifo {
     s.key = key & block_place::key_mask;
     s.where = comes_back ? queue::main : queue::small;
     queue_of(s).push(states_, i);
-    // Only now, so that a block is still known whose own return has pushed out the oldest ghost.
+    // Only now, so that a block whose return pushes out the oldest ghost, its own, is still recognised.
     ghosts_.trim(static_cast<std::size_t>((1 - options_.small) * most_));
   }
 

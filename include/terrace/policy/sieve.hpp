@@ -9,13 +9,12 @@
 namespace terrace {
 
 /// SIEVE (Y. Zhang et al., NSDI 2024): one queue and a hand that moves from its oldest to its newest block
-/// and starts again. A block that was used since the hand last came by is spared, the first other one leaves;
-/// nothing moves on a hit. A pinned block keeps its place, unless the hand comes by: then it comes back as
-/// the oldest, behind the hand.
+/// and starts again. A block that was used since the hand last came by is spared; the first one that was not leaves.
+/// Nothing moves on a hit. A pinned block keeps its place unless the hand comes by: then it comes back as the oldest,
+/// behind the hand.
 ///
 /// Amortised O(1), 12 bytes a block: each block that the hand passes was used or pinned since it last came
-/// by. Where the hand never gets round, old blocks that were popular stay for good: no default for a long
-/// run.
+/// by. If the hand never gets round, old blocks that were popular stay for good: not a default for a long run.
 class sieve {
  public:
   static constexpr std::string_view name = "sieve";
@@ -49,7 +48,7 @@ class sieve {
     --in_charge_;
     if (i != named_) return;
     named_ = index_link::none;
-    if (hand_ == i) hand_ = states_[i].link.next;  // before a new block comes next to it
+    if (hand_ == i) hand_ = states_[i].link.next;  // before a new block is added next to it
   }
   void touch(std::uint32_t i, const block_use&) noexcept { states_[i].used = true; }
 

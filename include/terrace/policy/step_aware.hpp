@@ -10,29 +10,30 @@
 
 namespace terrace {
 
-/// Knows how a decode uses its blocks: every step streams the rows of layers in order, and each row's blocks
-/// in ascending depth. So a block that was used in step s is needed next at (s + 1, row, depth), and the
-/// victim is the block for which that is farthest away. On such a scan over more blocks than the tier holds
-/// this is Belady's choice, while a least-recently-used order hits nothing at all.
+/// Exploits how a decode uses its blocks: every step streams the rows of layers in order, and each row's blocks in
+/// ascending depth. So a block used in step s is needed next at (s + 1, row, depth), and the victim is the block for
+/// which that is farthest away. On such a scan over more blocks than the tier holds this is Belady's choice, while a
+/// least-recently-used order hits nothing at all.
 ///
 /// A block is taken to be used in the step in which it is admitted, and in every step in which it is touched.
-/// One that a prefetch has brought is needed when the schedule comes to it, in this step if it lies after what
-/// was hit in this step. Where sequences share the schedule (a batch), their order within a row is not known,
-/// which misjudges a next use by less than one row. A block that the schedule has passed over for more than
-/// `patience` steps, as happens to those outside a window or of a paused sequence, is not expected any more:
-/// the longest unused of these leave before all others.
+/// One that a prefetch has loaded is needed when the schedule reaches it: in this step, if it lies after what has
+/// been hit in this step. Where sequences share the schedule (a batch), their order within a row is not known, which
+/// misjudges a next use by less than one row. A block that the schedule has passed over for more than `patience`
+/// steps, as happens to those outside a window or of a paused sequence, is no longer expected: these leave before all
+/// others, the longest unused first.
 ///
 /// The engine's steps are the clock: without `advance_step` all steps are one, and the victim is the last
-/// block of the last row. All operations are O(log n), 16 bytes a block, and 9 in the tournament that finds the victim;
-/// every eight million steps all blocks are looked at once. Rows below 2^14 and depths below 2^26 are told apart.
+/// block of the last row. All operations are O(log n), with 16 bytes per block and 9 in the tournament that finds the
+/// victim; every eight million steps all blocks are visited once. Rows below 2^14 and depths below 2^26 are told
+/// apart.
 class step_aware {
  public:
   static constexpr std::string_view name = "step_aware";
   struct options {
-    std::uint64_t patience = 64;  ///< steps without a use after which a block is not expected any more
+    std::uint64_t patience = 64;  ///< steps without a use after which a block is no longer expected
   };
   struct block_state {
-    std::uint64_t next_use = 0;  ///< a moment: in which step, of which row, at which depth
+    std::uint64_t next_use = 0;  ///< a moment: step, row and depth
     index_link link{};           ///< in the order of admission and use
   };
   static_assert(sizeof(block_state) == 16);
@@ -79,8 +80,8 @@ class step_aware {
   }
 
  private:
-  // A moment is one number, so that a later one is a larger number: steps since first_step_, then the place in the
-  // schedule of a step, which is row and depth.
+  // A moment is one number, larger the later it is: steps since first_step_, then the place in the schedule of a
+  // step, which is row and depth.
   static constexpr unsigned row_bits = 14, depth_bits = 26, place_bits = row_bits + depth_bits;
   static constexpr std::uint64_t place_mask = (std::uint64_t{1} << place_bits) - 1;
   static constexpr std::uint64_t steps_told_apart = std::uint64_t{1} << (64 - place_bits);
@@ -95,7 +96,8 @@ class step_aware {
   }
   std::uint64_t step_of(std::uint64_t moment) const noexcept { return first_step_ + (moment >> place_bits); }
 
-  // Makes room for steps to come. What was due too long ago to be counted was due in the first step that is.
+  // Makes room for steps to come. What was due too long ago to be represented counts as due in the first step that
+  // can be.
   void count_steps_anew() noexcept {
     const std::uint64_t passed = step_ - steps_told_apart / 2 - first_step_;
     first_step_ += passed;
@@ -115,7 +117,7 @@ class step_aware {
   options options_;
   std::span<block_state> states_;
   std::uint64_t step_ = 0;
-  std::uint64_t first_step_ = 0;  // that is told apart from those before it
+  std::uint64_t first_step_ = 0;  // the earliest that is told apart from those before it
   std::uint64_t here_ = 0;        // the farthest place of a hit in this step
   winner_tree<std::uint64_t> by_next_use_;
   index_list by_last_use_;  // the longest unused first

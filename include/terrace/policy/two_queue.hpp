@@ -10,14 +10,14 @@
 
 namespace terrace {
 
-/// 2Q (T. Johnson and D. Shasha, VLDB 1994, the full version): a block that is new waits in a short queue
-/// (A1in), where further uses in quick succession count for nothing. If it is asked for again after it has
-/// left, while its key is remembered (A1out), it is one that comes back, and joins the main queue (Am), which
-/// is a least-recently-used one. So a scan passes through without washing out what is used over and over.
+/// 2Q (T. Johnson and D. Shasha, VLDB 1994, the full version): a new block waits in a short queue (A1in), where
+/// further uses in quick succession count for nothing. If it is asked for again after it has left, while its key is
+/// remembered (A1out), it has proved that it comes back, and joins the main queue (Am), an LRU queue. So a scan
+/// passes through without evicting what is used over and over.
 ///
-/// It need not be told the size of the tier: when a victim is asked for, the tier is full, and A1in gives one
-/// if it has more than its share of the blocks in charge. The ghosts' share is of the most blocks that were
-/// ever in charge at once. Private blocks (key 0) leave no ghost. All operations are amortised O(1).
+/// It need not know the size of the tier: when a victim is asked for, the tier is full, and A1in gives one if it
+/// holds more than its share of the blocks in charge. The ghosts' share is of the most blocks ever in charge at once.
+/// Private blocks (key 0) leave no ghost. All operations are amortised O(1).
 class two_queue {
  public:
   static constexpr std::string_view name = "two_queue";
@@ -84,7 +84,7 @@ class two_queue {
     s.key = key & block_place::key_mask;
     s.where = comes_back ? queue::main : queue::in;
     queue_of(s).push(states_, i);
-    // Only now, so that a block is still known whose own return has pushed out the oldest ghost.
+    // Only now, so that a block whose return pushes out the oldest ghost, its own, is still recognised.
     ghosts_.trim(static_cast<std::size_t>(options_.out * most_));
   }
 

@@ -15,22 +15,23 @@ namespace terrace {
 /// key or none, and the one with the highest key wins. Eight keys that lie side by side are a match, whose winner's
 /// key goes on to the next round, until a last match decides.
 ///
-/// An index never moves, unlike in a heap: so nothing has to be read to know where its key is, nor be written when
-/// another one's changes. What a change reads of each round lies at an address that the index alone gives, so that the
-/// processor fetches all of it at once; and the later rounds, an eighth of the room each, stay in its caches.
+/// Unlike in a heap, an index never moves: nothing has to be read to find its key, nor written when another's key
+/// changes. What a change reads in each round is at an address that depends only on the index, so the processor can
+/// fetch all of it at once; and the later rounds, each an eighth of the size of the one before, stay in its caches.
 ///
-/// `set` and `erase` are O(log n), and end at the first match whose winner's key stays what it was; `top` is O(1) or
-/// O(log n), all else O(1). 8 bytes an index and a seventh of that for the matches. Only `reserve` allocates.
+/// `set` and `erase` are O(log n), and stop at the first match whose winner's key stays the same; `top` is O(1) or
+/// O(log n), everything else O(1). 8 bytes per index, and a seventh of that for the matches. Only `reserve`
+/// allocates.
 template <class Key>
 requires(std::integral<Key> || std::floating_point<Key>) class winner_tree {
   static_assert(sizeof(Key) == 8, "eight keys of a match are to fill a cache line");
 
  public:
-  /// The key of an index that has none: lower than any that may be given.
+  /// The key of an index that has none: lower than any that may be set.
   static constexpr Key absent = std::numeric_limits<Key>::has_infinity ? -std::numeric_limits<Key>::infinity()
                                                                        : std::numeric_limits<Key>::lowest();
 
-  /// Makes room for the indices below `capacity`; those that were there keep their keys. O(capacity).
+  /// Makes room for the indices below `capacity`; existing ones keep their keys. O(capacity).
   void reserve(std::size_t capacity) {
     if (capacity <= capacity_) return;
     std::vector<match> first(matches_.begin(), matches_.begin() + static_cast<std::ptrdiff_t>(rounds_[1]));
@@ -52,13 +53,13 @@ requires(std::integral<Key> || std::floating_point<Key>) class winner_tree {
   }
 
   bool contains(std::uint32_t i) const noexcept { return matches_[i / players].keys[i % players] != absent; }
-  /// `i` has this key from here on. Preconditions: there is room for `i`; `key` is a number above `absent`.
+  /// Gives `i` this key. Preconditions: there is room for `i`; `key` is a number above `absent`.
   void set(std::uint32_t i, Key key) noexcept { change(i, key); }
-  /// `i` has no key any more. Precondition: there is room for `i`.
+  /// Removes the key of `i`. Precondition: there is room for `i`.
   void erase(std::uint32_t i) noexcept { change(i, absent); }
 
-  /// The index with the highest key, the lowest index of equal ones, or `index_link::none`. It is remembered until a
-  /// change may have made it another one: then O(log n), until then O(1).
+  /// The index with the highest key, the lowest index among equals, or `index_link::none`. It is remembered until a
+  /// change may affect it: O(log n) after that, O(1) until then.
   std::uint32_t top() noexcept {
     if (winner_ == unknown) winner_ = find_winner();
     return winner_;
@@ -69,7 +70,7 @@ requires(std::integral<Key> || std::floating_point<Key>) class winner_tree {
   struct alignas(64) match {
     std::array<Key, players> keys;
     match() noexcept { keys.fill(absent); }
-    Key highest() const noexcept {  // in three steps, not seven that wait for one another
+    Key highest() const noexcept {  // in three steps, not seven dependent ones
       const auto higher = [](Key a, Key b) { return a > b ? a : b; };
       return higher(higher(higher(keys[0], keys[1]), higher(keys[2], keys[3])),
                     higher(higher(keys[4], keys[5]), higher(keys[6], keys[7])));
@@ -98,7 +99,7 @@ requires(std::integral<Key> || std::floating_point<Key>) class winner_tree {
       if (key < won && before < won) return;  // a loser, before and now
       if (key <= won) {
         key = m.highest();
-        if (key == won) break;  // of equals another one may be the first now
+        if (key == won) break;  // another index may now be the first among equals
       }
     }
     winner_ = unknown;
@@ -112,7 +113,7 @@ requires(std::integral<Key> || std::floating_point<Key>) class winner_tree {
     return at;
   }
 
-  std::vector<match> matches_;              // round after round, the indices' own keys first
+  std::vector<match> matches_;              // by round, the indices' own keys first
   std::array<std::uint32_t, 13> rounds_{};  // where each begins, and the end of the last one
   std::size_t capacity_ = 0;
   std::uint32_t last_round_ = 0;

@@ -14,26 +14,27 @@
 
 namespace terrace {
 
-/// Runs several prefetchers in shadow and follows the one whose predictions are used most: each says at each row what
-/// it would ask for, and the next row that the same sequence attends shows what of it was used. Predictions of the
-/// followed one alone are loaded: none where it asks for none, and none as long as less than `least` of the best one's
-/// are used. One that has asked for nothing in fifty rows is not followed. Of equals the first one listed is.
+/// Runs several prefetchers in shadow and follows the one whose predictions are used most. At each row, each says
+/// what it would ask for, and the next row that the same sequence attends shows how much of that was used. Only the
+/// predictions of the followed one are loaded: nothing if it asks for nothing, and nothing while less than `least` of
+/// the best one's predictions are used. One that has asked for nothing in fifty rows is not followed. Among equals,
+/// the first listed is followed.
 ///
 ///     cache.use(adaptive(layer_ahead{}, attention_pattern{}));
 ///
-/// A use counts where attention read the block: any that it saw, or, where it reads a selection, those that drew a
-/// share of the mass (prefetcher.hpp). Usefulness is used blocks over predicted ones, in which the last hundred or so
-/// rows count. Rows that are read whole and rows of which a selection is read are judged apart: there it begins at 1,
-/// as most prefetchers are right about the former, and here at 0. Memory is taken at the start: for each prefetcher
-/// about 550 bytes for each of 64 sequences; of two that share a place, one is not measured. `observe` costs what the
-/// prefetchers cost, and O(wishes).
+/// A predicted block counts as used if attention read it: any block that it saw, or, where it reads a selection,
+/// those that drew a share of the mass (prefetcher.hpp). Usefulness is used blocks over predicted ones, over the last
+/// hundred or so rows. Rows that are read whole and rows of which a selection is read are judged separately:
+/// usefulness starts at 1 for the former, as most prefetchers are right about them, and at 0 for the latter. Memory
+/// is allocated at the start: for each prefetcher about 550 bytes for each of 64 sequences; of two sequences that
+/// share a place, one is not measured. `observe` costs what the prefetchers cost, and O(wishes).
 template <prefetcher... Ps>
 class adaptive {
   static_assert(sizeof...(Ps) != 0, "adaptive needs at least one prefetcher to follow");
 
  public:
   static constexpr std::string_view name = "adaptive";
-  /// The least usefulness that is followed.
+  /// The lowest usefulness that is followed.
   static constexpr float least = 0.5f;
 
   adaptive() : adaptive(Ps{}...) {}
@@ -76,12 +77,12 @@ class adaptive {
     return count;
   }
 
-  /// Whom it follows now; "none" where nobody is of use.
+  /// The prefetcher that it follows now; "none" if none is useful.
   std::string_view following() const noexcept {
     constexpr std::array<std::string_view, sizeof...(Ps) + 1> names{Ps::name..., "none"};
     return names[chosen_];
   }
-  /// The share of the predictions of the i-th prefetcher that were used, of late, in rows like the last one.
+  /// The share of the i-th prefetcher's recent predictions that were used, in rows like the last one.
   float usefulness(std::size_t i) const noexcept { return shadows_[i].usefulness(selected_); }
 
  private:
@@ -89,7 +90,7 @@ class adaptive {
   static constexpr float memory = 0.98f;
   static constexpr std::uint32_t patience = 50;
 
-  // What was said at one row of a sequence.
+  // What was predicted at one row of a sequence.
   struct prediction {
     std::uint32_t sequence = 0;
     std::uint64_t step = 0;  // of `asked`: of the row that it is about
@@ -100,22 +101,22 @@ class adaptive {
   };
   struct shadow {
     std::vector<prediction> pending;  // by sequence
-    prediction asked;                 // about a row of which it is not known yet what attention reads
+    prediction asked;                 // about a row of which it is not yet known what attention reads
     prediction latest;
     struct tally {
       float predicted = 0, used = 0;
     };
-    std::array<tally, 2> tallies{};        // of rows that are read whole, and of those of which some is
-    std::uint32_t silent_rows = patience;  // since it asked for anything
+    std::array<tally, 2> tallies{};        // of rows that are read whole, and of those that are read in part
+    std::uint32_t silent_rows = patience;  // since it last asked for anything
     float usefulness(bool selected) const noexcept {
       const tally& t = tallies[selected ? 1 : 0];
       return (t.used + (selected ? 0.0f : 1.0f)) / (t.predicted + 1);
     }
-    // It asks for something now, or has done so of late: then its silence says that nothing is worth asking for.
+    // It asks for something now, or did so recently: then its silence means that nothing is worth asking for.
     bool speaks() const noexcept { return silent_rows < patience; }
   };
 
-  // What was predicted for this row, and may be judged now or when it has been attended.
+  // Judges what was predicted for this row: now, or, if a selection is read, once it has been attended.
   static void judge(shadow& s, const row_use& use) {
     prediction& p = s.pending[use.sequence % places];
     if (!p.about(use)) return;
@@ -161,7 +162,7 @@ class adaptive {
   std::tuple<Ps...> each_;
   std::array<shadow, sizeof...(Ps)> shadows_;
   std::size_t chosen_ = sizeof...(Ps);
-  bool selected_ = false;  // attention reads a selection of the row that was observed last
+  bool selected_ = false;  // attention reads a selection of the row observed last
 };
 
 }  // namespace terrace

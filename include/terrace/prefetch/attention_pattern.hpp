@@ -12,27 +12,27 @@
 
 namespace terrace {
 
-/// Asks for those blocks of the next row of layers that drew most of the softmax mass in the last steps of the same
-/// sequence; after the last row, for those of the first one at the next step. Where attention reads a selection of
-/// blocks, it asks for those that were read most often: for no more than the last step read, and for so few that, as
-/// far as it has seen, the share of them that is read is at least `least`. A low share loads more blocks in time, and
-/// more in vain.
+/// Asks for the blocks of the next row of layers that drew most of the softmax mass in the last steps of the same
+/// sequence; after the last row, for those of the first row at the next step. Where attention reads a selection of
+/// blocks, it asks for those that were read most often: no more than the last step read, and few enough that, going
+/// by what it has seen, the share of them that is read is at least `least`. A low share loads more blocks in time,
+/// and more in vain.
 ///
-/// A block's score is the mean of its shares, or of whether it was read (1) or not (0), each step counting `decay` of
-/// the step after it. For each row of each sequence the best 4 * `blocks` are remembered, in a table that begins with
-/// its full size and in which a newer row may take an older one's place: 48 bytes * blocks * rows. Of selections it
-/// counts, over all rows, how many blocks of which score were read at the next step; the last two hundred rows count
-/// most. `attended` is O(blocks of the row * log blocks), `suggest` O(blocks log blocks); neighbours are asked for
+/// A block's score is the mean of its shares, or of whether it was read (1) or not (0), each step weighted by `decay`
+/// relative to the step after it. For each row of each sequence the best 4 * `blocks` are remembered, in a table of
+/// fixed size in which a newer row may take an older one's place: 48 bytes * blocks * rows. For selections it counts,
+/// over all rows, how many blocks of each score were read at the next step; the last two hundred rows count most.
+/// `attended` is O(blocks of the row * log blocks), `suggest` O(blocks log blocks); neighbouring blocks are asked for
 /// together.
 class attention_pattern {
  public:
   static constexpr std::string_view name = "attention_pattern";
   struct options {
     std::uint32_t blocks = 16;  ///< how many of the next row
-    std::uint32_t rows = 256;   ///< rows of sequences that are remembered
+    std::uint32_t rows = 256;   ///< rows of sequences to remember
     float decay = 0.5f;
     float least =
-        0.85f;  ///< the share of what it asks for that is to be read, where attention reads a selection
+        0.85f;  ///< where attention reads a selection, the share of what it asks for that should be read
   };
 
   attention_pattern() : attention_pattern(options{}) {}
@@ -40,7 +40,7 @@ class attention_pattern {
       : options_(o),
         keep_(std::size_t{4} * std::max(o.blocks, 1u)),
         patterns_(std::bit_ceil(std::max(o.rows, 1u))) {
-    float once_more = 1;  // what as many reads in a row as the level says have left of the score to 1
+    float once_more = 1;  // what is missing from a score of 1 after `level` reads in a row
     for (level_tally& t : levels_) {
       t = {.seen = first_guess * once_more, .read = first_guess * once_more * (1 - once_more)};
       once_more *= options_.decay;
@@ -128,23 +128,23 @@ class attention_pattern {
   struct pattern {
     std::uint32_t sequence = 0;
     std::uint32_t row = 0;
-    std::uint32_t count = 0;  // of its scores, which stand in ascending order of blocks
-    std::uint32_t read = 0;   // blocks, the last time
+    std::uint32_t count = 0;  // of its scores, which are in ascending order of blocks
+    std::uint32_t read = 0;   // blocks read the last time
     bool known = false;
-    bool selected = false;  // attention read some of the blocks, and not all
+    bool selected = false;  // attention read some of the blocks, not all
     bool is(std::uint32_t s, std::uint32_t r) const noexcept { return known && sequence == s && row == r; }
   };
-  // Blocks of scores as after so many reads in a row, and those of them that the next step read.
+  // Blocks whose scores are as after that many reads in a row, and how many of them the next step read.
   struct level_tally {
     float seen = 0, read = 0;
   };
   static constexpr std::size_t levels = 10;
   static constexpr float memory = 0.995f;
-  // Until more is known a score is taken for the probability of a read, by this many blocks that nobody has seen.
+  // Until more is known, a score is taken as the probability of a read, through this many imaginary blocks.
   static constexpr float first_guess = 16;
 
   std::size_t level_of(float score) const noexcept {
-    const float left = (1 - score) * 0.999f;  // rounding does not cost a level
+    const float left = (1 - score) * 0.999f;  // so that rounding does not cost a level
     float bound = options_.decay;
     std::size_t level = 0;
     for (; level + 1 < levels && left <= bound; ++level) bound *= options_.decay;
@@ -158,7 +158,7 @@ class attention_pattern {
     t.seen += 1;
     t.read += read ? 1 : 0;
   }
-  // From this level on, all in all, the share of blocks that are read is as large as it should be.
+  // The lowest level from which on, overall, the share of blocks that are read is as large as it should be.
   std::size_t least_level() const noexcept {
     std::size_t least = levels;
     level_tally from_here;
@@ -175,7 +175,7 @@ class attention_pattern {
   }
   static bool nearer(const run& a, const run& b) noexcept { return a.block < b.block; }
 
-  // Rows of one sequence lie side by side, so that they do not take one another's place.
+  // Rows of one sequence are adjacent, so that they do not take one another's place.
   std::size_t place(std::uint32_t sequence, std::uint32_t row) const noexcept {
     return (sequence * 0x9e3779b1u + row) & (patterns_.size() - 1);
   }

@@ -8,8 +8,8 @@
 
 namespace terrace {
 
-/// While one row of layers is streamed, asks for the first blocks of the next that are not here; after the last row,
-/// for those of the first one at the next step. Right for every model that goes through its layers in order.
+/// While one row of layers is streamed, asks for the first blocks of the next row that are not here; after the last
+/// row, for those of the first row at the next step. Right for every model that goes through its layers in order.
 class layer_ahead {
  public:
   static constexpr std::string_view name = "layer_ahead";

@@ -9,39 +9,39 @@
 
 namespace terrace {
 
-/// A row of blocks that attention is about to stream: one row of layers of one sequence; or of all those of a batch,
-/// which goes by its first sequence's number, and whose blocks are counted once each.
+/// A row of blocks that attention is about to stream: one row of layers of one sequence, or of all sequences of a
+/// batch. A batch is identified by its first sequence's number, and each of its blocks is counted once.
 struct row_use {
   std::uint32_t sequence = 0;
   std::uint32_t row = 0;     ///< the row of layers being streamed
-  std::uint32_t rows = 1;    ///< rows that the model has in all
+  std::uint32_t rows = 1;    ///< rows that the model has in total
   std::uint32_t blocks = 0;  ///< blocks of the row that attention sees
   std::uint64_t step = 0;
   bool selected = false;  ///< attention reads only some of these blocks: `attended` says which
 };
 
-/// Blocks that will be wanted: `blocks` consecutive ones of a row, beginning with `first`. Only those that attention
-/// sees are counted, in the order in which it streams them: of a row with a window and sinks the first ones are the
+/// Blocks that will be wanted: `blocks` consecutive ones of a row, beginning with `first`. Only blocks that attention
+/// sees are numbered, in the order in which it streams them: in a row with a window and sinks, the first ones are the
 /// sinks, and those that the window has passed have no number.
 struct prefetch_wish {
   std::uint32_t row = 0;
   std::uint32_t first = 0;
   std::uint32_t blocks = 0;
   std::uint64_t at_step = 0;
-  bool absent = false;  ///< only what attention cannot read now is counted: what is here is passed over
+  bool absent = false;  ///< count only blocks that attention cannot read now, skipping those that are here
 };
 
 /// A prefetcher is told what was used and says what comes next, most urgent first.
 ///
 /// - `name`
-/// - `observe(row_use)`: a row begins to be streamed. Called once a row and step, by the owner.
+/// - `observe(row_use)`: a row begins to be streamed. Called once per row and step, by the owner.
 /// - `suggest(out) -> std::size_t`: writes at most out.size() wishes, most urgent first, and returns how
 ///   many. The cache loads as many of their blocks as bandwidth, staging and free-to-leave slots allow, in
-///   that order, and skips those that attention can read already. It drops wishes that it could not begin:
-///   the next row brings new ones. A prefetch never waits; it takes what the policy of tier 0 would
-///   let go first, never a block that is pinned or that another prefetch brought and nobody has used yet. What was
-///   begun for a sequence that has gone is dropped.
-/// Neither allocates. Whether wishes were used, wasted or late is counted by the cache.
+///   that order, and skips those that attention can read already. It drops wishes that it could not start:
+///   the next row brings new ones. A prefetch never waits; it evicts what the policy of tier 0 would evict first,
+///   but never a block that is pinned, or that another prefetch loaded and nobody has used yet. A prefetch started
+///   for a sequence that has gone is dropped.
+/// Neither allocates. The cache counts whether wishes were used, wasted or late.
 template <class P>
 concept prefetcher = std::move_constructible<P> &&
     requires(P p, const row_use& use, std::span<prefetch_wish> out) {
@@ -51,16 +51,16 @@ concept prefetcher = std::move_constructible<P> &&
 };
 
 /// A prefetcher that wants to know what attention looked at. `attended(use, shares)`: this row has been attended;
-/// shares[i] is the share of the softmax mass that the i-th block that attention sees drew, the mean over query heads
-/// (and sequences), and 0 where it was not read. Between it and the row's `observe` other rows may come. It allocates
-/// nothing. Not called where many queries attend at once: nobody works it out there.
+/// shares[i] is the share of the softmax mass that the i-th visible block drew, averaged over query heads (and
+/// sequences), or 0 if it was not read. Other rows may come between it and the row's `observe`. It allocates nothing.
+/// Not called when many queries attend at once: shares are not computed then.
 template <class P>
 concept attention_watching_prefetcher = prefetcher<P> &&
     requires(P p, const row_use& use, std::span<const float> shares) {
   p.attended(use, shares);
 };
 
-/// Holds any prefetcher: it is chosen at run time, and called once a row, not once a block.
+/// Holds any prefetcher: it is chosen at run time, and called once per row, not once per block.
 class any_prefetcher {
  public:
   any_prefetcher() = default;
@@ -74,7 +74,7 @@ class any_prefetcher {
     if (self_) self_->observe(use);
   }
   std::size_t suggest(std::span<prefetch_wish> out) { return self_ ? self_->suggest(out) : 0; }
-  /// Whether it wants to be told what attention looked at.
+  /// Whether it wants to know what attention looked at.
   bool watches() const noexcept { return self_ != nullptr && self_->watches(); }
   void attended(const row_use& use, std::span<const float> shares) {
     if (self_) self_->attended(use, shares);

@@ -9,9 +9,10 @@
 
 namespace terrace {
 
-/// While one row of layers is attended, asks for the newest blocks of the next, and then for its oldest; after the last
-/// row, for those of the first one at the next step. Right where attention reads the near past and the sinks of a row
-/// that it could see more of. (Of a layer with a window all that can be seen is near: `layer_ahead` does there.)
+/// While one row of layers is attended, asks for the newest blocks of the next, and then for its oldest; after the
+/// last row, for those of the first row at the next step. Right where attention reads only the near past and the
+/// sinks of a row of which it could see more. (In a layer with a window, everything visible is near: `layer_ahead` is
+/// enough there.)
 class sliding_window {
  public:
   static constexpr std::string_view name = "sliding_window";

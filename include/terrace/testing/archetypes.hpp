@@ -1,7 +1,6 @@
 #pragma once
-// A model of each concept that has what the concept asks for and nothing more: the place to start from when
-// writing one's own, and the proof that Terrace itself uses no more than it says. They are right, and simple
-// rather than fast.
+// A model of each concept that has what the concept asks for and nothing more: a starting point for writing your own,
+// and proof that Terrace itself uses no more than it says. They are correct, and simple rather than fast.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -69,8 +68,7 @@ class medium_archetype {
 };
 static_assert(medium<medium_archetype> && !host_addressable_medium<medium_archetype>);
 
-/// The same with addresses: attention reads its blocks where they are, and nothing is copied that need not
-/// be.
+/// The same with addresses: attention reads its blocks in place, and nothing is copied needlessly.
 class host_medium_archetype : public medium_archetype {
  public:
   static constexpr reach addressable = reach::host;
@@ -85,8 +83,8 @@ class host_medium_archetype : public medium_archetype {
 };
 static_assert(host_addressable_medium<host_medium_archetype>);
 
-/// A lossless codec: every bit inverted. The smallest that is not identity, so that a block which missed a
-/// step is seen.
+/// A lossless codec: every bit inverted. The smallest that is not identity, so that a block that missed a step is
+/// noticed.
 struct codec_archetype {
   static constexpr std::uint32_t format_id = 0xfffffffeu;  // no format on disk has it
   static constexpr std::string_view name = "archetype";

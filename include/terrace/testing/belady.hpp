@@ -11,7 +11,7 @@
 
 namespace terrace {
 
-/// Belady's optimum, to hold a policy against: which of the accesses in `keys` hit in a cache of `capacity` blocks of
+/// Belady's optimum, to compare policies with: which of the accesses in `keys` hit in a cache of `capacity` blocks of
 /// one size that evicts whatever is used farthest in the future, or never. Insertion is forced, as in a tier: an
 /// accessed block always gets a slot. Precondition: capacity > 0. O(n log capacity).
 ///

@@ -73,7 +73,7 @@ class codec_examination {
   }
 
  private:
-  // An input has no byte to spare, so that a sanitizer sees what is read beyond it.
+  // An input is allocated to its exact size, so that a sanitizer sees reads beyond it.
   struct exact {
     explicit exact(const bytes& from) : data(new std::byte[from.size()]), size(from.size()) {
       if (size != 0) std::memcpy(data.get(), from.data(), size);
@@ -241,9 +241,9 @@ class codec_examination {
 
 }  // namespace detail
 
-/// Exercises a codec by its contract (codec/codec.hpp) on blocks of one group and returns the first sentence
-/// of it that does not hold, or nothing; nothing as well where the codec refuses the group as it should. Run
-/// it under an address sanitizer too: what is read outside of a span only that can see.
+/// Tests a codec against its contract (codec/codec.hpp) on blocks of one group and returns the first sentence of it
+/// that does not hold, or nothing; also nothing if the codec refuses the group as it should. Run it under an address
+/// sanitizer too: only that can see reads outside a span.
 template <codec C>
 std::optional<std::string> codec_conformance(const layer_group& group,
                                              const codec_conformance_options& how = {}) {

@@ -19,7 +19,7 @@
 namespace terrace {
 
 /// The calls that a `faulty` medium has under way, in the order in which they will end. As an event source it ends
-/// them when their time has come; nothing of it sleeps.
+/// them when their time has come; nothing here sleeps.
 class faulty_calls : public event_source {
  public:
   using time_point = context::clock::time_point;
@@ -170,12 +170,12 @@ class faulty_calls : public event_source {
 
 inline namespace TERRACE_EX {
 
-/// A medium for tests: memory without addresses, over a `faulty_device`, which says when its transfers end and what
-/// they suffer. As a store (`keep`) it finds its extents again when it is opened anew over the same device, also after
-/// that has lost its power. On a virtual clock nothing of it takes time.
+/// A medium for tests: memory without addresses, over a `faulty_device`, which decides when its transfers end and
+/// which faults they suffer. As a store (`keep`) it finds its extents again when it is reopened over the same device,
+/// even after that has lost its power. On a virtual clock it takes no time.
 ///
-/// While a transfer is on its way, what it writes to is filled with garbage; bytes are moved at the very end. So who
-/// uses a buffer again too early, or reads it too early, is found out.
+/// While a transfer is on its way, its target is filled with garbage; bytes are moved at the very end. So reusing a
+/// buffer too early, or reading it too early, is found out.
 class faulty {
  public:
   static constexpr std::string_view name = "faulty";
@@ -187,7 +187,7 @@ class faulty {
   struct options {
     std::size_t capacity = 0;         ///< bytes; at most the device's. 0: no such tier
     faulty_device* device = nullptr;  ///< outlives the medium
-    bool keep = false;                ///< what has a header is there when the device is opened again
+    bool keep = false;                ///< extents with a header are there when the device is opened again
     std::size_t most_headers = 1u << 20;
     store_contents contents = {};  ///< of the store; tiered_cache::open fills it in
   };

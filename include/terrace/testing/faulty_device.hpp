@@ -16,22 +16,22 @@
 
 namespace terrace {
 
-/// What befalls a transfer of a faulty device.
+/// What goes wrong with a transfer of a faulty device.
 enum class fault : std::uint8_t {
   none,
-  io_error,        ///< nothing is moved, and it says EIO
-  no_space,        ///< nothing is moved, and it says ENOSPC
-  short_transfer,  ///< the first part alone is moved, and it says EIO
-  bit_flip,        ///< one bit is moved wrong, and it says that all is well
-  torn,            ///< the first part alone is moved, and it says that all is well
+  io_error,        ///< nothing is moved, and it reports EIO
+  no_space,        ///< nothing is moved, and it reports ENOSPC
+  short_transfer,  ///< only the first part is moved, and it reports EIO
+  bit_flip,        ///< one bit is wrong, and it reports success
+  torn,            ///< only the first part is moved, and it reports success
   stall,           ///< it ends later than it should, by faulty_device::stall
 };
 
 /// What a device is asked for.
 enum class device_call : std::uint8_t { read, write, sync };
 
-/// How often which fault befalls a transfer at random; the rest succeed. `no_space` is for writes alone, and of the
-/// others a sync knows io_error and stall.
+/// The probability of each random fault; other transfers succeed. `no_space` is only for writes; of the others a sync
+/// can suffer only io_error and stall.
 struct fault_rates {
   double io_error = 0, no_space = 0, short_transfer = 0, bit_flip = 0, torn = 0, stall = 0;
 };
@@ -40,8 +40,8 @@ struct fault_rates {
 /// what it has seen. The test owns it; it outlives the media that are opened over it, one after the other.
 ///
 /// A call is judged when it is started: first by the script, which names it by its number, then by the rates. It ends
-/// after a random time between `shortest` and `longest`, on the clock of the medium's context; with times that
-/// differ, calls end in another order than that in which they were started. Owner thread only.
+/// after a random time between `shortest` and `longest`, on the clock of the medium's context; if these differ, calls
+/// may end in a different order than they were started. Owner thread only.
 class faulty_device {
  public:
   using duration = std::chrono::steady_clock::duration;
@@ -54,9 +54,9 @@ class faulty_device {
 
   duration shortest{0}, longest{0};       ///< how long a call takes
   duration stall{std::chrono::hours(1)};  ///< how much longer one that stalls takes
-  fault_rates rates;                      ///< befall what the script does not name
+  fault_rates rates;                      ///< apply to what the script does not name
   bool hold = false;                      ///< calls that start now end when faulty::let_go says so
-  bool heeds_stop = true;  ///< a transfer that is asked to stop ends; else it goes on to its end
+  bool heeds_stop = true;  ///< a transfer that is asked to stop ends then; else it runs to its end
 
   /// The `nth` next call of that kind suffers `what`; 0 is the next one. `part`, of 256, says how much of a short or
   /// torn transfer is moved, and which bit flips.
@@ -69,25 +69,26 @@ class faulty_device {
 
   struct counts {
     std::uint64_t begun = 0;
-    std::uint64_t succeeded = 0;  ///< said so, rightly or not
-    std::uint64_t failed = 0;     ///< said so
+    std::uint64_t succeeded = 0;  ///< reported success, rightly or not
+    std::uint64_t failed = 0;     ///< reported failure
   };
   const counts& seen(device_call call) const noexcept { return seen_[index(call)]; }
-  /// Faults that have befallen a call, when it ended. A stall counts when it begins.
+  /// Faults so far, counted when the call ends. A stall counts when it begins.
   std::uint64_t faults() const noexcept { return faults_; }
   /// Calls that have been started and have not ended, and how many of these stall.
   std::size_t in_flight() const noexcept { return in_flight_; }
   std::size_t stalled() const noexcept { return stalled_; }
   std::size_t capacity() const noexcept { return bytes_.size(); }
 
-  /// Is told of each fault, where it befalls a call: a stall at the start, all others before the call says how it
-  /// ended. `at` is the offset of the extent; a sync has none.
+  /// Called for each fault: for a stall when the call starts, for all others before the call reports how it ended.
+  /// `at` is the offset of the extent; a sync has none.
   std::function<void(device_call call, std::uint64_t at, fault what)> on_fault;
 
-  /// Is told when a call has begun, and when it is about to end: where who waits for it may change its mind.
+  /// Called when a call has begun, and when it is about to end: points where whoever waits for it may change its
+  /// mind.
   std::function<void(device_call call)> on_progress;
 
-  /// From now on these bytes are other ones, until they are written again or the power fails.
+  /// Corrupts these bytes, until they are written again or the power fails.
   void spoil(std::uint64_t at, std::size_t bytes) noexcept {
     for (std::size_t i = 0; i < bytes; ++i) bytes_[static_cast<std::size_t>(at) + i] ^= std::byte{0x55};
   }
@@ -95,8 +96,8 @@ class faulty_device {
   // --- Power.
 
   /// The power fails. What was durable stays; of each write since the last sync the old bytes are there, or the new
-  /// ones, or part of both; a sync that was under way has come anywhere. From now on every call fails, until a medium
-  /// is opened over the device: then the power is back.
+  /// ones, or part of both; a sync under way may have got anywhere. From now on every call fails, until a medium is
+  /// opened over the device: then the power is back.
   void cut_power();
   bool has_power() const noexcept { return powered_; }
 
@@ -194,7 +195,7 @@ inline void faulty_device::cut_power() {
   if (!std::exchange(powered_, false)) return;
   constexpr std::size_t sector = 64;  // smaller than a disk's, so that small blocks tear too
   for (const sync_image* image : syncing_) {
-    if (random_.below(2) == 0) {  // its bytes had not all arrived: they are as those of any other write
+    if (random_.below(2) == 0) {  // its bytes had not all arrived: they are like those of any other write
       dirty_.insert(dirty_.end(), image->runs.begin(), image->runs.end());
       continue;
     }

@@ -15,8 +15,8 @@ struct isolated_outcome {
 };
 
 /// Calls f() -> std::string in a child process, so that a broken assertion, a crash and a hang are outcomes like any
-/// other. It is killed after `seconds`. Nothing that it changes is seen here. The calling process has no threads that
-/// hold locks.
+/// other. The child is killed after `seconds`. Nothing that it changes is visible here. Precondition: the calling
+/// process has no threads that hold locks.
 template <class F>
 isolated_outcome run_isolated(F f, unsigned seconds) {
   int out[2], err[2];

@@ -35,8 +35,8 @@ struct medium_conformance_options {
 
 namespace examining {
 
-/// The bytes of one extent on their way, with a margin behind them that no transfer may touch. What belongs
-/// there is a function of a stamp, so that a byte of another extent, or of an earlier time, is seen.
+/// The bytes of one extent in transit, followed by a margin that no transfer may touch. They are a function of a
+/// stamp, so that a byte of another extent, or of an earlier time, is noticed.
 template <medium M>
 class stamped_run {
  public:
@@ -131,7 +131,7 @@ class medium_examination {
     return medium_.used() == 0 ? verdict{} : "a reservation that failed uses nothing";
   }
 
-  // A full medium gives nothing, and all of its room again once that has been released.
+  // A full medium gives nothing more, and gives all of its room again once that has been released.
   verdict full_and_empty_again() {
     const std::size_t piece =
         std::clamp(align_up(medium_.capacity() / 64, M::alignment), M::alignment, how_.largest);
@@ -243,7 +243,7 @@ class medium_examination {
     return release(held);
   }
 
-  // Of a medium that has resize(). What the capacity is, so much can be reserved, and no more.
+  // For a medium that has resize(): all of the capacity can be reserved, and no more.
   verdict other_capacities() {
     if constexpr (resizable_medium<M>) {
       const std::size_t usual = medium_.capacity();
@@ -312,7 +312,7 @@ class medium_examination {
     }
     return ended;
   }
-  // The operation still has its buffer, so nothing can be given back: there is no way on from here.
+  // The operation still has its buffer, so nothing can be given back and the test cannot go on.
   [[noreturn]] static verdict never_ended() {
     std::fputs("terrace: a transfer that was asked to stop never ends\n", stderr);
     std::abort();
@@ -374,13 +374,13 @@ class medium_examination {
 
 }  // namespace examining
 
-/// Exercises an open medium by its contract (medium/medium.hpp) and returns the first sentence of it that
-/// does not hold, or nothing. Any test framework can ask: `CHECK(!medium_conformance(ctx, *m))`.
+/// Tests an open medium against its contract (medium/medium.hpp) and returns the first sentence of it that does not
+/// hold, or nothing. Works in any test framework: `CHECK(!medium_conformance(ctx, *m))`.
 ///
-/// Preconditions: on the owner of `ctx`, on which `m` was opened; nothing is reserved in `m`, and its
-/// capacity is at least 16 times its alignment. What `m` held is overwritten; afterwards it is empty again,
-/// unless a sentence was returned. A transfer that never completes is waited for without end, except that one
-/// which was asked to stop ends the program after `how.patience`. Moves about rounds * capacity bytes.
+/// Preconditions: on the owner of `ctx`, on which `m` was opened; nothing is reserved in `m`, and its capacity is at
+/// least 16 times its alignment. What `m` held is overwritten; afterwards it is empty again, unless a sentence was
+/// returned. A transfer that never completes is waited for forever, but one that was asked to stop ends the program
+/// after `how.patience`. Moves about rounds * capacity bytes.
 template <medium M>
 std::optional<std::string> medium_conformance(context& ctx, M& m,
                                               const medium_conformance_options& how = {}) {

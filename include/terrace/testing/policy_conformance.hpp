@@ -17,16 +17,16 @@ namespace terrace {
 /// How thoroughly `policy_conformance` looks.
 struct policy_conformance_options {
   std::uint32_t seed = 1;
-  std::uint32_t blocks = 300;  ///< size of the array of states in the end; it grows twice until then
+  std::uint32_t blocks = 300;  ///< final size of the array of states; it grows twice until then
   unsigned calls = 20000;      ///< random ones, for each size of the array
-  /// How often the program has allocated so far, where a test can tell (by an operator new of its own).
+  /// How often the program has allocated so far, if a test can tell (by an operator new of its own).
   std::uint64_t (*allocations)() = nullptr;
 };
 
 namespace detail {
 
-/// Drives a policy as a cache does, beside a plain set of who is in charge. Nothing in here allocates between
-/// two calls of bind, so that every allocation there is the policy's.
+/// Drives a policy as a cache does, alongside a plain set of the blocks in its charge. Nothing in here allocates
+/// between two calls of bind, so every allocation there is the policy's.
 template <eviction_policy P>
 class policy_examination {
  public:
@@ -96,8 +96,8 @@ class policy_examination {
     return victim_is_in_charge();
   }
 
-  // What a decode does to a tier that is too small: one after the other is needed, pinned, used and given
-  // back, and the victim makes room.
+  // What a decode does to a tier that is too small: one block after the other is needed, pinned, used and given back,
+  // and the victim makes room.
   verdict cyclic_scan() {
     for (std::uint32_t turn = 0; turn < 2 * blocks(); ++turn) {
       const std::uint32_t i = turn % blocks();
@@ -178,8 +178,8 @@ class policy_examination {
 
 }  // namespace detail
 
-/// Exercises a policy by its contract (policy/policy.hpp) and returns the first sentence of it that does not
-/// hold, or nothing. Whether it chooses well is another question: trace_replay answers that one.
+/// Tests a policy against its contract (policy/policy.hpp) and returns the first sentence of it that does not hold,
+/// or nothing. Whether it chooses well is a question for trace_replay.
 template <eviction_policy P>
 std::optional<std::string> policy_conformance(typename P::options options = {},
                                               const policy_conformance_options& how = {}) {

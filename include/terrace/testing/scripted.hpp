@@ -16,9 +16,9 @@ inline namespace TERRACE_EX {
 /// What a `scripted` medium is told to do, and what it saw. The test owns it; it outlives the medium.
 struct medium_script {
   bool hold = false;         ///< keep transfers in flight until `release_all`
-  unsigned fail_reads = 0;   ///< so many of the next reads fail with EIO
-  unsigned fail_writes = 0;  ///< so many of the next writes fail with ENOSPC
-  unsigned flip_reads = 0;   ///< so many of the next reads succeed with one bit flipped
+  unsigned fail_reads = 0;   ///< this many of the next reads fail with EIO
+  unsigned fail_writes = 0;  ///< this many of the next writes fail with ENOSPC
+  unsigned flip_reads = 0;   ///< this many of the next reads succeed with one bit flipped
   unsigned reads = 0, writes = 0;
   unsigned in_flight = 0, most_in_flight = 0;
 

@@ -72,8 +72,8 @@ class simulated_contents {
     return same(block.data(), whole);
   }
 
-  /// Whether the first `tokens` tokens of a page, which is in the encoding of that codec, are those of `c`, as some way
-  /// through the tiers' codecs leaves them.
+  /// Whether the first `tokens` tokens of a page, which is in the encoding of that codec, are those of `c` after some
+  /// path through the tiers' codecs.
   bool page_matches(const std::byte* data, std::uint32_t format_id, const simulated_content& c,
                     std::uint32_t tokens) const {
     const layer_group& g = group_of(c.row);
@@ -86,8 +86,8 @@ class simulated_contents {
     return made_of(g, found, possible, tokens);
   }
 
-  /// Whether a leased block holds `c`: exactly where its fidelity says so, else each token as some way through the
-  /// tiers' codecs leaves it. A block that was cut and written on has tokens of either kind.
+  /// Whether a leased block holds `c`: exactly if its fidelity says so, otherwise each token after some path through
+  /// the tiers' codecs. A block that was cut and then continued has tokens of either kind.
   bool matches(const leased_block& block, const simulated_content& c) {
     const layer_group& g = group_of(c.row);
     image expected(g.block_bytes());
@@ -119,7 +119,7 @@ class simulated_contents {
       if (c.format_id == format_id) return &c;
     return nullptr;
   }
-  // What the image becomes when it passes through at most `steps` lossy codecs.
+  // Adds what the image becomes when it passes through at most `steps` lossy codecs.
   void add_lossy(const layer_group& g, std::vector<image>& all, std::size_t from, int steps) const {
     for (const any_codec& c : codecs_) {
       if (c.loss == 0 || steps == 0) continue;
@@ -178,7 +178,7 @@ class simulated_contents {
     const std::uint64_t row =
         mix64(stamp ^ (std::uint64_t{layer} << 40 | std::uint64_t{head} << 8 | (values ? 1u : 0u)));
     for (std::size_t i = 0; i < bytes; i += 8) {
-      // In each fp16 a sign and a mantissa at random, and the exponent of [0.5, 1).
+      // Each fp16 has a random sign and mantissa, and the exponent of [0.5, 1).
       const std::uint64_t word =
           ((row + i) * 0x9e3779b97f4a7c15u & 0x83ff83ff83ff83ffu) | 0x3800380038003800u;
       std::memcpy(to + i, &word, 8);

@@ -52,7 +52,7 @@ class simulated_ladder {
   std::vector<rung> rungs;  ///< one for each tier
 };
 
-/// The model of it for one `tiered_cache`. Its media are `ram`, `faulty`, and what derives from `faulty`.
+/// The implementation for one `tiered_cache`. Its media are `ram`, `faulty`, and what derives from `faulty`.
 template <class Cache>
 class ladder_over final : public simulated_ladder {
  public:

@@ -16,7 +16,7 @@ namespace terrace {
 /// What a simulated engine does to a cache, and what happens to it.
 enum class simulated_verb : std::uint8_t {
   begin,    ///< a new sequence
-  append,   ///< a tokens to a sequence: reserve, write, commit some
+  append,   ///< tokens to a sequence: reserve, write, commit some
   reserve,  ///< the same, but the reservation stays open
   commit,   ///< ends an open reservation
   fork,
@@ -36,7 +36,7 @@ enum class simulated_verb : std::uint8_t {
   acquire_named,
   borrow,  ///< room of tier 0
   give_back,
-  resize,   ///< some tier, to some part of what it had at first
+  resize,   ///< some tier, to some part of its initial capacity
   fault,    ///< befalls one of the next calls of some device
   latency,  ///< how long a device takes from now on, and whether it heeds stops
   poll,
@@ -45,7 +45,7 @@ enum class simulated_verb : std::uint8_t {
   settle,     ///< until nothing is on its way; then every account must be right
   restart,    ///< the cache is closed and opened again
   crash,      ///< the same by a power cut
-  restore,    ///< room for a block that was lost, or that must be refused, to be computed anew
+  restore,    ///< room to compute a lost block anew, or one for which that must be refused
   repair,     ///< such a block is written, or given up
   damage,     ///< the engine finds a copy damaged
   insert,     ///< the text of a sequence, into the prefix index
@@ -68,11 +68,11 @@ enum class simulated_verb : std::uint8_t {
   yield,      ///< asks such a cut to stop
   rebuild,    ///< as restore, without blocking
   desist,     ///< asks such a request to stop
-  recompute,  ///< such a block is copied from a sequence that computes it anew
+  recompute,  ///< such a block is copied from a sequence that recomputes it
 };
 inline constexpr std::size_t simulated_verbs = static_cast<std::size_t>(simulated_verb::recompute) + 1;
 
-/// One operation. Its numbers mean something only in the state that it meets, modulo what there is: so any part of a
+/// One operation. Its numbers are interpreted in the state that it meets, modulo what exists there: so any part of a
 /// program is a program, and a failing one can be made shorter.
 struct simulated_operation {
   simulated_verb what = simulated_verb::poll;
@@ -81,7 +81,7 @@ struct simulated_operation {
 };
 using simulated_program = std::vector<simulated_operation>;
 
-/// How often the verbs come, in the order of simulated_verb; relative to one another.
+/// How often the verbs come, relative to one another; in the order of simulated_verb.
 using simulated_mix = std::array<std::uint16_t, simulated_verbs>;
 
 inline constexpr simulated_mix usual_mix{// begin append reserve commit fork truncate forget drop
@@ -111,7 +111,7 @@ inline constexpr std::array<std::string_view, usual_mix.size()> simulated_verb_n
     "suspend", "resume", "yield",         "rebuild",  "desist",    "recompute"};
 static_assert(!simulated_verb_names.back().empty());
 
-/// `operations` of them at random.
+/// `operations` random operations.
 inline simulated_program random_program(std::uint64_t seed, std::size_t operations,
                                         const simulated_mix& mix = usual_mix) {
   seeded_random random(seed);
@@ -130,7 +130,7 @@ inline simulated_program random_program(std::uint64_t seed, std::size_t operatio
   return program;
 }
 
-/// A program as text, one operation a line, and back; nothing where the text is none.
+/// A program as text, one operation a line, and back; nothing if the text is not a program.
 inline std::string to_text(const simulated_program& program) {
   std::ostringstream out;
   for (const simulated_operation& o : program)
@@ -153,7 +153,7 @@ inline std::optional<simulated_program> program_from(const std::string& text) {
   return program;
 }
 
-/// A shorter program that still fails, none of whose operations can be left out alone: delta debugging (Zeller and
+/// A shorter program that still fails, from which no single operation can be left out: delta debugging (Zeller and
 /// Hildebrandt, "Simplifying and isolating failure-inducing input", 2002). `fails` is asked at most `most` times.
 template <class Fails>
 simulated_program shrink(simulated_program program, Fails fails, std::size_t most = 2000) {

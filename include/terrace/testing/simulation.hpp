@@ -29,7 +29,7 @@ inline simulation_result simulate(const make_ladder& make, std::uint64_t seed,
                                   const simulated_program& program, unsigned seconds = 60) {
   const isolated_outcome outcome = run_isolated(
       [&] {
-        auto* const ladder = make(seed).release();  // what is broken is not taken down
+        auto* const ladder = make(seed).release();  // a broken cache is not taken down
         auto* const sim = new simulator(*ladder);
         const std::string violation = sim->run(program);
         std::ostringstream text;

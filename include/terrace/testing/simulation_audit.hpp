@@ -21,8 +21,8 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// The accounts of a simulated cache, made up from what its user holds: who refers to which block, and who has pinned
-/// which copy. Compared with the cache's own while nothing is on its way, any difference is a leak.
+/// The accounts of a simulated cache, derived from what its user holds: who refers to which block, and who has pinned
+/// which copy. They are compared with the cache's own while nothing is on its way; any difference is a leak.
 class simulation_audit {
  public:
   explicit simulation_audit(simulated_ladder& l) : ladder_(l), planner_(l.cache().control()) {}
@@ -59,7 +59,7 @@ class simulation_audit {
   }
   void add_borrowed(std::size_t bytes) { resident_[0] += align_up(bytes, ladder_.rungs[0].granule); }
 
-  /// The first account that does not agree, as a sentence; empty where all do.
+  /// The first account that does not agree, as a sentence; empty if all do.
   /// `prefixes` is what the prefix index says of itself.
   std::string compare(const prefix_index_stats& prefixes) {
     const cache_stats stats = ladder_.cache().stats();
@@ -103,12 +103,12 @@ class simulation_audit {
     std::uint32_t refs = 0;
     std::array<std::uint32_t, max_tiers> pins{};
     std::uint32_t pinned_somewhere = 0;
-    bool computed = false;  // anew, in tier 0
+    bool computed = false;  // being computed anew, in tier 0
   };
   void refer(block_id id) {
     if (id.valid()) ++blocks_[id].refs;
   }
-  // Blocks that nobody refers to are those that the index knows, and some tier has them.
+  // Blocks that nobody refers to must be known to the index and be in some tier.
   std::string compare_unreferred(const cache_stats& stats, const prefix_index_stats& prefixes) {
     std::size_t all = 0, cached = 0;
     for (std::uint32_t i = 0; i < planner_.indices(); ++i) {
@@ -165,7 +165,8 @@ class simulation_audit {
   std::array<std::vector<std::pair<std::uint64_t, std::uint64_t>>, max_tiers> extents_;
 };
 
-/// What must hold of a cache's own figures after every operation, whatever is on its way. One life of a cache.
+/// What must hold for a cache's own figures after every operation, whatever is on its way. For one lifetime of a
+/// cache.
 class simulation_watch {
  public:
   explicit simulation_watch(simulated_ladder& l) : ladder_(l) {
@@ -174,7 +175,7 @@ class simulation_watch {
       begin_.push_back(faulty_tier ? writes{failed(*rung.device), stored(*rung.device)} : writes{});
     }
   }
-  /// The first figure that cannot be, as a sentence; empty where all can.
+  /// The first impossible figure, as a sentence; empty if there is none.
   std::string look() {
     const cache_stats stats = ladder_.cache().stats();
     if (stats.pins > 1'000'000) return "the number of pins is negative";

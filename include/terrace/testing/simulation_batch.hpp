@@ -16,7 +16,7 @@ inline namespace TERRACE_EX {
 /// A batch of a simulated engine, the window that it has out or has asked for, and which pages are still to come.
 class simulated_batch {
  public:
-  /// A page of the window, as it was when that came.
+  /// A page of the window, as it was when the window came.
   struct page {
     simulated_content content;
     std::uint32_t tokens = 0;
@@ -28,7 +28,7 @@ class simulated_batch {
       : pages(cache, o), members(std::move(m)) {}
   simulated_batch(simulated_batch&&) = delete;
 
-  /// Asks for the next window; a layer that is not under way begins. Precondition: not busy.
+  /// Asks for the next window; begins the layer if it is not under way. Precondition: not busy.
   void ask(std::uint32_t l, lease_form form) {
     if (!walking || l != layer) begin(l);
     failure.reset();
@@ -56,7 +56,7 @@ class simulated_batch {
   /// Whether this batch has a reservation open on member i.
   bool reserves(std::size_t i) const noexcept { return pages.new_tokens(i) != 0; }
   bool busy() const noexcept { return asking || reserving || window.has_value(); }
-  /// A member that takes part in the layer is another one than at its beginning.
+  /// Whether a member that takes part in the layer has changed since the layer began.
   bool stale() const noexcept {
     return std::any_of(walks_.begin(), walks_.end(),
                        [](const walk& w) { return w.of != nullptr && w.changed(); });
@@ -80,8 +80,8 @@ class simulated_batch {
   std::optional<batch_window> window;
   std::optional<block_error> failure;
   std::vector<page> held;         ///< pages of the window, in the order of its arrays
-  std::vector<block_id> excused;  ///< blocks that may be lost whatever has become of them since
-  const char* wrong = nullptr;    ///< about the window that came last
+  std::vector<block_id> excused;  ///< blocks that may be lost whatever has happened to them since
+  const char* wrong = nullptr;    ///< what is wrong with the window that came last
 
  private:
   // The pages that a member has in a layer, and how many of them have come.
@@ -150,7 +150,7 @@ inline void simulated_batch::begin(std::uint32_t l) {
   }
 }
 
-// Written down at once: sequences may change before anybody looks.
+// Recorded at once: sequences may change before anybody looks.
 inline void simulated_batch::come(batch_window w) noexcept {
   asking = false;
   fresh = true;

@@ -43,7 +43,7 @@ class simulated_acquire {
 
   std::optional<lease> held;
   std::optional<block_error> failure;
-  std::vector<block_id> excused;  ///< of the blocks: may be lost whatever has become of them since
+  std::vector<block_id> excused;  ///< blocks that may be lost whatever has happened to them since
   bool stopped = false;
   bool examined = false;
 
@@ -72,7 +72,7 @@ struct simulated_sequence {
   std::vector<std::uint64_t> stamps;  ///< of the committed ones
   std::optional<reservation> open = {};
   std::vector<std::uint64_t> writing = {};  ///< stamps of the open reservation
-  bool streaming = false;                   ///< a stream reads the open reservation: it stays
+  bool streaming = false;                   ///< a stream reads the open reservation, so it stays
   bool batched = false;                     ///< a batch has a reservation open on it
   bool asking = false;                      ///< room for more tokens is on its way
 };
@@ -153,7 +153,7 @@ class simulated_cut {
   std::vector<block_id> blocks;  ///< that it may cut
   std::optional<block_error> failure;
   bool done = false, stopped = false, asked_to_stop = false;
-  bool excused = false;  ///< its blocks may be lost whatever has become of them since
+  bool excused = false;  ///< its blocks may be lost whatever has happened to them since
 
  private:
   struct receiver {
@@ -181,7 +181,7 @@ class simulation_model {
     bool gone = false;     ///< a flush has covered that it was forgotten
   };
 
-  /// The block of a sequence at `index` of a row, as its stamps say; the last one may be in part.
+  /// The block of a sequence at `index` of a row, according to its stamps; the last one may be partial.
   static simulated_content content_of(const simulated_sequence& s, std::uint32_t row, std::size_t index) {
     simulated_content c{row, {}};
     const std::size_t tokens = s.tokens.pages().group(row).tokens;
@@ -194,7 +194,7 @@ class simulation_model {
     if (struck_.size() <= id.index) struck_.resize(id.index + 1, unstruck);
     struck_[id.index] = id.generation;
   }
-  /// It has been computed anew, and nothing is left of what was struck.
+  /// It has been computed anew, and no struck copy is left.
   void mend(block_id id) {
     if (struck(id)) struck_[id.index] = unstruck;
   }
@@ -215,7 +215,7 @@ class simulation_model {
   std::vector<std::uint64_t> struck_;  // by index: the generation that was struck last
 };
 
-/// A flush of a simulated engine, the names that it has to make durable, and those that must not come back after it.
+/// A flush of a simulated engine, the names that it must make durable, and those that must not come back after it.
 class simulated_flush {
  public:
   simulated_flush(kv_store& cache, std::vector<std::uint64_t> n, std::vector<std::uint64_t> f = {})
@@ -228,7 +228,7 @@ class simulated_flush {
 
   const std::vector<std::uint64_t> names, forgotten;
   std::optional<result<void>> outcome;
-  std::vector<std::uint64_t> lost;  ///< those of the names that nobody had then
+  std::vector<std::uint64_t> lost;  ///< names of blocks that were lost when it was answered
 
  private:
   struct receiver {

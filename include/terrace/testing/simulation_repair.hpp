@@ -10,13 +10,13 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// A block that is computed anew: in tier 0, and to be completed or given up.
+/// A block that is being computed anew: in tier 0, to be completed or given up.
 struct simulated_restoration {
   restoration room;
   simulated_content content;
 };
 
-/// Room for a block that is to be computed anew, asked for without blocking.
+/// Room for a block to be computed anew, asked for without blocking.
 class simulated_rebuild {
  public:
   simulated_rebuild(kv_store& cache, block_id i, simulated_content c)

@@ -12,7 +12,7 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// A stream of a simulated engine over the open reservations of a sequence, or of a batch, and what it has to come to.
+/// A stream of a simulated engine over the open reservations of a sequence, or of a batch, and its expected result.
 class simulated_stream {
  public:
   simulated_stream(std::vector<float> q, std::vector<float> e)
@@ -43,7 +43,7 @@ class simulated_stream {
   std::vector<float> out;
   bool done = false, stopped = false, asked_to_stop = false;
   std::optional<block_error> failure;
-  std::vector<block_id> excused;  ///< blocks that may be lost whatever has become of them since
+  std::vector<block_id> excused;  ///< blocks that may be lost whatever has happened to them since
 
  private:
   struct receiver {
@@ -67,7 +67,7 @@ class simulated_stream {
     s.streaming = true;
     of_.push_back(&s);
   }
-  // At once: what is done to a cache may end a stream before anybody looks at it.
+  // Called at once: what is done to a cache may end a stream before anybody looks at it.
   void let_go() noexcept {
     done = true;
     for (simulated_sequence* const s : std::exchange(of_, {})) s->streaming = false;

@@ -38,9 +38,9 @@ struct simulation_counts {
   std::uint64_t durable = 0;     ///< names that a flush covered
   std::uint64_t found = 0;       ///< names that were found when the cache was opened again
   std::uint64_t restored = 0;    ///< blocks that were computed anew
-  std::uint64_t recomputed = 0;  ///< some of these, copied from a sequence that did
-  std::uint64_t streams = 0;     ///< that have come to what attention in double comes to
-  std::uint64_t pages = 0;       ///< of windows of batches, compared likewise
+  std::uint64_t recomputed = 0;  ///< those of them that were copied from a sequence
+  std::uint64_t streams = 0;     ///< whose result matched attention in double
+  std::uint64_t pages = 0;       ///< of windows of batches, checked likewise
   std::uint64_t adopted = 0;     ///< tokens that a prefix index knew
   std::uint64_t damaged = 0;     ///< copies that were reported damaged, and given up
   std::uint64_t awaited = 0;     ///< reservations that came without blocking, later than they were asked for
@@ -92,7 +92,7 @@ class simulator {
   simulator(const simulator&) = delete;
 
   /// Runs all of it, and then takes everything down. Returns the first law that does not hold, as a sentence, or an
-  /// empty string. After a violation this object must not be destroyed: nothing is known of the cache's state.
+  /// empty string. After a violation this object must not be destroyed: the cache's state is unknown.
   std::string run(const simulated_program& program) {
     open();
     for (const simulated_operation& o : program) {

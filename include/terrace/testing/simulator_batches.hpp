@@ -89,7 +89,7 @@ inline void simulator::take_room(simulated_batch& b) {
   }
 }
 
-// Precondition of a layer: nobody but the batch has reserved tokens of its members.
+// Precondition of a layer: nobody but the batch has reserved tokens for its members.
 inline void simulator::next(const simulated_operation& o) {
   simulated_batch* const b = pick_batch(o.a);
   if (b == nullptr || b->busy()) return;
@@ -135,7 +135,7 @@ inline void simulator::enact(const simulated_operation& o) {
   }
 }
 
-// False where that cannot be now.
+// False if that is not possible now.
 inline bool simulator::dismiss(simulated_batch& b, std::size_t i) {
   simulated_sequence* const s = b.members[i];
   const bool may = s != nullptr && !b.busy() && !b.streaming, reserves = s != nullptr && b.reserves(i);
@@ -160,7 +160,7 @@ inline void simulator::disband(simulated_batch& b) {
   batches_.remove_if([&](const simulated_batch& other) { return &other == &b; });
 }
 
-// Those that have it out or on its way keep it.
+// A batch that cannot leave it out now keeps it.
 inline void simulator::drop(simulated_sequence& s) {
   for (simulated_batch& b : batches_)
     for (std::size_t i = 0; i < b.members.size(); ++i)
@@ -192,7 +192,7 @@ inline void simulator::examine(simulated_batch& b) {
   b.failure.reset();  // and the lease of the others
 }
 
-// All bytes of a window; of pages that were being written as long as nobody has gone on writing.
+// Compares all bytes of a window; those of pages that were being written only if nobody has gone on writing.
 inline void simulator::compare(simulated_batch& b) {
   for (std::size_t p = 0; p < b.held.size(); ++p) {
     const simulated_batch::page& page = b.held[p];

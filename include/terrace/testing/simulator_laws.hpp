@@ -25,7 +25,7 @@ inline void simulator::strike(std::size_t tier, device_call call, std::uint64_t 
     late_until_ = std::max(late_until_, ctx_.now() + d.stall + d.longest);
     return;
   }
-  // A write that says that it failed has cost nothing: its source is still there.
+  // A write that reports failure has cost nothing: its source is still there.
   if (call == device_call::sync ||
       (call == device_call::write && what != fault::bit_flip && what != fault::torn))
     return;
@@ -34,7 +34,7 @@ inline void simulator::strike(std::size_t tier, device_call call, std::uint64_t 
     if (present && control().where(id.index, tier).offset == at) model_.strike(id);
   }
 }
-// All blocks that there are, those that only the prefix index knows included.
+// All blocks that exist, including those that only the prefix index knows.
 inline std::vector<block_id> simulator::alive() {
   std::vector<block_id> all;
   for (std::uint32_t i = 0; i < control().indices(); ++i)
@@ -86,7 +86,7 @@ inline void simulator::look_around() {
   end_flushes();
   if (violation_.empty()) violate(watch_->look());
 }
-// What is behind the last whole block is open, unless it was sealed as it was.
+// What follows the last whole block is open, unless a suspension has sealed it as it was.
 inline void simulator::look_at(const page_table& pages) {
   for (std::size_t row = 0; row < pages.rows.size(); ++row)
     if (!pages.suspended && pages.rows[row].size() > pages.sealed(row) &&
@@ -112,7 +112,7 @@ inline void simulator::examine(simulated_acquire& a) {
       violate("a block was lost that no fault has struck: " + std::string(l.cause.message()));
   }
 }
-// All bytes of what is held.
+// Compares all bytes of what is held.
 inline void simulator::compare(simulated_acquire& a) {
   lease* const held = a.blocks();
   if (a.held && held->size() != a.wanted.size())
@@ -151,7 +151,7 @@ inline void simulator::end_flushes() {
   }
 }
 
-// It waits for a block that is computed anew: for the engine, and for no transfer.
+// Whether it waits for a block that is being computed anew: for the engine, not for a transfer.
 inline bool simulator::waits_for_us(const simulated_acquire& a) const {
   return !a.done() && std::any_of(restorations_.begin(), restorations_.end(),
                                   [&](const simulated_restoration& r) { return a.wants(r.room.id()); });

@@ -11,7 +11,7 @@ namespace terrace {
 inline namespace TERRACE_EX {
 
 namespace detail {
-// A token is known by its stamp, of which so much is its number in the vocabulary.
+// A token is identified by its stamp, whose low bits are its number in the vocabulary.
 inline std::vector<token_id> text_of(const std::vector<std::uint64_t>& stamps) {
   std::vector<token_id> text;
   for (const std::uint64_t stamp : stamps) text.push_back(static_cast<token_id>(stamp));
@@ -27,7 +27,7 @@ inline void simulator::insert(const simulated_operation& o) {
   const std::uint64_t known = prefixes_->insert(s->tokens, text, tenant);
   if (known % prefixes_->chunk_tokens() != 0 || known > text.size())
     violate("a prefix index knows a part of a chunk");
-  // What is lost is not found, but where another sequence has told the same.
+  // Lost blocks are not found, unless another sequence has inserted the same text.
   bool lost = false;
   for (const auto& row : s->tokens.pages().rows)
     for (const block_id id : row)
@@ -41,7 +41,7 @@ inline void simulator::insert(const simulated_operation& o) {
     texts_[o.c % most_texts] = s->stamps;
 }
 
-// A text from somewhere, whole or not, perhaps with another token in its middle: from there on nothing is known of it.
+// A text that was inserted once, whole or not, perhaps with one token replaced: from there on nothing is known of it.
 inline void simulator::adopt(const simulated_operation& o) {
   if (sequences_.size() >= most_sequences || texts_.empty()) return;
   std::vector<std::uint64_t> stamps = texts_[o.a % texts_.size()];
@@ -59,7 +59,7 @@ inline void simulator::adopt(const simulated_operation& o) {
   if (known > known_at_most) violate("a prefix index has taken one text for another");
   if (s.tokens.length() != known) return violate("a sequence has not the tokens that a prefix index knows");
   s.stamps.assign(stamps.begin(), stamps.begin() + static_cast<std::ptrdiff_t>(known));
-  // Who asked for them while no sequence referred to them may be told that they are gone.
+  // Whoever asked for them while no sequence referred to them may be told that they are gone.
   for (const auto& row : s.tokens.pages().rows)
     std::for_each(row.begin(), row.end(), [&](block_id id) { excuse(id); });
   const auto rest = static_cast<std::uint32_t>(stamps.size() - known);

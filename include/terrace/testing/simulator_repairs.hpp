@@ -12,7 +12,7 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-// Mostly what was lost, be it still so or not; else whatever there is, most of which must be refused.
+// Mostly what was lost, whether it still is or not; otherwise any block, most of which must be refused.
 inline std::optional<simulated_acquire::wanted_block> simulator::pick_lost(const simulated_operation& o) {
   if (!lost_.empty() && o.a % 4 != 0) return lost_[o.b % lost_.size()];
   const simulated_sequence* const s = pick_sequence(o.b);
@@ -36,7 +36,7 @@ inline void simulator::restore(const simulated_operation& o) {
   look_at_refusal(room.error(), lost, simulated_rebuild::is_lost(control(), chosen->id));
 }
 
-// The same without blocking: it comes when it comes.
+// The same without blocking: the room may come later.
 inline void simulator::rebuild(const simulated_operation& o) {
   if (restorations_.size() + rebuilds_.size() >= most_restorations) return;
   const auto chosen = pick_lost(o);
@@ -54,11 +54,11 @@ inline void simulator::examine(simulated_rebuild& r) {
 inline void simulator::begin_restoration(restoration room, const simulated_content& content, bool lost) {
   if (!lost) violate("a block can be computed anew that is not lost");
   contents_.write(room.data(), content);
-  excuse(room.id());  // who has been told already that it is lost may have to wait for other blocks
+  excuse(room.id());  // whoever has been told already that it is lost may have to wait for other blocks
   restorations_.push_back({std::move(room), content});
 }
 
-// While room was made it may have been brought.
+// The block may have been fetched while room was made.
 inline void simulator::look_at_refusal(const error& why, bool lost, bool still) {
   ++counts.refused;
   if (!lost && why.code != errc::invalid_argument)
@@ -67,8 +67,8 @@ inline void simulator::look_at_refusal(const error& why, bool lost, bool still) 
     violate("a lost block was refused in a way that is none: " + why.message());
 }
 
-// As the recipe of docs/quickstart.md has it: what comes before it is shared, and its tokens are computed by a sequence
-// that is given up again.
+// Follows the recipe of docs/quickstart.md: what comes before the block is shared, and its tokens are computed by a
+// sequence that is then given up.
 inline void simulator::recompute(const simulated_operation& o) {
   if (restorations_.empty()) return;
   simulated_restoration& lost = restorations_[o.a % restorations_.size()];
@@ -124,7 +124,7 @@ inline void simulator::end_restoration(std::size_t i, bool whole) {
     violate("somebody has written where a block is computed anew");
   if (!whole) return excuse(id);
   ++counts.restored;
-  // What could not be read makes way. Where some other copy is left, it may be what a fault has struck.
+  // Copies that could not be read make way. If another copy is left, it may be the one that a fault has struck.
   bool anew = true;
   for (std::size_t t = 1; t < control().tiers(); ++t) {
     const block_copy& copy = control().copy(id.index, t);
@@ -140,8 +140,8 @@ inline void simulator::end_restoration(std::size_t i, bool whole) {
   std::move(r.room).complete();
 }
 
-// Of any copy, be it pinned, on its way, the only one, or none. What is given up has other bytes from then on, so that
-// who still reads it is found out.
+// Reports any copy: pinned, on its way, the only one, or one that does not exist. A copy that is given up gets other
+// bytes, so that anybody who still reads it is found out.
 inline void simulator::damage(const simulated_operation& o) {
   using state = block_copy::state;
   const std::vector<block_id> all = alive();

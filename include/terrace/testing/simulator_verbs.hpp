@@ -50,7 +50,7 @@ inline void simulator::perform(const simulated_operation& o) {
     case verb::prefetch:
     case verb::weigh:
       if (any == nullptr) return;
-      // A copy: room that the sequence waits for may come meanwhile.
+      // A copy, because room that the sequence waits for may come in the meantime.
       for (const block_id id : std::vector(any->tokens.pages().rows[o.b % any->tokens.pages().rows.size()]))
         if (id.valid() && control().record(id.index).now == block_record::phase::sealed) {
           if (o.what == verb::prefetch)
@@ -160,7 +160,7 @@ inline void simulator::perform(const simulated_operation& o) {
   }
 }
 
-// The whole of it, or some whole chunks, which may be had of one that is being written as well.
+// Forks the whole sequence, or some whole chunks, which works even while it is being written.
 inline void simulator::fork(const simulated_operation& o) {
   simulated_sequence* const s = o.c % 3 == 0 ? pick_sequence(o.a) : pick_idle(o.a);
   if (s == nullptr || sequences_.size() >= most_sequences) return;
@@ -183,7 +183,7 @@ inline void simulator::append(const simulated_operation& o) {
   if (s->open) end_reservation(*s, o.c % 4 == 0 ? o.c / 4 % (tokens + 1) : tokens);
 }
 
-// Tokens that nobody has seen yet, or those of a text that is computed anew.
+// Reserves tokens that nobody has seen yet, or those of a text that is computed anew.
 inline void simulator::begin_reservation(simulated_sequence& s, std::uint32_t tokens,
                                          const std::uint64_t* stamps) {
   if (s.stamps.size() + tokens > most_tokens) return;
@@ -199,7 +199,7 @@ inline void simulator::begin_reservation(simulated_sequence& s, std::uint32_t to
   fill_reservation(s, std::move(*r), stamps);
 }
 
-// All blocks are of a size here, so free room is room.
+// All blocks have one size here, so free room is usable room.
 inline void simulator::look_at_refusal(const tier_stats& hot, std::uint32_t tokens) {
   std::size_t blocks = 0;
   for (const layer_group& g : ladder_.setup.layout.groups) blocks += g.block_rows() * (tokens / g.tokens + 2);
@@ -216,7 +216,7 @@ inline void simulator::fill_reservation(simulated_sequence& s, reservation r, co
   s.open.emplace(std::move(r));
 }
 
-// Nobody but the batch may change a sequence in the middle of one's layers.
+// Nobody but the batch may change a sequence in the middle of the batch's layers.
 inline void simulator::request(const simulated_operation& o) {
   simulated_sequence* const s = pick_closed(o.a);
   const std::uint32_t tokens = 1 + o.b % 12;
@@ -235,7 +235,7 @@ inline void simulator::examine(simulated_request& r, bool lone) {
   if (r.failure) ++counts.refused;
   if (r.failure && r.failure->code != errc::out_of_capacity)
     violate("a request for room failed in a way that is none: " + r.failure->message());
-  // What it gave back may have gone on to others who waited, and these may have let go of more.
+  // What it gave back may have gone to others who waited, and these may have released more.
   if (r.failure && lone) look_at_refusal(r.hot, r.tokens);
   if (r.of->tokens.length() != r.of->stamps.size())
     violate("a request for room that failed has changed its sequence");
@@ -248,14 +248,14 @@ inline void simulator::end_reservation(simulated_sequence& s, std::uint32_t keep
   if (s.tokens.length() != s.stamps.size()) violate("a sequence has not the tokens that were committed");
 }
 
-// Blocks that it cuts are brought for that, and may be lost.
+// The blocks that it cuts are fetched for that, and may be lost.
 inline void simulator::truncate(simulated_sequence& s, std::uint64_t tokens) {
   std::vector<block_id> cut;
   const page_table& pages = s.tokens.pages();
   for (std::size_t row = 0; row < pages.rows.size(); ++row)
     if (const std::uint64_t at = tokens / pages.group(row).tokens; at < pages.rows[row].size())
       cut.push_back(pages.rows[row][at]);
-  // It waits for them in here, and the engine is all that could end that.
+  // truncate() would wait for them in here, and only the engine could end that.
   if (std::any_of(rebuilds_.begin(), rebuilds_.end(), [&](const simulated_rebuild& r) {
         return std::find(cut.begin(), cut.end(), r.id) != cut.end();
       }))
@@ -272,7 +272,7 @@ inline void simulator::truncate(simulated_sequence& s, std::uint64_t tokens) {
     violate("a cut failed and no fault has struck: " + done.error().message());
 }
 
-// A cut of any sequence; one that is suspended goes on after it.
+// Cuts any sequence; a suspended one goes on after it.
 inline void simulator::resume(const simulated_operation& o) {
   simulated_sequence* const s = pick_idle(o.a);
   if (s == nullptr || in_batch(*s) || cuts_.size() >= most_cuts) return;
@@ -445,7 +445,7 @@ inline void simulator::sleep(const simulated_operation& o) {
                                                    std::chrono::minutes(2)};
   const auto nap = naps[o.a % std::size(naps)];
   clock_.advance(nap);
-  // An engine that does not come by for so long finds transfers late that were not.
+  // An engine that stays away that long finds transfers late that were not.
   if (nap > ladder_.setup.tuning.transfers.deadline) late_until_ = std::max(late_until_, ctx_.now());
   ctx_.poll();
 }

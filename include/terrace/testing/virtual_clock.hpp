@@ -8,22 +8,22 @@
 
 namespace terrace {
 
-/// Time that passes only when a test says so, or when everybody sleeps: then it jumps to what is due next, so that
-/// no test waits for a deadline. It must outlive the contexts that are told of it:
+/// Time that passes only when a test says so, or when everybody sleeps: then it jumps to what is due next, so that no
+/// test waits for a deadline. It must outlive the contexts that use it:
 ///
 ///     virtual_clock clock;
 ///     context ctx{{.codec_threads = 0, .time = &clock}};
 ///
-/// Everything that completes must be due at some time (event_source::due) or be posted by the owner: completions of
-/// other threads and of descriptors are not waited for. So the context has no codec threads, and media are of memory.
+/// Everything that completes must be due at some time (event_source::due) or be posted by the owner: completions from
+/// other threads and descriptors are not waited for. So give the context no codec threads, and use media in memory.
 ///
-/// Where nothing is due and yet somebody waits, or where the program sleeps again and again without an end, it prints
-/// a sentence and aborts: the test hangs, and no time would end that.
+/// If somebody waits although nothing is due, or the program sleeps again and again without end, it prints a sentence
+/// and aborts: the test hangs, and no passing of time would end that.
 class virtual_clock final : public time_source {
  public:
   using duration = std::chrono::steady_clock::duration;
 
-  /// `patience`: how often the program may sleep until the test next calls `rouse` or `advance`.
+  /// `patience`: how often the program may sleep before the test next calls `rouse` or `advance`.
   explicit virtual_clock(std::uint64_t patience = 1'000'000) noexcept : patience_(patience) {}
   virtual_clock(const virtual_clock&) = delete;
 
@@ -33,7 +33,7 @@ class virtual_clock final : public time_source {
     now_ += by;
     rouse();
   }
-  /// The test goes on by itself: it may sleep `patience` times again.
+  /// The test itself makes progress: the program may sleep `patience` times again.
   void rouse() noexcept { sleeps_ = 0; }
   /// Sleeps since the test was last roused.
   std::uint64_t sleeps() const noexcept { return sleeps_; }
@@ -50,7 +50,7 @@ class virtual_clock final : public time_source {
     std::abort();
   }
 
-  time_point now_{std::chrono::hours(1)};  // not the epoch: a time that was never set has passed
+  time_point now_{std::chrono::hours(1)};  // not the epoch, so that a time that was never set has passed
   std::uint64_t sleeps_ = 0, patience_;
 };
 

@@ -22,14 +22,13 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// Carries blocks between tiers. One operation state serves every pair of tiers (read > work > write), flat
-/// over the tiers: nested sender adaptors across tiers cost seconds of compile time and nothing else. Memory
-/// is made at start: as many carriers as the planner has jobs, and the staging buffers, which bound what is
-/// in flight.
+/// Carries blocks between tiers. One flat operation state serves every pair of tiers (read > work > write): sender
+/// adaptors nested across tiers would cost seconds of compile time, and nothing else. Memory is allocated at start:
+/// one carrier for each of the planner's jobs, and the staging buffers, which bound what is in flight.
 ///
 /// A job that has not ended by its deadline is reported to the planner as overdue, and its I/O is asked to stop.
-/// Deadlines are of time in which the owner polled (execution/watched_clock.hpp). Its carrier and staging buffers
-/// stay with it until it has really ended.
+/// Deadlines only count time in which the owner polled (execution/watched_clock.hpp). The job keeps its carrier and
+/// staging buffers until it has really ended.
 template <class... Tiers>
 class transfer_engine final : public transfer_port, private event_source {
   static constexpr std::size_t count = sizeof...(Tiers);
@@ -37,14 +36,14 @@ class transfer_engine final : public transfer_port, private event_source {
   using tier_at = std::tuple_element_t<I, std::tuple<Tiers...>>;
 
  public:
-  /// The medium of each tier, as an address: a pointer to its own type. nullptr where a tier was left out.
+  /// The medium of each tier, as a type-erased pointer; nullptr if the tier was left out.
   using media = std::array<void*, count>;
   static constexpr std::array<route_end, count> ends{route_end::of<Tiers>()...};
 
-  /// What the routes between the tiers that are there need of staging.
+  /// How much staging the routes between the open tiers need.
   struct staging_needs {
-    std::size_t buffers = 0;  ///< that some route takes at once; 0 where none needs any
-    bool raw_blocks = false;  ///< some route has a block in staging as it is
+    std::size_t buffers = 0;  ///< the most that a route takes at once; 0 if none needs any
+    bool raw_blocks = false;  ///< some route stages a raw block
   };
   static staging_needs needs(const std::array<bool, count>& open) noexcept {
     staging_needs all;
@@ -52,7 +51,7 @@ class transfer_engine final : public transfer_port, private event_source {
       for (std::size_t to = 0; to < count; ++to) {
         if (!open[from] || !open[to]) continue;
         all.buffers = std::max(all.buffers, routes_[from][to].staging_buffers());
-        // A first tier that the host cannot address is staged as well: its blocks are raw.
+        // If the host cannot address the first tier, its blocks are staged too: they are raw.
         const route& r = routes_[from][to];
         all.raw_blocks =
             all.raw_blocks || r.scratch || (from == 0 && r.stage_source) || (to == 0 && r.stage_target);
@@ -145,7 +144,7 @@ class transfer_engine final : public transfer_port, private event_source {
     std::byte* staged_target = nullptr;
     std::byte* scratch = nullptr;
     trace_log* trace = nullptr;
-    std::int64_t io_began = 0;  // where it is traced
+    std::int64_t io_began = 0;  // if it is traced
     result<std::size_t> worked = std::size_t{0};
     pool_work work{this};
     back_home home{this};
@@ -155,7 +154,7 @@ class transfer_engine final : public transfer_port, private event_source {
     carrier* earlier = nullptr;  // among those that are on time
     carrier* later = nullptr;
     bool giving_up = false;
-    std::optional<result<void>> ended;  // how, while it was giving up
+    std::optional<result<void>> ended;  // the outcome, if it ended while giving up
 
     void begin() noexcept {
       job->begun = true;
@@ -178,13 +177,13 @@ class transfer_engine final : public transfer_port, private event_source {
     }
     void work_or_write() noexcept {
       if (how->what == route::work::none && !how->verify && !how->sum) return place(job->source.bytes);
-      // A check takes less than waking a thread and being woken by it, so where nothing else is under way that could
-      // go on meanwhile, the owner does it.
+      // A check takes less time than waking a thread and being woken by it. So the owner does it, unless other
+      // transfers are under way that could proceed meanwhile.
       if (how->what == route::work::none && engine->under_way_ == 1)
         transcode_now();
       else
         engine->context_.pool().submit(work);
-      // Last: who is told may poll, and then the work may be done, and this operation gone.
+      // This comes last: the listener may poll, and then the work may be done and this operation gone.
       if (how->read) engine->listener_->source_read(*job);
     }
     void transcode_now() noexcept {
@@ -196,7 +195,7 @@ class transfer_engine final : public transfer_port, private event_source {
       }
       engine->context_.post(home);
     }
-    // Checksums are of the encoded bytes as they lie in the medium. What was read is checked before a codec sees it.
+    // Checksums cover the encoded bytes as stored in the medium. What was read is checked before a codec sees it.
     result<std::size_t> check_and_transcode() noexcept {
       const const_bytes from{how->read && !how->stage_source ? target() : source(), job->source.bytes};
       if (how->verify && crc32c(from) != job->source_checksum)
@@ -214,15 +213,14 @@ class transfer_engine final : public transfer_port, private event_source {
       if (!worked) return finish(propagate(worked.error()));
       place(*worked);
     }
-    // The encoded bytes lie where the work left them; they go to the target, unless it is there that they
-    // lie.
+    // Moves the encoded bytes from where the work left them to the target, unless they are there already.
     void place(std::size_t bytes) noexcept {
       if (job->to != 0 && bytes < job->target.bytes && !engine->listener_->shrink_target(*job, bytes)) {
         job->write_failed = true;
         return finish(fail(errc::out_of_capacity, "a tier was made smaller than what was on its way to it"));
       }
       if (!how->write) {
-        // There is an address wherever nothing is written, but a compiler does not see that.
+        // If nothing is written, the target has an address, but the compiler cannot see that.
         if (std::byte* const to = engine->address(job->to, job->target); how->stage_target && to != nullptr)
           std::memcpy(to, staged_target, bytes);
         return finish({});
@@ -231,8 +229,8 @@ class transfer_engine final : public transfer_port, private event_source {
       engine->with_tier(job->to, [this]<std::size_t I>() { this->template write<I>(); });
     }
 
-    // The deadline has passed. Should the job end while it is asked to stop, or while the planner is told, its end
-    // waits until both have returned: they refer to it.
+    // The deadline has passed. If the job ends while it is asked to stop or while the planner is told, its end is put
+    // off until both calls have returned, because they refer to it.
     void give_up() noexcept {
       engine->on_time_.erase(*this);
       job->overdue = true;
@@ -245,8 +243,8 @@ class transfer_engine final : public transfer_port, private event_source {
       if (ended) finish(*std::exchange(ended, std::nullopt));
     }
 
-    // Where the encoded source lies, where the encoded target goes. A direct read lands in the target's slot,
-    // a direct write leaves from the source.
+    // Where the encoded source is, and where the encoded target goes. A direct read lands in the target's slot; a
+    // direct write leaves from the source.
     std::byte* source() noexcept {
       return how->stage_source ? staged_source : engine->address(job->from, job->source);
     }
@@ -324,7 +322,7 @@ class transfer_engine final : public transfer_port, private event_source {
     alignas(operation_align) std::byte storage[operation_bytes];
   };
 
-  // Jobs have one deadline, so they pass it in the order in which they were started.
+  // All jobs have the same time limit, so they pass their deadlines in the order in which they were started.
   struct queue_by_time {
     carrier* first = nullptr;
     carrier* last = nullptr;
@@ -339,7 +337,7 @@ class transfer_engine final : public transfer_port, private event_source {
     }
   };
 
-  // As an event source: nothing to wait for but deadlines.
+  // As an event source, it waits only for deadlines.
   std::size_t poll() noexcept override {
     if (on_time_.first == nullptr) return 0;
     const auto now = watched_.look(context_.now());
@@ -360,7 +358,7 @@ class transfer_engine final : public transfer_port, private event_source {
       c.begin();
     }
   }
-  // O(jobs in line). False where it is not in line any more.
+  // O(jobs in line). False if it is no longer in line.
   bool leave_line(carrier& c) noexcept {
     carrier* before = nullptr;
     for (carrier* at = waiting_; at != nullptr; before = at, at = at->next) {
@@ -399,8 +397,8 @@ class transfer_engine final : public transfer_port, private event_source {
   queue_by_time on_time_;
   std::unique_ptr<carrier[]> carriers_;
   carrier* free_ = nullptr;
-  std::size_t under_way_ = 0;   // jobs that were started and have not ended
-  carrier* waiting_ = nullptr;  // jobs that wait for staging, in the order in which they were started
+  std::size_t under_way_ = 0;   // jobs started and not ended
+  carrier* waiting_ = nullptr;  // jobs that wait for staging, in order of start
   carrier* last_waiting_ = nullptr;
 };
 

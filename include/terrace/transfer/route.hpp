@@ -11,7 +11,7 @@
 
 namespace terrace {
 
-/// How a block gets from one tier to another: a constant for each pair of tiers.
+/// How a block gets from one tier to another: one constant per pair of tiers.
 ///
 ///     read     from a medium that has no addresses, into staging or straight into the target's slot
 ///     work     on the pool: copy, encode, decode, or decode and encode again; and checksums
@@ -35,7 +35,7 @@ struct route {
 /// A tier as routes see it.
 struct route_end {
   bool addressable;  ///< by the host
-  bool checked;      ///< its copies carry a checksum: memory does not, as it fails in ways of its own
+  bool checked;      ///< its copies carry a checksum: not in memory, which fails in ways of its own
   std::size_t alignment;
   any_codec codec;
 
@@ -55,7 +55,7 @@ constexpr route route_between(const route_end& from, const route_end& to) noexce
   r.verify = from.checked;
   r.sum = to.checked;
   if (from.codec.format_id == to.codec.format_id) {  // the encoded bytes travel as they are
-    // Straight between a medium and the other side's extent, where that begins and ends as the medium needs it.
+    // Directly between a medium and the other side's extent, if that begins and ends as the medium requires.
     const bool lands = to.addressable && to.alignment % from.alignment == 0;
     const bool leaves = from.addressable && from.alignment % to.alignment == 0;
     r.stage_source = r.read && !lands;
@@ -68,8 +68,8 @@ constexpr route route_between(const route_end& from, const route_end& to) noexce
            : to.codec.format_id == identity::format_id ? route::work::decode
                                                        : route::work::recode;
   r.stage_source = !from.addressable;
-  // What is written must lie somewhere until it is; and a codec whose size varies is encoded before its room
-  // is cut.
+  // Data to be written needs a buffer until the write; and if the codec's output size varies, the block is encoded
+  // before its extent is cut to size.
   r.stage_target = !to.addressable || !to.codec.fixed_rate;
   r.scratch = r.what == route::work::recode;
   return r;
@@ -80,7 +80,7 @@ consteval route route_between() noexcept {
   return route_between(route_end::of<From>(), route_end::of<To>());
 }
 
-/// The routes of a ladder, [from][to]: down to any farther tier, up to tier 0 only. Others are empty.
+/// The routes of a ladder, [from][to]: down to any farther tier, up to tier 0 only. The other entries are empty.
 template <std::size_t N>
 constexpr std::array<std::array<route, N>, N> routes_between(const std::array<route_end, N>& tiers) noexcept {
   std::array<std::array<route, N>, N> all{};

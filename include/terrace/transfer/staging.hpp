@@ -10,13 +10,12 @@
 namespace terrace {
 inline namespace TERRACE_EX {
 
-/// A fixed number of equal buffers, made at start: where encoded blocks lie between a medium and a codec, and
-/// where back-pressure comes from. A transfer takes all the buffers that it needs at once, or waits its turn,
-/// so that two half-served transfers never wait for each other.
+/// A fixed number of equal buffers, allocated at start. They hold encoded blocks between a medium and a codec, and
+/// are the source of back-pressure. A transfer takes all the buffers that it needs at once, or waits its turn, so
+/// that two half-served transfers never wait for each other.
 class staging {
  public:
-  /// `count` buffers of `bytes` each, aligned for direct I/O. 0 buffers are allowed: then nothing may need
-  /// one.
+  /// `count` buffers of `bytes` each, aligned for direct I/O. 0 buffers are allowed, if no transfer needs one.
   static result<staging> make(context& ctx, std::size_t count, std::size_t bytes) {
     staging s;
     if (count == 0) return s;
@@ -35,7 +34,7 @@ class staging {
   std::size_t available() const noexcept { return free_.size(); }
   std::size_t bytes_in_use() const noexcept { return (count_ - free_.size()) * bytes_; }
   std::size_t bytes() const noexcept { return count_ * bytes_; }
-  /// All buffers, those that are taken included.
+  /// All buffers, including those in use.
   mutable_bytes memory() const noexcept { return {begin_, bytes()}; }
 
   /// Precondition: available() > 0.

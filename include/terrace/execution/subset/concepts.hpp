@@ -7,7 +7,7 @@
 
 namespace terrace::subset {
 
-/// A class says what it is by a member: `using sender_concept = sender_t;`, and likewise for the others.
+/// A class declares what it is with a member: `using sender_concept = sender_t;`, and likewise for the others.
 struct sender_tag {};
 struct receiver_tag {};
 struct operation_state_tag {};

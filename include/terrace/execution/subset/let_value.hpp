@@ -157,10 +157,9 @@ struct let_algorithm {
 
 }  // namespace detail
 
-/// let_value(sender, f): f gets the values as lvalues, which live until the sender that it returns has
-/// completed, and that sender decides how the whole completes. let_error(sender, f) does the same with an
-/// error. The other completions pass. An exception of f becomes set_error(std::exception_ptr); a noexcept f
-/// adds no error.
+/// let_value(sender, f): f gets the values as lvalues, which live until the sender that it returns has completed;
+/// that sender decides how the whole completes. let_error(sender, f) does the same with an error. The other
+/// completions pass through. An exception from f becomes set_error(std::exception_ptr); a noexcept f adds no error.
 inline constexpr detail::let_algorithm<set_value_t> let_value{};
 inline constexpr detail::let_algorithm<set_error_t> let_error{};
 

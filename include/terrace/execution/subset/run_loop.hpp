@@ -8,7 +8,7 @@
 
 namespace terrace::subset {
 
-/// A queue of work that a thread runs by run(), until finish() was called and nothing is left.
+/// A work queue that a thread drains in run(), until finish() was called and nothing is left.
 class run_loop {
  public:
   class scheduler;
@@ -55,7 +55,7 @@ class run_loop {
   bool finishing_ = false;
 };
 
-/// Refers to a run_loop, which must live longer.
+/// Refers to a run_loop, which must outlive it.
 class run_loop::scheduler {
  public:
   using scheduler_concept = scheduler_t;

@@ -14,7 +14,7 @@ namespace terrace::subset {
 template <class... Signatures>
 struct completion_signatures {};
 
-/// The completion signatures of sender S in environment E. A sender says them by a static member template
+/// The completion signatures of sender S in environment E. A sender declares them in a static member template
 /// `template <class Self, class... E> static consteval auto get_completion_signatures()`.
 template <class S, class... E>
 consteval auto get_completion_signatures() {

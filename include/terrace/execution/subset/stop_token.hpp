@@ -24,7 +24,7 @@ class never_stop_token {
   friend constexpr bool operator==(never_stop_token, never_stop_token) noexcept = default;
 };
 
-/// A token that an operation asks whether it should stop. It may be copied and asked on any thread.
+/// A token through which an operation learns whether it should stop. It may be copied and asked on any thread.
 template <class T>
 concept stoppable_token = std::copyable<T> && std::equality_comparable<T> && requires(const T& token) {
   { token.stop_requested() }
@@ -47,8 +47,7 @@ class inplace_stop_source;
 template <class F>
 class inplace_stop_callback;
 
-/// Refers to an inplace_stop_source, which must live longer; default-constructed it refers to none and never
-/// stops.
+/// Refers to an inplace_stop_source, which must outlive it; default-constructed it refers to none and never stops.
 class inplace_stop_token {
  public:
   template <class F>

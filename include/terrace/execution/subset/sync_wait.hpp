@@ -55,10 +55,9 @@ struct sync_wait_receiver {
 
 }  // namespace detail
 
-/// Starts `source`, runs a run_loop until it completes, and returns std::optional<std::tuple<values...>>,
-/// empty where it was stopped. An exception of one of the sender's callables is thrown again. For senders
-/// that complete without the caller's help; those that live on a context are waited for by
-/// context::sync_wait, which drives it.
+/// Starts `source`, runs a run_loop until it completes, and returns std::optional<std::tuple<values...>>, empty if it
+/// was stopped. An exception from one of the sender's callables is rethrown. For senders that complete without the
+/// caller's help; for those that live on a context use context::sync_wait, which drives it.
 template <sender_in<detail::sync_wait_env> S>
 auto sync_wait(S&& source) {
   using values_type = typename value_types_of_t<S, detail::sync_wait_env, detail::decayed_tuple,

@@ -116,8 +116,8 @@ struct then_algorithm {
 }  // namespace detail
 
 /// then(sender, f): completes with f(values...). upon_error(sender, f): an error becomes the value f(error).
-/// upon_stopped(sender, f): being stopped becomes the value f(). The other completions pass. An exception of
-/// f becomes set_error(std::exception_ptr); a noexcept f adds no error.
+/// upon_stopped(sender, f): being stopped becomes the value f(). The other completions pass through. An exception
+/// from f becomes set_error(std::exception_ptr); a noexcept f adds no error.
 inline constexpr detail::then_algorithm<set_value_t> then{};
 inline constexpr detail::then_algorithm<set_error_t> upon_error{};
 inline constexpr detail::then_algorithm<set_stopped_t> upon_stopped{};

@@ -217,9 +217,9 @@ struct when_all_sender {
 
 }  // namespace detail
 
-/// when_all(senders...): runs them concurrently and completes with all their values in order, once all have
-/// ended. The first error, or the first that was stopped, asks the others to stop and is what the whole
-/// completes with.
+/// when_all(senders...): runs them concurrently and completes with all their values in order, once all have ended.
+/// The first that fails or is stopped asks the others to stop. The whole completes with the first error, or as
+/// stopped if there was none.
 template <sender... S>
 constexpr auto when_all(S&&... sources) {
   return detail::when_all_sender<std::decay_t<S>...>{{static_cast<S&&>(sources)...}};
