@@ -54,7 +54,7 @@ class stream_run {
   /// Takes the members that attend, which `who.members(vector of walk_member)` adds, each with at least one new
   /// token; and their queries, [token][q_head][dim], one member after the other. Errors: invalid_argument for a layer
   /// that does not exist, queries of the wrong size, and a selection that is not ascending, goes beyond the sealed
-  /// blocks or is for several members.
+  /// blocks or is for several members; out_of_memory.
   template <class Who, element_type Q>
   result<void> load(const Who& who, std::span<const Q> queries) {
     work_ = cache_.workspaces().take();

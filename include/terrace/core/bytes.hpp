@@ -38,7 +38,7 @@ constexpr std::optional<std::size_t> checked_product(std::size_t a, std::size_t 
   return a * b;
 }
 
-/// Reads "4096", "64KiB", "1.5GiB" (also K/M/G and KB/MB/GB, all meaning powers of two). Returns nothing for any
+/// Reads "4096", "64KiB", "1.5GiB" (also K/M/G/T and KB/MB/GB/TB, all meaning powers of two). Returns nothing for any
 /// other text, for a negative number, and for a size that does not fit.
 constexpr std::optional<std::size_t> parse_size(std::string_view text) noexcept {
   double value = 0, scale = 1;

@@ -52,7 +52,7 @@ class calibration_scratch {
       if (event != nullptr) static_cast<void>(cudaEventDestroy(event));
   }
 
-  /// Each piece goes to a different position than it came from: the pieces are scattered on both sides.
+  /// The pieces' order on the device is the reverse of that on the host: they are scattered on both sides.
   std::span<const copy_piece> pieces(std::size_t bytes, std::size_t count) {
     pieces_.clear();
     for (std::size_t i = 0; i < count; ++i)

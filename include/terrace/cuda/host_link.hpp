@@ -45,8 +45,8 @@ class device_work {
 ///
 /// Copies started between two polls go together. Ordering rules out the corruption that such caches are known for: a
 /// copy begins only after everything that the engine's streams (`follow`) had been given when the copy was submitted.
-/// So it reads what the engine's kernels wrote, and overwrites nothing that they still read. The host never waits for
-/// a device here, and nothing is ever synchronised device-wide.
+/// So it reads what the engine's kernels wrote, and overwrites nothing that they still read. The host waits for a
+/// device only after a call has failed and at the link's end, and nothing is ever synchronised device-wide.
 ///
 /// Ends are found by polling events, never by host callbacks: these run on a driver thread, carry no status, and do
 /// not come at all after a sticky error. Owner thread only.

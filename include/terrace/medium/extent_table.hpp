@@ -31,9 +31,10 @@ class extent_table {
   extent_table(const extent_table&) = delete;
 
   /// Takes over `file`, locks it, and reads its contents. A file whose first sector is zeros becomes a new store with
-  /// `shape` as its superblock; `bytes` is the length that the file must have. Errors, and then the file is as it
-  /// was: unavailable if another cache has it, or for another version; corrupt if it is not a store or is too
-  /// short; invalid_argument if it holds something other than `shape` says; io_error. O(what was ever written of the
+  /// `shape` as its superblock; `bytes` is the length that the file must have. Errors, after which the file is as
+  /// it was: unavailable if a cache has it already, in this process or another, or for another version; corrupt if it
+  /// is not a store or is too short; invalid_argument if it holds something other than `shape` says. After an
+  /// io_error a new store may be half made. O(what was ever written of the
   /// table), where the file system can tell; else O(table).
   result<void> open(descriptor file, const superblock& shape, std::uint64_t bytes);
 

@@ -1,7 +1,9 @@
 #pragma once
+#include <poll.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstring>
 #include <string>
@@ -37,16 +39,26 @@ isolated_outcome run_isolated(F f, unsigned seconds) {
   }
   ::close(out[1]);
   ::close(err[1]);
-  const auto read_all = [](int from) {
-    std::string text;
-    char piece[4096];
-    for (::ssize_t n; (n = ::read(from, piece, sizeof piece)) > 0;)
-      text.append(piece, static_cast<std::size_t>(n));
-    ::close(from);
-    return text;
-  };
-  // What is said fits a pipe, or is read here while it is written; a child that ends closes both.
-  std::string result = read_all(out[0]), errors = read_all(err[0]);
+  // Both at a time: a child that has filled one pipe goes on when that is read. One that ends closes both.
+  std::string result, errors;
+  ::pollfd pipes[]{{.fd = out[0], .events = POLLIN}, {.fd = err[0], .events = POLLIN}};
+  while (pipes[0].fd >= 0 || pipes[1].fd >= 0) {
+    if (::poll(pipes, 2, -1) < 0) {
+      if (errno == EINTR) continue;
+      break;
+    }
+    for (::pollfd& p : pipes) {
+      if (p.fd < 0 || p.revents == 0) continue;
+      char piece[4096];
+      const auto n = ::read(p.fd, piece, sizeof piece);
+      if (n > 0)
+        (&p == pipes ? result : errors).append(piece, static_cast<std::size_t>(n));
+      else if (n == 0 || errno != EINTR)
+        p.fd = -1;  // poll ignores it
+    }
+  }
+  ::close(out[0]);
+  ::close(err[0]);
   int status = 0;
   if (child < 0 || ::waitpid(child, &status, 0) != child) return {false, "no process"};
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return {true, std::move(result)};
