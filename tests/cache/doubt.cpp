@@ -237,7 +237,7 @@ TEST_CASE(
     REQUIRE(cache->name(ids[readable], {.low = 2 + readable, .high = 7}));
     const auto flushed = ctx.sync_wait(cache->flush());
     REQUIRE_FALSE(flushed);
-    CHECK(flushed.error().code == errc::io);
+    CHECK(flushed.error().code == errc::io_error);
     CHECK(cache->control().copy(ids[readable].index, 2).durable);
     CHECK_FALSE(cache->control().copy(ids[0].index, 2).present());
   }

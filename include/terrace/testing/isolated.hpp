@@ -41,7 +41,7 @@ isolated_outcome run_isolated(F f, unsigned seconds) {
   ::close(err[1]);
   // Both at a time: a child that has filled one pipe goes on when that is read. One that ends closes both.
   std::string result, errors;
-  ::pollfd pipes[]{{.fd = out[0], .events = POLLIN}, {.fd = err[0], .events = POLLIN}};
+  ::pollfd pipes[]{{out[0], POLLIN, 0}, {err[0], POLLIN, 0}};
   while (pipes[0].fd >= 0 || pipes[1].fd >= 0) {
     if (::poll(pipes, 2, -1) < 0) {
       if (errno == EINTR) continue;
