@@ -1,5 +1,5 @@
-// Host attention beside what bounds it on this machine: a plain read of the same bytes for decode, and the
-// peak of FMA for prefill, both measured in the same rounds. One thread, but for the row of two.
+// Host attention compared with its bound on this machine: a plain read of the same bytes for decode, and peak FMA
+// throughput for prefill, both measured in the same rounds. One thread, except in the row of two.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -101,7 +101,7 @@ TERRACE_TARGET_AVX2 void fma_avx2() {
 }
 #endif
 
-// GFLOP/s of FMA alone with the instruction set in use; 0 where it is not known.
+// GFLOP/s of FMA alone with the instruction set in use; 0 if it is not known.
 double fma_peak() {
 #if TERRACE_X86
   const double flops = fma_rounds * 12.0 * 32;
@@ -119,8 +119,8 @@ struct job {
   element type = element::fp16;
 };
 
-// A context of blocks that lie at `data`, or of the same blocks encoded. The bits of the numbers of fp16 that they
-// are made of are numbers of bf16 as well.
+// A context of blocks at `data`, or of the same blocks encoded. The bits of their fp16 numbers are valid bf16 numbers
+// as well.
 class attention {
  public:
   attention(const job& j, const std::byte* data, std::size_t bytes,
@@ -166,7 +166,7 @@ class attention {
     if (!state_.reset(tile_.rows(), group_.v_dim())) std::exit(1);
     return seconds([&] { attend_heads(0, heads); });
   }
-  // Half of the heads each.
+  // Each thread takes half of the heads.
   double run_in_two_threads(std::uint32_t heads) {
     if (!state_.reset(tile_.rows(), group_.v_dim())) std::exit(1);
     return seconds([&] {
@@ -183,7 +183,7 @@ class attention {
   }
 
  private:
-  // As a stream does it: a head goes through all blocks.
+  // In the order of a stream: one head goes through all blocks.
   void attend_heads(std::uint32_t first, std::uint32_t end) {
     for (std::uint32_t h = first; h < end; ++h)
       for (std::size_t b = 0; b < blocks_; ++b) {
@@ -202,7 +202,7 @@ class attention {
   isa set_;
 };
 
-// Bound by memory: beside a read of the same bytes.
+// Bound by memory: compared with a read of the same bytes.
 void decode(bench::report& out, const job& j, const std::byte* data, std::size_t bytes,
             std::optional<double> goal = {}, isa set = best_isa()) {
   attention raw(j, data, bytes, attention_arithmetic::floating, set);
@@ -212,7 +212,7 @@ void decode(bench::report& out, const job& j, const std::byte* data, std::size_t
       [&] { return gigabytes / raw.run(j.kv_heads); }, [&] { return gigabytes / raw.read(); });
 }
 
-// Whether two threads that want nothing but a core run at the same time.
+// Whether two threads that need nothing but a core run at the same time.
 bool two_cores_are_free() {
   const auto spin = [] {
     std::uint64_t x = 3;
@@ -228,7 +228,7 @@ bool two_cores_are_free() {
   return two < 1.3 * one;
 }
 
-// Two threads beside one, each with half of the heads.
+// Two threads, each with half of the heads, compared with one.
 void two_threads(bench::report& out, const job& j, const std::byte* data, std::size_t bytes) {
   if (!out.wanted(j.name)) return;
   if (!two_cores_are_free())
@@ -241,14 +241,15 @@ void two_threads(bench::report& out, const job& j, const std::byte* data, std::s
       [&] { return gigabytes / raw.run(j.kv_heads); });
 }
 
-// Bound by arithmetic: beside the peak of FMA.
+// Bound by arithmetic: compared with the peak of FMA.
 void many_rows(bench::report& out, const job& j, const std::byte* data, std::size_t bytes) {
   attention raw(j, data, bytes);
   out.compare(
       {j.name, "GFLOP/s", "FMA peak"}, [&] { return raw.flops(1) / raw.run(1) / 1e9; }, fma_peak);
 }
 
-// Encoded blocks read in place, beside the same tokens as fp16. No limit: fewer bytes may well be faster.
+// Encoded blocks read in place, compared with the same tokens as fp16. That is no limit: fewer bytes may well be
+// faster.
 template <codec C>
 void in_place(bench::report& out, const job& j, const std::byte* data, std::size_t bytes,
               attention_arithmetic arithmetic = attention_arithmetic::floating,
@@ -273,7 +274,7 @@ void each_in_place(bench::report& out, const job& j, const std::byte* data, std:
   in_place<q4_0>(out, j, data, bytes, attention_arithmetic::integer, 2.2);
 }
 
-// What processors without AVX-512 do, or without AVX2.
+// What processors without AVX-512, or without AVX2, do.
 void other_sets(bench::report& out, const std::byte* data, std::size_t bytes) {
   for (const isa set : {isa::avx2, isa::portable}) {
     if (set >= best_isa()) continue;

@@ -1,5 +1,5 @@
-// What it costs to find out where a block is that tier 0 has: from its id, which may be of a block that has gone, to
-// its place. Beside a plain array of such places, read in the same random order.
+// The cost of finding a block in tier 0: from its id, which may be that of a block that is gone, to its place.
+// Compared with a plain array of such places, read in the same random order.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -15,17 +15,17 @@ namespace {
 
 using namespace terrace;
 
-constexpr std::size_t lookups = 2'000'000;  // of one sample
+constexpr std::size_t lookups = 2'000'000;  // per sample
 
-// Ids in random order, as many as there are blocks, so that the caches hold no more of many blocks than they would by
-// chance; or enough of a few.
+// Ids in random order: at least as many as there are blocks, so that of many blocks the caches hold no more than they
+// would by chance; and at least 100,000.
 class walk {
  public:
   walk(const residency& blocks, std::uint32_t count) : order_(std::max<std::size_t>(count, 100'000)) {
     std::mt19937 random(1);
     for (block_id& id : order_) id = blocks.id_of(static_cast<std::uint32_t>(random() % count));
   }
-  // What the next of them sum up to, of one sample: so they are read.
+  // The sum over the next sample of them, so that they are read.
   template <class PlaceOf>
   std::uint64_t sum(PlaceOf place_of) {
     std::uint64_t all = 0;

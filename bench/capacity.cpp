@@ -1,7 +1,6 @@
-// The bytes that a token of qwen2.5-14b takes in a tier, for each codec: blocks of its shape, encoded, and given room
-// by the allocator that the tiers have, with the granule of their media and the header that a kept extent has. The
-// limit is what the codec itself writes. The values are Gaussian; what codecs make of a model's KV, bench/kv_loss
-// says.
+// The bytes that a token of qwen2.5-14b takes in a tier, for each codec: blocks of its shape, encoded, and placed by
+// the tiers' own allocator with the granule of their media, without and with the header of a kept extent. The limit
+// is what the codec itself writes. The values are Gaussian; bench/kv_loss says what codecs make of a model's KV.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -68,7 +67,7 @@ int main(int argc, char** argv) {
   bench::report out("capacity", argc, argv);
   const layer_group group{.layers = layers, .k = {8, 128}, .v = {8, 128}};
   const std::vector<std::byte> raw = gaussian(blocks * group.block_bytes());
-  constexpr std::size_t record = residency::bytes_per_block(3);  // of a ladder of three tiers
+  constexpr std::size_t record = residency::bytes_per_block(3);  // in a ladder of three tiers
   char text[160];
   std::snprintf(text, sizeof text, "blocks of %u tokens, %zu bytes; a record of each in RAM: %zu bytes",
                 group.tokens, group.block_bytes(), record);
@@ -81,7 +80,7 @@ int main(int argc, char** argv) {
   measure<chain<q4_0, zstd<>>>(out, group, raw, "q4_0, zstd");
   measure<ecsq<turned, 8, 7>>(out, group, raw, "ecsq 0.8, 0.7");
   measure<ecsq<turned>>(out, group, raw, "ecsq 1.2, 1.0");
-  // What the planner knows of a block lies in RAM, however far down the block is.
+  // The planner's record of a block is in RAM, however far down the block is.
   out.add({"record in RAM", "bytes a token", "KV as fp16", bench::better::smaller},
           static_cast<double>(record) * layers / group.tokens,
           static_cast<double>(group.token_bytes() * layers));

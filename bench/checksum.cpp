@@ -1,6 +1,6 @@
-// CRC32C beside memcpy and beside plain reading of the same blocks, in the same rounds: one thread, blocks of 128
-// KiB, more than caches hold, and one block that the nearest cache holds. And what it takes of a load from disk: 1
-// MiB through the nvme medium, checked and not.
+// CRC32C compared with memcpy and with plain reading of the same blocks, in the same rounds: one thread, blocks of
+// 128 KiB, either more than caches hold or one that the nearest cache holds. And its share of a load from disk: 1 MiB
+// through the nvme medium, checked and not.
 #include <array>
 #include <cstdint>
 #include <cstdlib>
@@ -46,7 +46,7 @@ void in_memory(bench::report& out) {
     });
   };
   const auto checks = [&] { return each_block([&](const_bytes from, std::size_t) { sum ^= crc32c(from); }); };
-  // The goal is at most 0.6 of the time of memcpy, so 1 / 0.6 of its speed.
+  // The goal is at most 0.6 of memcpy's time, hence 1 / 0.6 of its speed.
   out.compare({.name = "crc32c", .unit = "GB/s", .limit_name = "memcpy", .goal = 1.67}, checks, copies);
   out.compare({.name = "crc32c, against reading", .unit = "GB/s", .limit_name = "plain reading"}, checks,
               reads);
@@ -62,10 +62,10 @@ void in_memory(bench::report& out) {
       {.name = "crc32c by table", .unit = "GB/s", .limit_name = "memcpy"},
       [&] { return each_block([&](const_bytes from, std::size_t) { sum ^= crc32c_portable(from); }); },
       copies);
-  if (sum == 1 && copy[0] == std::byte{1}) std::exit(EXIT_FAILURE);  // both are looked at
+  if (sum == 1 && copy[0] == std::byte{1}) std::exit(EXIT_FAILURE);  // both results are used
 }
 
-// The thread that waits for the disk computes the checksums too: the worst case. A cache has its pool do it.
+// The thread that waits for the disk computes the checksums too: the worst case. A cache leaves them to its pool.
 void of_a_load(bench::report& out) {
   constexpr std::size_t bytes = 1_MiB, count = 256;
   context ctx;

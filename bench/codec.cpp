@@ -1,4 +1,4 @@
-// The codecs that quantise, beside memcpy of the raw bytes, in the same rounds. One thread, blocks of 128 KiB.
+// The codecs that quantise, compared with memcpy of the raw bytes in the same rounds. One thread, blocks of 128 KiB.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -17,7 +17,7 @@ namespace {
 
 using namespace terrace;
 
-// Gaussian values; as many blocks as no cache holds.
+// Gaussian values, in more blocks than any cache holds.
 constexpr std::size_t blocks = 512;
 
 template <element_type T>

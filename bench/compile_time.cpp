@@ -1,7 +1,7 @@
-// What Terrace costs to compile: a translation unit that opens a cache of four tiers, and one that attends over it as
-// well, as headers alone, with TERRACE_PREBUILT and with precompiled headers besides, beside one that only includes
-// terrace.hpp, with each compiler that was found when this was configured. Seconds are of the processor and not of the
-// clock, so that a busy machine does not change them much; memory is the compiler's peak.
+// What Terrace costs to compile: a translation unit that opens a cache of four tiers, and one that also attends over
+// it; with headers only, with TERRACE_PREBUILT, and with precompiled headers as well. Each is compared with one that
+// only includes terrace.hpp, for each compiler found at configuration. Seconds are CPU time, not wall-clock time, so
+// that a busy machine changes them little; memory is the compiler's peak.
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -59,8 +59,8 @@ struct cost {
   double seconds = 0, mebibytes = 0;
 };
 
-// A source in a folder of its own, compiled with one command; the folder goes at the end. Where headers are to be
-// precompiled, that is done here, by g++'s way.
+// A source in a folder of its own, compiled with one command; the destructor removes the folder. Headers to
+// precompile are precompiled here, the g++ way.
 class compilation {
  public:
   compilation(std::vector<std::string> command, const std::vector<std::string>& flags,
@@ -128,7 +128,7 @@ class compilation {
   std::string folder_, source_, object_, header_;
 };
 
-// Compiles the units in turn, and makes rows of those after the first, which is what they are beside.
+// Compiles the units in turn. Each after the first gets rows, compared with the first.
 struct unit {
   std::string name;
   std::string_view source;
@@ -168,7 +168,7 @@ void measure(bench::report& out, const std::string& compiler, const std::vector<
 
 int main(int argc, char** argv) {
   bench::report out("compile_time", argc, argv);
-  ::setenv("CCACHE_DISABLE", "1", 1);  // where the compiler is a link to it
+  ::setenv("CCACHE_DISABLE", "1", 1);  // in case the compiler is a link to it
   const std::vector<std::string> flags{"-std=c++20", "-O2", "-DNDEBUG", "-I" TERRACE_INCLUDE_FOLDER};
   const auto with = [&](const char* compiler, std::vector<std::string> more = {}) {
     more.insert(more.begin(), compiler);

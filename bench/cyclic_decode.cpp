@@ -1,10 +1,10 @@
-// What each policy hits in a decode over a context that is larger than tier 0. Every step streams the blocks of all
-// layers in order, so the accesses are a cyclic scan; all of it goes through a real cache over RAM and disk.
+// What each policy hits in a decode over a context larger than tier 0. Every step streams the blocks of all layers in
+// order, so the accesses are a cyclic scan; all of it goes through a real cache over RAM and disk.
 //
-// A hit is a demanded block that was in tier 0 since its last use. What a prefetch has brought is no hit: it is printed
-// beside the rows. The limit is Belady's optimum over the same accesses, insertion forced, with as many slots as tier 0
-// has for keeping blocks: those of the windows in flight (and of the prefetches, where there are some) only pass blocks
-// through, for him as for the policies.
+// A hit is a demanded block that has been in tier 0 since its last use. A block that a prefetch brought is not a hit;
+// those are printed beside the rows. The limit is Belady's optimum over the same accesses, with forced insertion, and
+// with as many slots as tier 0 has for keeping blocks: the slots of the windows in flight (and of prefetches, if any)
+// only pass blocks through, for Belady as for the policies.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -45,7 +45,7 @@ struct counts {
   std::exit(1);
 }
 
-// Tier 0 has `slots` slots beside those of the layers' open blocks.
+// Tier 0 has `slots` slots besides those of the layers' open blocks.
 counts decode(std::string_view policy, std::size_t slots, bool prefetch) {
   context ctx;
   const kv_layout layout{{{.layers = layers, .tokens = tokens, .k = {heads, dim}, .v = {heads, dim}}}};

@@ -1,5 +1,5 @@
-// The nvme medium beside a hand-written io_uring loop over the same file, buffers and offsets: what the medium and its
-// senders cost, in throughput and in CPU time per operation. Buffers lie in a ram medium, on huge pages.
+// The nvme medium compared with a hand-written io_uring loop over the same file, buffers and offsets: what the medium
+// and its senders cost, in throughput and in CPU time per operation. Buffers lie in a ram medium, on huge pages.
 #include "raw_disk.hpp"
 #include "report.hpp"
 #include "scratch_path.hpp"
@@ -43,7 +43,7 @@ sample measure(const disk_job& j, Run&& run) {
   return {1e-9 * count * static_cast<double>(j.bytes) / took, 1e6 * (bench::cpu_seconds() - before) / count};
 }
 
-// The figure: extents of the medium, in flight through its senders.
+// The figure: extents of the medium, transferred through its senders.
 void run_medium(context& ctx, nvme& medium, const disk_job& j, std::byte* buffers, std::uint64_t first) {
   std::size_t started = 0;
   const auto one = [&](std::size_t slot) noexcept {

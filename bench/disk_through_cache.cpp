@@ -1,10 +1,10 @@
-// The disk as an engine gets it: blocks that lie on nvme acquired through tiered_cache, and sealed blocks written
-// behind, beside a hand-written io_uring loop of the same transfers in the same rounds, through as much memory as the
-// cache has, and beside fio where that is installed.
+// The disk as an engine sees it: blocks on nvme acquired through tiered_cache, and sealed blocks written behind.
+// Compared with a hand-written io_uring loop of the same transfers in the same rounds, through as much memory as the
+// cache has, and with fio where that is installed.
 //
-// The cache checks each block that it reads and sums each that it writes. Its pool does that, and a note says what it
-// took; of a transfer that is alone, as at depth 1, the owner does it: there "CPU beyond the loop's" is less what a
-// checksum of such a block takes, measured beside it.
+// The cache verifies each block that it reads and checksums each that it writes. Its pool does that, and a note says
+// how long it took. A transfer that is alone, as at depth 1, is left to the owner: there "CPU beyond the loop's" has
+// the time of one such checksum, measured in the same rounds, subtracted.
 #include "raw_disk.hpp"
 #include "report.hpp"
 #include "scratch_path.hpp"
@@ -37,7 +37,7 @@ using kv_cache = tiered_cache<tier<ram>, tier<nvme>, lru>;
 
 constexpr std::size_t file_bytes = 512_MiB, bytes_a_sample = 128_MiB;
 constexpr std::chrono::hours patience{1};  // a bench that was stopped for a while goes on
-constexpr std::size_t hot_bytes = 48_MiB;  // less than a sample, which comes round: nothing is hit
+constexpr std::size_t hot_bytes = 48_MiB;  // less than a sample, so cyclic reads hit nothing
 
 [[noreturn]] void give_up(const std::string& why) {
   std::fprintf(stderr, "disk_through_cache: %s\n", why.c_str());
@@ -61,9 +61,9 @@ class cached_disk {
     if (job_.reading)
       read();
     else
-      last_ = written(bytes_a_sample);  // the sequence before it leaves, at the end of this
+      last_ = written(bytes_a_sample);  // then drops the previous sequence
   }
-  /// Blocks that were transferred so far.
+  /// Blocks transferred so far.
   std::uint64_t transfers() const {
     const tier_stats disk = cache_.stats().tiers[1];
     return job_.reading ? disk.loads : disk.stores;
@@ -78,7 +78,7 @@ class cached_disk {
     if (!cache) give_up(cache.error().message());
     return std::move(*cache);
   }
-  // As an engine does, but for what it would compute: blocks are written in place, sealed, and written behind.
+  // As an engine does, except for the computation: blocks are written in place, sealed, and written behind.
   sequence written(std::size_t bytes) {
     const auto tokens = static_cast<std::uint32_t>(job_.bytes / 4096);
     sequence text = cache_.make_sequence();
@@ -105,8 +105,8 @@ class cached_disk {
   std::optional<sequence> last_;
 };
 
-// GB/s of fio for the same job over all of the file, for a shorter one tells of its start; or nothing where there is
-// none.
+// GB/s of fio for the same job over all of the file, because a shorter job mostly measures its start; nothing if fio
+// is not there.
 std::optional<double> fio(const disk_job& j, const std::string& path) {
   const std::string command =
       "fio --name=terrace --filename=" + path +
@@ -125,7 +125,7 @@ std::optional<double> fio(const disk_job& j, const std::string& path) {
 }
 
 struct samples {
-  std::vector<double> rates, cpu;  // GB/s; us an operation of the thread that drives it
+  std::vector<double> rates, cpu;  // GB/s; us per operation of the thread that drives it
 };
 template <class Run>
 void sample(const disk_job& j, bool counts, samples& to, Run&& run) {
@@ -162,7 +162,7 @@ void compare(bench::report& out, raw_disk& raw, const std::string& raw_path, std
   for (int round = -1; round < out.rounds(); ++round) {
     const auto through_cache = [&] { sample(j, round >= 0, ours, [&] { cache.run(); }); };
     if (round == 0)
-      transfers = cache.transfers(), pool = pool_seconds();  // the first one hits what was just written
+      transfers = cache.transfers(), pool = pool_seconds();  // the first round hits what was just written
     if (round % 2 == 0) through_cache();
     sample(j, round >= 0, theirs, [&] { raw.run(j, buffers); });
     if (round % 2 != 0) through_cache();

@@ -1,6 +1,6 @@
 // How much of a tier's space blocks of random sizes can use, after a long life: extents come and go until the space
-// is full again and again. What counts is what was asked for: granules of 4 KiB, those of nvme, cost their share. The
-// limit is all of the space.
+// has been full many times. What counts is the bytes asked for; granules of 4 KiB, those of nvme, cost their share.
+// The limit is all of the space.
 #include <cstddef>
 #include <cstdint>
 #include <random>
@@ -21,8 +21,8 @@ struct sizes {
   std::size_t least, most;
 };
 
-// Sizes as an entropy coder makes them, or anything at all. Each time the space refuses an extent its use is noted,
-// and a share of the extents goes, at random.
+// Sizes as an entropy coder makes them, or arbitrary ones. Each time the space refuses an extent, its use is noted
+// and a random share of the extents is released.
 struct block {
   extent where;
   std::size_t bytes;

@@ -1,5 +1,5 @@
 #pragma once
-// Memory on huge pages, where the system gives them: what a bench reads as fast as it can be read.
+// Memory on huge pages, where the system gives them, for what a bench reads as fast as possible.
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
@@ -17,7 +17,7 @@ struct free_memory {
 };
 using memory = std::unique_ptr<std::byte[], free_memory>;
 
-/// `bytes` that nobody has written yet; the program ends where there are none.
+/// `bytes` bytes that nobody has written yet; ends the program if there are none.
 inline memory huge_memory(std::size_t bytes) {
   constexpr std::size_t page = std::size_t{2} << 20;
   memory out(static_cast<std::byte*>(std::aligned_alloc(page, terrace::align_up(bytes, page))));

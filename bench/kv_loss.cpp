@@ -1,6 +1,7 @@
-// What each codec makes of a real model's KV: how many times smaller, and at what loss in bits per byte over held-out
-// text. Every whole block goes through the codec once, when it is full; attention reads what came back. Windows of
-// --window tokens, of which the second half is scored, over each of the texts, or over the first --windows of each.
+// What each codec makes of a real model's KV: how many times smaller it gets, and the loss in bits per byte over
+// held-out text. Every whole block goes through the codec once, when it is full; attention reads what came back. Each
+// text is read in windows of --window tokens, all of them or the first --windows; the second half of each window is
+// scored.
 //
 //     build/bench/kv_loss [--windows N] [--window TOKENS] [--json FILE]
 #include <algorithm>

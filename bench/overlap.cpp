@@ -1,8 +1,8 @@
 // How much of a computation bound by memory can be hidden behind a disk, by a raw loop without a cache: what is left
-// of it is what a stream could gain. Three ways to share the work out, each beside the disk alone and the computation
-// alone:
-//  - threads of their own compute, and the one that reads the disk does nothing else;
-//  - the owner of the ring computes by itself, a piece between two looks at what has completed;
+// of it is what a stream could gain. Three ways to divide the work, each compared with the disk alone and the
+// computation alone:
+//  - separate threads compute, and the one that reads the disk does nothing else;
+//  - the owner of the ring computes by itself, one piece between two polls for completions;
 //  - it wakes a second thread for half of each piece.
 #include <fcntl.h>
 #include <unistd.h>
@@ -31,8 +31,8 @@ using namespace terrace;
 using bench::disk_job, bench::raw_disk;
 
 constexpr std::size_t file_bytes = 1_GiB, block = 512_KiB, depth = 32, blocks = file_bytes / block;
-// Blocks that are computed between two looks; and memory that is read for each block: what comes from disk once more,
-// and half as much, as where a tenth of a context is hot and a quarter in RAM.
+// Blocks that are computed between two polls; and the memory read for each block: what came from disk once more, plus
+// half as much, as when a tenth of a context is hot and a quarter in RAM.
 constexpr std::size_t piece = 8, pieces = blocks / piece, piece_bytes = piece * block * 3 / 2;
 
 volatile std::uint64_t sink = 0;
@@ -92,7 +92,7 @@ class experiment {
     return bench::seconds([&] { disk_.run(reads_, slots_); });
   }
 
-  // --- By threads of their own: half of each piece each.
+  // --- By separate threads, each with half of every piece.
 
   template <class Ready>
   void two_threads(Ready ready) {
@@ -162,8 +162,8 @@ class experiment {
                   .buffers = 2 * depth};
 };
 
-/// A row: the share of the computation that the disk's time hides, and how much longer than the disk alone the whole
-/// takes.
+/// A row: the share of the computation that hides behind the disk, and how much longer the whole takes than the disk
+/// alone.
 template <class Both, class Compute>
 void measure(bench::report& out, experiment& e, const std::string& name, Both both, Compute compute) {
   if (!out.wanted(name)) return;

@@ -1,8 +1,8 @@
-// A sum over a large tensor in a cache, beside the same sum over plain memory: all of it in tier 0; a tenth there and
-// the rest in RAM, there as q8_0, or on disk. Where pages are brought, a second row has the formula of README.md as
-// its limit: with a share f that is brought and R = speed of memory / speed of what brings it, a sum takes at least
-// max(1, f R) of the time that it takes over plain memory, for it reads what was brought in memory too. The speeds
-// are of the same rounds, and f is what the cache counted.
+// A sum over a large tensor in a cache, compared with the same sum over plain memory: with all of it in tier 0, or
+// with a tenth there and the rest in RAM, in RAM as q8_0, or on disk. Where pages are brought, a second row has the
+// formula of README.md as its limit: if a share f is brought, and R = speed of memory / speed of what brings it, a
+// sum takes at least max(1, f R) of the time that it takes over plain memory, because it also reads in memory what
+// was brought. The speeds are of the same rounds, and f is what the cache counted.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -37,7 +37,7 @@ constexpr std::size_t bytes = elements * sizeof(float);
   std::exit(1);
 }
 
-// The same code for both. Many sums: a single one would wait for its own additions.
+// The same code for both. Many partial sums: a single one would wait for its own additions.
 float sum_of(std::span<const float> values) {
   float sums[64] = {};
   for (std::size_t i = 0; i < values.size(); i += 64)
@@ -74,7 +74,7 @@ std::uint64_t loads(const Cache& cache) {
 
 constexpr double gigabytes = static_cast<double>(bytes) / 1e9;
 
-// `link` says how fast pages can be brought, GB/s; nothing where they are read where they are.
+// `link` returns how fast pages can be brought, in GB/s; it is empty if they are read in place.
 template <class Cache>
 void compare(bench::report& out, const char* name, result<Cache> cache, std::span<const float> values,
              const std::function<double()>& link = {}) {
@@ -100,7 +100,7 @@ void compare(bench::report& out, const char* name, result<Cache> cache, std::spa
   if (link) out.add({std::string(name) + ", formula", "GB/s", "1 / max(1, f R)"}, speeds, bounds);
 }
 
-// How fast one thread, as the pool has, decodes pages, from and to more memory than caches hold.
+// How fast one thread, which is what the pool has, decodes pages, from and to more memory than caches hold.
 double decoding(std::span<const float> values) {
   constexpr std::size_t pages = 256, slots = bytes / 10 / (page_elements * sizeof(float));
   const layer_group group = tensor_pages(element::fp32, page_elements);
@@ -120,7 +120,7 @@ double decoding(std::span<const float> values) {
          });
 }
 
-// How fast the disk gives pages, eight of them in flight, as a tensor asks for them.
+// How fast the disk delivers pages, eight of them in flight, as a tensor requests them.
 std::function<double()> reading([[maybe_unused]] const std::string& path) {
 #if __has_include(<liburing.h>)
   constexpr std::size_t page = page_elements * sizeof(float), depth = 8, buffers = bytes / 10 / page;

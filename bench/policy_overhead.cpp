@@ -1,10 +1,12 @@
-// What a policy costs. Its calls: a touch in a list beside a bare intrusive list of the same blocks, any other one
-// beside the 100 ns that it may take, and all of them beside the textbook's std::list with an std::unordered_map. And
-// its books, in bytes for each block of a tier: 16 for lists and 32 for what orders blocks by more.
+// What a policy costs. Its calls: a touch of a list policy compared with a bare intrusive list of the same blocks,
+// any other call with the 100 ns that it may take, and the touches of all policies with the textbook's std::list plus
+// std::unordered_map. And its books, in bytes for each block of a tier: 16 for lists, 32 for policies that order
+// blocks by more.
 //
-// Blocks are used in random order, as the worst that a cache can do to its processor; all of them are in charge. A
-// touch is a use of a block in charge; to replace is to name a victim, to remove it, and to admit it again as a new
-// block, which is what a miss costs. Each figure is of one pass over a random order, after a pass that nobody counts.
+// Blocks are used in random order, the worst that a cache can do to its processor; all of them are in the policy's
+// charge. A touch is a use of such a block; to replace is to name a victim, to remove it, and to admit it again as a
+// new block, which is what a miss costs. Each figure is of one pass over a random order, after a pass that is not
+// counted.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -32,8 +34,7 @@ namespace {
 std::size_t allocated_bytes = 0;
 }  // namespace
 
-// What a policy takes is counted. Not inlined: seen together with a delete-expression, free() looks like a mistake to
-// GCC.
+// What a policy allocates is counted. Not inlined: next to a delete-expression, free() looks like a mistake to GCC.
 [[gnu::noinline]] void* operator new(std::size_t bytes, std::align_val_t alignment) {
   const auto unit = static_cast<std::size_t>(alignment);
   allocated_bytes += bytes;
@@ -52,7 +53,7 @@ namespace {
 
 using namespace terrace;
 
-constexpr std::size_t uses = 200'000;  // of one sample
+constexpr std::size_t uses = 200'000;  // per sample
 constexpr double least_ns = 0.1;       // what lies below is noise
 
 std::vector<std::uint32_t> random_uses(std::uint32_t blocks) {
@@ -116,7 +117,7 @@ class filled {
                    }),
                    order.size());
   }
-  // What naming the victim adds to a touch, after which it may be another one: with it, less without.
+  // What naming the victim adds to a touch, which may change the victim: the time with it, less the time without.
   double victim(const std::vector<std::uint32_t>& order) {
     advance();
     const double alone = touch(order);
@@ -152,7 +153,7 @@ class filled {
   std::vector<typename P::block_state> states_;
   P policy_;
   std::uint64_t next_key_ = 0, step_ = 0;
-  volatile std::uint32_t victims_ = 0;  // so that they are named
+  volatile std::uint32_t victims_ = 0;  // so that naming them is not optimised away
 };
 
 std::string size_name(std::uint32_t blocks) {
@@ -179,7 +180,7 @@ template <class P>
 void measure_books(bench::report& out, const std::string& name, std::uint32_t blocks) {
   const double all = bytes_a_block<P>(blocks, {});
   const double limit = list_policies::contains<P> ? 16 : 32;
-  // Ghosts are of blocks that the tier does not hold any more. The lists with ghosts allocate nothing else.
+  // Ghosts belong to blocks that the tier no longer holds. The lists with ghosts allocate nothing else.
   const bool ghosts = ghost_keeping_policy<P>;
   double own = ghosts ? double{sizeof(typename P::block_state)} : all;
   if constexpr (std::is_same_v<P, prefix_aware>) own = bytes_a_block<P>(blocks, {.ghosts = 0});

@@ -1,6 +1,6 @@
 #pragma once
-// What a disk gives to one thread and one io_uring loop with as few calls as there can be: the limit of all that reads
-// and writes through Terrace. There is none without liburing (bench::has_raw_disk).
+// What a disk delivers to one thread and one io_uring loop with as few calls as possible: the limit for all that
+// reads and writes through Terrace. Without liburing there is none (bench::has_raw_disk).
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -22,8 +22,8 @@
 
 namespace bench {
 
-/// Transfers of `bytes` at order[i] * bytes of a file, `depth` of them at once, through `buffers` buffers in turn. Few
-/// buffers stay in the processor's caches, which is faster than memory is; 0: as many as are in flight.
+/// Transfers of `bytes` at order[i] * bytes of a file, `depth` of them at once, through `buffers` buffers in turn.
+/// Few buffers stay in the processor's caches, which are faster than memory; 0: as many as are in flight.
 struct disk_job {
   bool reading;
   std::size_t bytes, depth;
@@ -31,7 +31,7 @@ struct disk_job {
   std::size_t buffers = 0;
 };
 
-/// The first `count` of the pieces that `file_bytes` have, in an order of chance that is always the same.
+/// The first `count` pieces of a random order of all pieces of `file_bytes`; the order is always the same.
 inline std::vector<std::uint32_t> shuffled_pieces(std::size_t file_bytes, std::size_t piece,
                                                   std::size_t count) {
   std::vector<std::uint32_t> order(file_bytes / piece);
@@ -45,7 +45,7 @@ inline std::vector<std::uint32_t> shuffled_pieces(std::size_t file_bytes, std::s
 #if __has_include(<liburing.h>)
 inline constexpr bool has_raw_disk = true;
 
-/// A file that lies there already, past the page cache where the file system allows it. Errors end the program.
+/// An existing file, accessed past the page cache where the file system allows it. Errors end the program.
 class raw_disk {
  public:
   static constexpr std::size_t most_depth = 32, largest = std::size_t{1} << 20;
@@ -62,12 +62,12 @@ class raw_disk {
     ::close(file_);
   }
 
-  /// Runs the job; buffers lie j.bytes apart. Preconditions: depth is at most most_depth, and buffers are at least as
-  /// many or 0.
+  /// Runs the job; buffers lie j.bytes apart. Preconditions: j.depth is at most most_depth, and j.buffers is 0 or at
+  /// least j.depth.
   void run(const disk_job& j, std::byte* at) { run(j, at, nothing{}); }
 
-  /// Likewise, and calls `meanwhile(transfers that have ended)` each time when it has handed over what it could;
-  /// where that says true, for it has more to do, the loop does not wait.
+  /// Likewise, and calls `meanwhile(transfers that have ended)` each time it has submitted what it could; if that
+  /// returns true, because it has more to do, the loop does not wait.
   template <class Meanwhile>
   void run(const disk_job& j, std::byte* at, Meanwhile meanwhile) {
     std::vector<std::byte*> free;  // a ring: the buffer that has been idle longest is next

@@ -63,8 +63,8 @@ inline double lower_end(std::vector<double> samples) {
 
 /// The table of one bench and its JSON. Every bench takes
 ///
-///     --json FILE    write the rows as JSON; - is standard output, and the table goes to standard error then
-///     --rounds N     rounds of each comparison, 9 where it is not given
+///     --json FILE    write the rows as JSON; - is standard output, and then the table goes to standard error
+///     --rounds N     rounds of each comparison, 9 by default
 ///     --only TEXT    only cases with that text in their names
 ///
 /// and is written like this:
@@ -97,12 +97,13 @@ class report {
   }
 
   int rounds() const noexcept { return rounds_; }
-  /// Whether --only leaves the case in. `compare` and `add` ask themselves; this spares what comes before them.
+  /// Whether --only keeps the case. `compare` and `add` check that themselves; asking first saves the work before
+  /// them.
   bool wanted(std::string_view name) const noexcept { return name.find(only_) != std::string_view::npos; }
 
-  /// Measures a figure beside its limit: both return one sample, in the subject's unit. Each round takes one sample of
-  /// both, in turn the one first and the other, so that a drift of the machine meets both alike; the first round is not
-  /// counted. The row has the medians, and the lower end of the interval of the rounds' ratios.
+  /// Measures a figure beside its limit: both functions return one sample, in the subject's unit. Each round takes
+  /// one sample of both, and rounds alternate which comes first, so that a drift of the machine meets both alike; the
+  /// first round is not counted. The row has the medians, and the lower end of the interval of the rounds' ratios.
   template <class Figure, class Limit>
   void compare(const subject& about, Figure&& figure, Limit&& limit) {
     if (!wanted(about.name)) return;
@@ -119,7 +120,7 @@ class report {
     add(about, figures, limits);
   }
 
-  /// A row of samples that were taken elsewhere, a figure and its limit for each round.
+  /// A row of samples taken elsewhere: a figure and its limit for each round.
   void add(const subject& about, const std::vector<double>& figures, const std::vector<double>& limits) {
     if (!wanted(about.name)) return;
     std::vector<double> ratios;
@@ -127,7 +128,7 @@ class report {
     put({about, median(figures), median(limits), lower_end(ratios)});
   }
 
-  /// A row of a figure that has no noise, a count say.
+  /// A row for a figure without noise, such as a count.
   void add(const subject& about, double figure, double limit) {
     if (!wanted(about.name)) return;
     put({about, figure, limit, ratio(about, figure, limit)});
@@ -136,12 +137,12 @@ class report {
   /// A line of text between the rows.
   void note(const std::string& line) const { std::fprintf(table_, "  %s\n", line.c_str()); }
 
-  /// Writes the JSON, where it was asked for. Returns the exit status of the program.
+  /// Writes the JSON if it was asked for. Returns the exit status of the program.
   int finish() const {
     if (json_.empty()) return 0;
     std::FILE* const file = json_ == "-" ? stdout : std::fopen(json_.c_str(), "w");
     if (file == nullptr) return complain();
-    // A row a line: bench/run puts the rows of all benches together.
+    // One row per line: bench/run puts the rows of all benches together.
     std::fputs("[", file);
     for (const row& r : rows_) std::fprintf(file, "%s\n%s", &r == &rows_.front() ? "" : ",", json(r).c_str());
     std::fputs("\n]\n", file);

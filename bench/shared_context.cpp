@@ -1,5 +1,6 @@
 // Sequences that share a context ten times larger than tier 0, and decode a token each: by a stream over the batch,
-// by the windows of the batch, and one after the other; beside compute and transfers alone, whichever takes longer.
+// by the windows of the batch, and one after the other; compared with compute or transfers alone, whichever takes
+// longer.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -104,7 +105,7 @@ class decoder {
   }
 
  private:
-  // The tokens are dropped again: the context stays as long as it is.
+  // The tokens are dropped again, so the context keeps its length.
   template <class Attend>
   void step(Attend attend_layer) {
     cache_.advance_step(++step_);

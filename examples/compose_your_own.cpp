@@ -1,6 +1,6 @@
-// A cache with a medium, a codec and a policy of one's own: copy this file and put yours in their places. Each of
-// them is one type that models one concept, and ends with the assertion that it does. What a concept asks for stands in
-// words in its header: terrace/medium/medium.hpp, terrace/codec/codec.hpp, terrace/policy/policy.hpp.
+// A cache with your own medium, codec and policy: copy this file and replace them. Each of them is one type that
+// models one concept, and ends with the assertion that it does. What a concept requires is written out in its header:
+// terrace/medium/medium.hpp, terrace/codec/codec.hpp, terrace/policy/policy.hpp.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -23,8 +23,8 @@ using namespace terrace;
 // --- A medium: memory that another process can map. Blocks in it can be inspected, or handed on, without a copy.
 
 class memory_file {
-  // A transfer is a sender: nothing moves before it is started. This one is complete then; terrace/medium/nvme.hpp
-  // and terrace/testing/scripted.hpp have some that complete later. (It stands first for its return type to be known.)
+  // A transfer is a sender: nothing moves before it is started. This one is complete then; those of
+  // terrace/medium/nvme.hpp and terrace/testing/scripted.hpp may complete later. (First: its return type is deduced.)
   static auto copy(const std::byte* from, std::byte* to, std::size_t bytes) noexcept {
     return ex::then(ex::just(), [=]() noexcept {
       if (bytes != 0) std::memcpy(to, from, bytes);
@@ -42,7 +42,7 @@ class memory_file {
     std::size_t capacity = 0;  // bytes; the one member that every medium has
   };
 
-  // Called by tiered_cache::open. What cannot be is an error, and nothing is left behind.
+  // Called by tiered_cache::open. A failure is returned as an error, and leaves nothing behind.
   static result<std::unique_ptr<memory_file>> open(context&, options o) {
     if (o.capacity < alignment) return fail(errc::invalid_argument, "a memory file needs at least 64 bytes");
     const int file = ::memfd_create("terrace", MFD_CLOEXEC);
@@ -89,8 +89,8 @@ static_assert(host_addressable_medium<memory_file>);
 
 // --- A codec: each row (one token of one head) as 8-bit integers with one exponent, which is half of fp16.
 //
-// Format: for each row its exponent e, one byte, and its elements, one byte each: n stands for n * 2^e. The exponent is
-// the least for which the row's largest element fits, so that coding what was decoded gives the same bytes.
+// Format: for each row its exponent e, one byte, and its elements, one byte each: n stands for n * 2^e. The exponent
+// is the least with which the row's largest element fits, so that encoding what was decoded gives the same bytes.
 
 struct block_float {
   static constexpr std::uint32_t format_id = 0x6d796266;  // no other codec has it, and it never changes
@@ -126,7 +126,7 @@ struct block_float {
     return max_encoded_size(group);
   }
 
-  // Takes whatever a disk may hold. Sizes are checked before anything is read, and values as they come.
+  // Accepts whatever a disk may hold. Sizes are checked before anything is read, and values as they come.
   static result<void> decode(const layer_group& group, const_bytes in, mutable_bytes raw) noexcept {
     if (raw.size() != group.block_bytes())
       return fail(errc::invalid_argument, "a block has not the size that its group says");
@@ -150,7 +150,7 @@ struct block_float {
                        most = 9;  // exponents: fp16's smallest number, and 127 * 2^9 is below its largest
   static constexpr float limit = 127;
 
-  // In either order of pages a row's elements stand side by side.
+  // In either order of pages the elements of a row are contiguous.
   static std::size_t rows(const layer_group& group, const plane& p) noexcept {
     return std::size_t{p.heads} * group.tokens;
   }
@@ -187,8 +187,8 @@ struct block_float {
 };
 static_assert(codec<block_float>);
 
-// --- A policy: whoever leaves is drawn by lot. It needs no order of use, and on a scan over more blocks than a tier
-// holds it keeps some of them until they are needed again, where lru keeps none.
+// --- A policy: victims are drawn by lot. It needs no order of use, and on a scan over more blocks than a tier holds
+// it keeps some of them until they are needed again, where lru keeps none.
 
 class random_victim {
  public:
@@ -196,7 +196,7 @@ class random_victim {
   struct options {
     std::uint32_t seed = 1;  // the same seed, the same victims
   };
-  // What is kept for each block, in an array of the cache's: here its place among those that may leave.
+  // Kept for each block, in an array that the cache owns: here its place among those that may leave.
   struct block_state {
     std::uint32_t place = 0;
   };
@@ -253,7 +253,7 @@ constexpr std::uint32_t filled = 1024, decoded = 64;
 
 int fail(const error& e) { return std::fprintf(stderr, "%s\n", e.message().c_str()), 1; }
 
-// Stands for the model. The numbers fit into eight bits, so that the codec gives them back as they were.
+// Stands in for the model. The numbers fit into eight bits, so that the codec gives them back as they were.
 fp16 element_of_kv(std::uint32_t layer, bool values, std::uint32_t head, std::uint64_t position,
                    std::uint32_t d) {
   const std::uint64_t x = (((layer * 2 + values) * kv_heads + head) * 4096 + position) * dim + d;

@@ -1,5 +1,5 @@
-// A service that is started again: the KV of its system prompt lies in a file, under names, and is not computed twice.
-// Run it twice with the same FILE: the second time nothing is computed, and the output differs by what q8_0 loses. The
+// A service that restarts: the KV of its system prompt is kept in a file, under names, and is not computed twice. Run
+// it twice with the same FILE: the second run computes nothing, and its output differs by what q8_0 loses. The
 // numbers are made up; what is kept is real.
 #include <cstdio>
 #include <numeric>
@@ -16,8 +16,8 @@ constexpr std::uint32_t layers = 4, heads = 8, kv_heads = 2, dim = 64;
 
 int fail(const error& e) { return std::fprintf(stderr, "kept_prefix: %s\n", e.message().c_str()), 1; }
 
-// A key for each chunk: a hash of the tokens up to its end. Good enough for texts of one's own; a service for strangers
-// takes a 128-bit hash with a secret key, and begins it with the model's version and the tenant.
+// A key for each chunk: a hash of the tokens up to its end. Good enough for texts of one's own; a service for
+// strangers takes a 128-bit hash with a secret key, and starts it with the model's version and the tenant.
 std::vector<block_key> keys_of(const std::vector<token_id>& tokens, std::size_t chunk) {
   std::vector<block_key> keys;
   block_key hash{.low = 0xcbf29ce484222325u, .high = 0x84222325cbf29ce4u};
@@ -29,7 +29,7 @@ std::vector<block_key> keys_of(const std::vector<token_id>& tokens, std::size_t 
   return keys;
 }
 
-// Stands for the model: computes K and V of tokens [s.length(), tokens.size()), 64 at a time.
+// Stands in for the model: computes K and V of tokens [s.length(), tokens.size()), 64 at a time.
 result<void> compute(sequence& s, const std::vector<token_id>& tokens) {
   while (s.length() < tokens.size()) {
     const auto left = tokens.size() - static_cast<std::size_t>(s.length());

@@ -16,7 +16,7 @@ constexpr std::uint32_t steps = 2048, layers = 4, heads = 8, kv_heads = 2, dim =
 
 int fail(const error& e) { return std::fprintf(stderr, "%s\n", e.message().c_str()), 1; }
 
-// Stands for the model: makes a token's query, and writes its key and value in place.
+// Stands in for the model: makes a token's query, and writes its key and value in place.
 void project(std::uint32_t step, std::uint32_t layer, std::vector<float>& query, const plane_rows& k,
              const plane_rows& v) {
   for (std::size_t i = 0; i < query.size(); ++i)

@@ -1,5 +1,5 @@
-// A chat service in small: each turn of each conversation is a request of its own, which begins with what the cache
-// has already. The numbers are made up; what is shared is real.
+// A chat service in miniature: each turn of each conversation is a request of its own, which begins with what the
+// cache already has. The numbers are made up; what is shared is real.
 #include <cstdio>
 #include <vector>
 
@@ -12,7 +12,7 @@ constexpr std::uint32_t layers = 2, kv_heads = 2, dim = 64;
 
 int fail(const error& e) { return std::fprintf(stderr, "%s\n", e.message().c_str()), 1; }
 
-// Stands for the model: computes K and V of tokens [s.length(), tokens.size()), 64 at a time.
+// Stands in for the model: computes K and V of tokens [s.length(), tokens.size()), 64 at a time.
 result<void> compute(sequence& s, const std::vector<token_id>& tokens) {
   while (s.length() < tokens.size()) {
     const auto left = tokens.size() - static_cast<std::size_t>(s.length());

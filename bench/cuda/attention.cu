@@ -1,5 +1,5 @@
-// Decode attention with its merge, beside plain reading of as many bytes of VRAM: GB/s of keys and values as they are
-// stored. Blocks of 64 tokens lie in random order.
+// Decode attention with its merge, compared with plain reading of as many bytes of VRAM: GB/s of keys and values as
+// they are stored. Blocks of 64 tokens lie in random order.
 #include "terrace/cuda/attention.cuh"
 
 #include <algorithm>

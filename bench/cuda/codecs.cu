@@ -1,5 +1,6 @@
-// Blocks to their encoding and back in VRAM, beside a copy within VRAM that moves as many bytes, read and written
-// together; and from VRAM to pinned RAM, beside one cudaMemcpyAsync of the encoded bytes. GB/s are of fp16.
+// Blocks encoded and decoded within VRAM, compared with a copy within VRAM that moves as many bytes, reads and writes
+// together; and between VRAM and pinned RAM, compared with one cudaMemcpyAsync of the encoded bytes. GB/s are of
+// fp16.
 #include "terrace/cuda/codecs.cuh"
 
 #include <cstdint>

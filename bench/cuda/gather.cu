@@ -1,5 +1,5 @@
-// Scattered blocks to a run, and back, beside one cudaMemcpyAsync of as many bytes: between pinned RAM and VRAM, and
-// within VRAM. GB/s count each byte once.
+// Scattered blocks gathered into one run, and scattered again, compared with one cudaMemcpyAsync of as many bytes:
+// between pinned RAM and VRAM, and within VRAM. GB/s count each byte once.
 #include "terrace/cuda/gather.cuh"
 
 #include <algorithm>

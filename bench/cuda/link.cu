@@ -1,5 +1,5 @@
-// Host memory to the device over a host_link: large blocks, and scattered small pieces by each method, beside plain
-// copies of as many bytes in one cudaMemcpyAsync. GB/s.
+// Host memory to the device over a host_link: large blocks, and small scattered pieces by each method, compared with
+// plain copies of as many bytes in one cudaMemcpyAsync. GB/s.
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -33,7 +33,7 @@ class link_bench {
     for (cudaEvent_t* event : {&begin_, &end_}) bench::check(cudaEventCreate(event));
   }
 
-  /// GB/s of what `enqueue(stream)` copies, `bytes` in all. The host's calls are in the time.
+  /// GB/s of what `enqueue(stream)` copies, `bytes` in all. The time includes the host's calls.
   template <class Enqueue>
   double rate(std::size_t bytes, Enqueue enqueue) {
     const cudaStream_t up = link_.stream(cuda::copy_direction::up);
@@ -81,7 +81,7 @@ class link_bench {
  private:
   cuda::host_link& link_;
   std::vector<std::byte> host_;
-  const std::byte* in_one_;  // pinned as one, where the link pins in chunks that no copy may go across
+  const std::byte* in_one_;  // pinned as one; the link pins in chunks that no copy may cross
   std::byte* device_;
   std::unique_ptr<cuda::host_link::pinned_memory> pinned_;
   cudaEvent_t begin_ = nullptr, end_ = nullptr;

@@ -1,5 +1,6 @@
-// Decode attention of one layer whose KV lies in pinned memory, through cuda::batch: the step as it runs beside the
-// longer of its copies alone and its compute alone; the overlap; and what fewer bytes save. Tier 0 holds a tenth.
+// Decode attention of one layer whose KV lies in pinned memory, through cuda::batch: the step as it runs, compared
+// with the longer of its copies alone and its compute alone; the overlap; and what fewer bytes save. Tier 0 holds a
+// tenth.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>

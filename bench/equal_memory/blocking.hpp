@@ -16,8 +16,8 @@
 
 namespace equal_memory {
 
-/// What one writes first: slots with the least recently used block leaving, and each miss a read that is waited for
-/// before anything is computed. `blocks_a_read` neighbours that are missing come in one call; 1: each on its own.
+/// What one writes first: slots that evict the least recently used block, and a read at each miss, waited for before
+/// anything is computed. Up to `blocks_a_read` missing neighbours come in one call; with 1, each on its own.
 class blocking : public contestant {
  public:
   blocking(context& ctx, const problem& p, const std::string& path, std::size_t blocks_a_read)
@@ -60,7 +60,7 @@ class blocking : public contestant {
     place_in_order at{};
   };
 
-  // Where the block lies, or will once read_missing() was called.
+  // Where the block lies, or will lie after read_missing().
   const std::byte* place(std::size_t block) {
     where& w = slot_of_[block];
     if (w.here) {

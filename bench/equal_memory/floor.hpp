@@ -15,7 +15,7 @@
 
 namespace equal_memory {
 
-/// A step's compute: the same bytes from memory, more of it than caches hold.
+/// A step's compute alone: over as many bytes, from more memory than caches hold.
 class compute_alone {
  public:
   compute_alone(context& ctx, const problem& p)
@@ -45,8 +45,8 @@ class compute_alone {
   std::vector<float> out_ = std::vector<float>(problem::layers * problem::width);
 };
 
-/// A step's bytes from disk: how long a raw loop takes for them, 32 blocks in flight, into as much memory as all have.
-/// Without liburing there is none, and it takes no time.
+/// A step's bytes from disk: how long a raw loop takes for them, with 32 blocks in flight, into as much memory as
+/// each contestant has. Without liburing there is no loop, and it takes no time.
 class disk_alone {
  public:
   enum class order { of_layers, of_tokens };
@@ -59,8 +59,8 @@ class disk_alone {
             std::vector<std::uint32_t>(p.kv_bytes / p.block_bytes / 2), p.budget / p.block_bytes};
 #endif
   }
-  /// Seconds for so many bytes, from half of the KV: in the order in which it lies, or every eighth block, then every
-  /// eighth again, as layers lie in a file that is written token after token.
+  /// Seconds that `bytes` take, scaled from a read of half of the KV: in the order of the file, or every eighth
+  /// block, then every eighth again, which is how a layer lies in a file written token after token.
   double seconds_for([[maybe_unused]] double bytes, [[maybe_unused]] order o) {
 #if __has_include(<liburing.h>)
     for (std::uint32_t i = 0; i < job_.order.size(); ++i)

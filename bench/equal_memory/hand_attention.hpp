@@ -12,8 +12,8 @@
 
 namespace equal_memory {
 
-/// Attention over blocks that somebody else has brought: Terrace's kernels, cut into the work items that
-/// terrace::stream has, on the same threads. What is left to compare is how the blocks come.
+/// Attention over blocks that somebody else has brought: Terrace's kernels, cut into the work items of
+/// terrace::stream, on the same threads. All that differs is how the blocks come.
 class hand_attention {
  public:
   hand_attention(context& ctx, const problem& p)

@@ -1,15 +1,16 @@
-// Decode steps over KV that is ten times larger than the memory for it, by Terrace and by what one would write without
-// it, on the same budget of bytes: the same KV in a file, the same queries, attention kernels, work items and threads.
-//   stream        Terrace: a tier in RAM over nvme; with most of that RAM as a second tier, read in place; and, which
-//                 is not the same work, with q8_0 on disk: half of the bytes to bring, at a loss
-//   blocking      a cache of blocks, least recently used first, and a read (O_DIRECT) that is waited for at each miss
+// Decode steps over KV that is ten times larger than the memory for it, by Terrace and by what one would write
+// without it, on the same budget of bytes: the same KV in a file, the same queries, attention kernels, work items and
+// threads.
+//   stream        Terrace: a tier in RAM over nvme; with most of that RAM as a second tier, read in place; and with
+//                 q8_0 on disk, which is not the same work: half of the bytes to bring, at a loss
+//   blocking      an LRU cache of blocks, with a read (O_DIRECT) that is waited for at each miss
 //   mapped        a mapped file and the kernel's paging, with the advice that serves it best
 // A step's floor is max(compute alone, bytes from disk / speed of a raw io_uring loop), of the same round. The loop
-// reads layer after layer, as the file lies that the others read; Terrace's blocks are written all layers of a token
-// together, and it lays those of a layer behind one another as far as there is room. A note says what the disk takes
-// where they lie as they were written, and what Terrace's transfers take alone.
+// reads layer after layer, in the order of the file that the others read. Terrace's blocks are written all layers of
+// a token together, and it places those of a layer behind one another as far as there is room. A note says how long
+// the disk takes if they lie as they were written, and how long Terrace's transfers take alone.
 //
-// The page cache of a host below a virtual disk may answer faster than a disk would; it does so for all of them.
+// The page cache of a host below a virtual disk may answer faster than a disk would; it does so for all contestants.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -41,7 +42,7 @@ using three_tiers = tiered_cache<tier<ram>, tier<ram>, tier<nvme>, step_aware>;
 
 constexpr int steps_a_round = 2;
 const cache_options patient{
-    .transfers = {.deadline = std::chrono::hours(1)}};  // where a bench is stopped for a while
+    .transfers = {.deadline = std::chrono::hours(1)}};  // in case the bench is stopped for a while
 
 template <class Cache>
 std::unique_ptr<streamed<Cache>> stream_over(context& ctx, const problem& p, result<Cache> cache) {
@@ -49,8 +50,8 @@ std::unique_ptr<streamed<Cache>> stream_over(context& ctx, const problem& p, res
   return std::make_unique<streamed<Cache>>(ctx, p, std::move(*cache));
 }
 
-// A file with all sealed blocks, by layer and position. It has no name, so that nothing of it stays however the program
-// ends; `path` leads to it by its descriptor.
+// A file with all sealed blocks, by layer and position. It has no name, so nothing of it is left however the program
+// ends; `path` leads to it through its descriptor.
 class kv_file {
  public:
   explicit kv_file(const problem& p) {
@@ -110,7 +111,7 @@ std::string text_of(const char* format, auto... values) {
 
 constexpr double mib(std::size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
-// The best advice, tried out over one layer; then the budget is settled.
+// Tries each advice over one layer and keeps the best, then settles the budget.
 std::string settle(bench::report& out, mapped& file, std::span<float> result) {
   std::string tried = "mapped, seconds a layer:";
   const mapped::advice* best = nullptr;

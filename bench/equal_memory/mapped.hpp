@@ -17,12 +17,12 @@
 
 namespace equal_memory {
 
-/// All KV in one mapped file, and the kernel's paging instead of a cache.
+/// All KV in one mapped file, with the kernel's paging instead of a cache.
 ///
-/// The budget holds without a cgroup, so without root: what was read is unmapped and put out of the page cache right
-/// behind attention, but for a part of each layer that stays. That is the best choice there is for a scan that comes
-/// round again, as every decode step is; the kernel's own, the least recently used, would keep nothing. How large the
-/// part can be is what the budget leaves beside the most that reading ahead was seen to take; `mincore` says both.
+/// The budget holds without a cgroup, and so without root: what attention has read is unmapped and dropped from the
+/// page cache right behind it, except for a part of each layer that stays. No choice is better for a scan that
+/// repeats, as every decode step does; the kernel's own, least recently used, would keep nothing. The part is as
+/// large as the budget allows beside the most that read-ahead was seen to take; `mincore` measures both.
 class mapped : public contestant {
  public:
   /// How the kernel is asked to read.
@@ -55,7 +55,8 @@ class mapped : public contestant {
     ::close(file_);
   }
 
-  /// The least seconds for one layer with that advice, of up to three, from an empty page cache; the advice stays.
+  /// The shortest time for one layer with that advice, in seconds, of up to three, from an empty page cache; the
+  /// advice stays.
   double try_out(const advice& how) {
     advice_ = how;
     kept_pieces_ = 0;
@@ -69,7 +70,7 @@ class mapped : public contestant {
     }
     return least;
   }
-  /// Finds how much may stay, and checks that the budget holds then.
+  /// Finds how much may stay, and checks that the budget then holds.
   void settle_budget(std::span<float> out) {
     const std::size_t room = problem_.budget - attention_.tail_bytes();
     const std::size_t passing = watched_step(out);
@@ -112,7 +113,7 @@ class mapped : public contestant {
       for (std::size_t b = 0; b < here.size(); ++b) here[b] = at(piece) + b * problem_.block_bytes;
       attention_.fold(static_cast<std::uint32_t>(i * problem::piece), here);
       if (watched_ && i % 8 == 7) most_in_core_ = std::max(most_in_core_, bytes_in_core());
-      // With what lies before it: a large folio may reach across, and goes only as a whole.
+      // Together with the pieces before it: a large folio may span them, and goes only as a whole.
       if (i < kept_pieces_) continue;
       const std::size_t first = std::max(kept_pieces_, i < 2 ? 0 : i - 2);
       drop((layer * pieces_a_layer + first) * piece_bytes(), (i + 1 - first) * piece_bytes());
@@ -121,7 +122,7 @@ class mapped : public contestant {
   }
   std::byte* at(std::size_t piece) noexcept { return data_ + piece * piece_bytes(); }
 
-  // Out of this process and out of the page cache: clean pages that nobody else has mapped go at once.
+  // Drops a range from this process and from the page cache: clean pages that nobody else has mapped go at once.
   void drop(std::size_t offset, std::size_t bytes) noexcept {
     ::madvise(data_ + offset, bytes, MADV_DONTNEED);
     ::posix_fadvise(file_, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
@@ -138,7 +139,7 @@ class mapped : public contestant {
     return page * static_cast<std::size_t>(
                       std::ranges::count_if(in_core_, [](unsigned char c) { return (c & 1) != 0; }));
   }
-  // What all threads of the process have had the kernel read from disks.
+  // Bytes that the kernel has read from disks for all threads of the process.
   static std::uint64_t process_bytes_read() {
     std::FILE* const file = std::fopen("/proc/self/io", "r");
     if (file == nullptr) return 0;

@@ -23,7 +23,7 @@ using namespace terrace;
 }
 
 /// What all contestants do: attention of one token, in all layers, over a context whose KV is ten times larger than
-/// the memory that they may keep KV in.
+/// the memory in which they may keep KV.
 struct problem {
   static constexpr runner::model_shape shape{"8 layers", 8, 32, 8, 128};  // GQA 4, as llama-3-8b has it
   static constexpr std::uint32_t layers = shape.layers, block_tokens = 32, blocks_a_layer = 1024;
@@ -31,7 +31,7 @@ struct problem {
   static constexpr std::size_t width =
       std::size_t{shape.q_heads} * shape.head_dim;  // of a query, and of a result
   static constexpr std::uint32_t piece =
-      8;  // blocks that are folded in one go, by all: terrace::stream's number
+      8;  // blocks that every contestant folds at once, as terrace::stream does
 
   layer_group group{.layers = layers,
                     .tokens = block_tokens,
@@ -78,9 +78,9 @@ class contestant {
   virtual ~contestant() = default;
   /// A decode step: writes the result, [layer][q_head][dim].
   virtual void step(std::span<float> out) = 0;
-  /// Bytes of KV in memory at their peak, buffers included, by its own account.
+  /// Peak bytes of KV in memory, buffers included, by its own account.
   virtual std::size_t peak_bytes() const = 0;
-  /// Bytes of KV that came from disk so far.
+  /// Bytes of KV that have come from disk so far.
   virtual std::uint64_t bytes_read() const = 0;
 };
 

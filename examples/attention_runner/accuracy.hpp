@@ -11,14 +11,13 @@
 
 namespace runner {
 
-/// How far attention over synthetic KV is from the same in float64, over the steps of a run.
+/// How far attention over synthetic KV is from the same attention in float64, over the steps of a run.
 class accuracy {
  public:
   accuracy(const synthetic_kv& kv, const run_request& request) : kv_(kv), request_(request) {}
 
-  /// Compares some heads of some layers of the step that was just decoded with the reference: as many over the
-  /// whole run as take a second or two. `queries` are [layer][q_head][dim], `outputs` of each layer
-  /// [q_head][dim].
+  /// Compares some heads of some layers of the step just decoded with the reference; over the whole run, as many as
+  /// take a second or two. `queries` are [layer][q_head][dim], `outputs` [q_head][dim] of each layer.
   void compare(terrace::context& ctx, std::uint32_t step, std::uint32_t sequence,
                std::span<const float> queries, std::span<const std::vector<float>> outputs) {
     const model_shape& shape = kv_.shape();
@@ -32,7 +31,7 @@ class accuracy {
     };
     std::vector<found> all(std::min<std::uint64_t>(pairs, std::uint64_t{shape.layers} * shape.q_heads));
     ctx.parallel_for(all.size(), [&](std::size_t i) noexcept {
-      // Layers in turn, going on from step to step; the heads of one layer in turn as well.
+      // Layers in turn, continuing from step to step; the heads of one layer in turn as well.
       const std::uint64_t turn = (std::uint64_t{step} * request_.batch + sequence) * all.size() + i;
       const auto layer = static_cast<std::uint32_t>(turn % shape.layers);
       const auto head = static_cast<std::uint32_t>(turn / shape.layers * 7 % shape.q_heads);

@@ -38,8 +38,8 @@ struct selection_result {
 };
 
 /// Chooses which blocks the attention of a single token reads. Each query head chooses by the summaries of its KV
-/// head's keys; a block holds all heads, so it is read if one of them wants it, and then all attend to it. The newest
-/// sealed block and the open one are always read. The layout has one group, one layer a block, and keys of a head
+/// head's keys. A block holds all heads, so if one of them wants it, it is read and all attend to it. The newest
+/// sealed block and the open one are always read. The layout has one group, one layer a block, and the keys of a head
 /// side by side.
 class block_selector {
  public:
@@ -48,14 +48,14 @@ class block_selector {
         group_(group),
         keys_(std::size_t{group.layers} * group.k.heads, terrace::key_summaries(group.k.dim)) {}
 
-  /// From now on `choose` may be asked; before, all blocks are read.
+  /// From now on `choose` may be called; before, all blocks are read.
   void start() noexcept { started_ = true; }
   bool started() const noexcept { return started_; }
-  /// Whether the next attentions are to be computed over everything as well, and compared.
+  /// Whether the next attentions are also computed over everything, and compared.
   void check(bool on) noexcept { checking_ = on; }
   bool checking() const noexcept { return checking_; }
 
-  /// The next block of every layer is full. `blocks` has their bytes, [layer].
+  /// Adds the next block of every layer, which is full. `blocks` points to their bytes, [layer].
   void add(terrace::context& ctx, std::span<const std::byte* const> blocks) {
     ctx.parallel_for(keys_.size(), [&](std::size_t i) noexcept {
       const auto head = static_cast<std::uint32_t>(i % group_.k.heads);
@@ -63,8 +63,8 @@ class block_selector {
     });
   }
 
-  /// The positions of the blocks that these queries, [q_head][dim], should read, ascending; they hold until the next
-  /// call. `open` is the block that is being written, with so many tokens.
+  /// The positions of the blocks that these queries, [q_head][dim], should read, ascending; valid until the next
+  /// call. `open` is the block that is being written, with `open_tokens` tokens.
   std::span<const std::uint32_t> choose(terrace::context& ctx, std::uint32_t layer,
                                         std::span<const float> queries, const std::byte* open,
                                         std::uint32_t open_tokens) {

@@ -24,7 +24,7 @@ struct command_line {
   double inject = 0;
   bool baseline = false, control = false;
 
-  /// Without --codec and --shape: the lossless and the q4 ladder, beside a run that has all in memory.
+  /// Without --codec and --shape: the lossless and the q4 ladder, compared with a run that has everything in memory.
   bool default_job() const { return codec.empty() && shape.empty(); }
 };
 
@@ -88,7 +88,7 @@ inline outcome<std::optional<std::size_t>> size_option(const char* name, const s
   return std::optional<std::size_t>(*size);
 }
 
-// What is declared and this version cannot do is refused, never ignored; and so is what contradicts itself.
+// Refuses, rather than ignores, options that this version cannot honour, and those that contradict one another.
 inline outcome<bool> refuse_what_cannot_be(const command_line& c) {
   if (c.inject != 0 && c.device == "cuda")
     return refuse("--inject needs --device host: nothing computes lost blocks anew on a device so far");
@@ -150,7 +150,7 @@ inline outcome<run_request> request_of(const command_line& c) {
   r.control = c.control;
   r.inject = c.inject;
   r.on_device = c.device == "cuda";
-  // Who reads all of a context reads it in a cycle, of which lru keeps nothing that is of use.
+  // Dense attention reads the whole context in a cycle, of which lru keeps nothing that is of use.
   const std::string_view by_default = r.attend.selects() ? "lru" : "step_aware";
   r.policy = any_policy::index_of(c.policy.empty() ? by_default : std::string_view(c.policy)).value_or(0);
   auto hot = detail::size_option("--hot", c.hot), warm = detail::size_option("--warm", c.warm),

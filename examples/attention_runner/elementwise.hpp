@@ -11,11 +11,11 @@
 
 namespace runner {
 
-/// What stands between a model's matrix products, one row at a time. Rows are padded with zeros to whole
-/// panels of 64 floats, so that there is no remainder: every element takes the same instructions wherever it
-/// stands. The loops are plain, of fixed length inside, and end in a local array, so that a compiler
-/// vectorises them without having to ask whether input and output overlap (they may be the same row). They
-/// are compiled once for each instruction set.
+/// What stands between a model's matrix products, one row at a time. Rows are padded with zeros to whole panels of 64
+/// floats, so that there is no remainder: every element goes through the same instructions wherever it stands. The
+/// loops are plain, of fixed length inside, and write to a local array first, so that a compiler vectorises them
+/// without having to ask whether input and output overlap (they may be the same row). They are compiled once for each
+/// instruction set.
 namespace detail {
 
 inline constexpr std::size_t lanes = 16;
@@ -35,11 +35,11 @@ TERRACE_ALWAYS_INLINE void rms_norm_row(const float* x, const float* weight, std
   }
 }
 
-/// exp(x) for |x| <= 87, and that of the nearest such x otherwise; within 2 units in the last place.
-/// It is 2^n exp(r) with |r| <= ln(2) / 2, the polynomial and the two parts of ln(2) those of Cephes' expf.
+/// exp(x) for |x| <= 87, and exp of the nearest such x otherwise; within 2 units in the last place. It is 2^n exp(r)
+/// with |r| <= ln(2) / 2; the polynomial and the two parts of ln(2) are those of Cephes' expf.
 TERRACE_ALWAYS_INLINE float exp_bounded(float x) noexcept {
-  // The bound is put on the bits, where order is that of the magnitudes: compilers vectorise the minimum of
-  // integers, and not that of floats, whose comparison may trap.
+  // The bound is applied to the bits, whose order is that of the magnitudes: compilers vectorise a minimum of
+  // integers, but not one of floats, whose comparison may trap.
   constexpr auto bound = std::bit_cast<std::uint32_t>(87.0f);
   const auto bits = std::bit_cast<std::uint32_t>(x);
   const std::uint32_t magnitude = bits & 0x7fffffffu;

@@ -8,9 +8,9 @@
 
 namespace runner {
 
-/// Makes a share of the stored copies unreadable for good (--inject): a copy that lies below tier 0 alone is looked at
-/// once, and a hash of its place and a seed says whether it is lost. What is computed anew and stored again is spared.
-/// Forks of a sequence share one, as they share blocks.
+/// Makes a share of the stored copies unreadable for good (--inject): each copy of a block that is not in tier 0 is
+/// looked at once, and a hash of its place and a seed decides whether it is lost. A block that was computed anew and
+/// stored again is spared. Forks of a sequence share one injector, as they share blocks.
 class fault_injector {
  public:
   explicit fault_injector(double rate, std::uint64_t seed = 1) noexcept
@@ -51,7 +51,7 @@ class fault_injector {
     if (s.generation != id.generation) s = {.generation = id.generation};
     return s;
   }
-  // The highest 53 bits of a hash of the place are a number in [0, 1).
+  // The highest 53 bits of a hash of the place, read as a number in [0, 1).
   bool unlucky(std::uint64_t row, std::uint64_t block, std::uint64_t tier) const noexcept {
     const std::uint64_t place = (row << 40 | block << 8 | tier) * 0x9e3779b97f4a7c15u;
     return static_cast<double>(terrace::mix64(seed_ + place) >> 11) < threshold_;

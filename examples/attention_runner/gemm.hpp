@@ -12,9 +12,8 @@
 
 namespace runner {
 
-/// The weights of a linear layer, y = W x with W as [columns][depth], packed once for the kernels: panels of
-/// 64 columns, [panel][k][64]. The columns of the last panel that W does not have are 0, and so is what they
-/// give.
+/// The weights of a linear layer, y = W x with W as [columns][depth], packed once for the kernels: panels of 64
+/// columns, [panel][k][64]. Columns of the last panel beyond those of W are 0, and so are their outputs.
 class packed_matrix {
  public:
   packed_matrix() = default;

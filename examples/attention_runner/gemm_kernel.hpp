@@ -27,8 +27,8 @@ using gemm_tile = void (*)(const float* x, std::size_t x_stride, const float* pa
 
 namespace detail {
 
-/// Without vector instructions at hand: what the compiler makes of plain loops. One expression for all row
-/// counts, and fused only where the machine always fuses, so that no row count can round differently.
+/// Without hand-written vector code: what the compiler makes of plain loops. One expression for all row counts, fused
+/// only where the machine always fuses, so that no row count can round differently.
 template <std::size_t Rows>
 void tile_portable(const float* x, std::size_t x_stride, const float* panel, std::size_t depth, float* y,
                    std::size_t y_stride, store how) {
@@ -49,8 +49,7 @@ void tile_portable(const float* x, std::size_t x_stride, const float* panel, std
 }
 
 #if TERRACE_X86
-/// Two registers of each row at a time, as AVX2 has 16: the panel is passed over in four strips of 16
-/// columns.
+/// Two registers of each row at a time, as AVX2 has 16: the panel is processed in four strips of 16 columns.
 template <std::size_t Rows>
 TERRACE_TARGET_AVX2 void tile_avx2(const float* x, std::size_t x_stride, const float* panel,
                                    std::size_t depth, float* y, std::size_t y_stride, store how) {

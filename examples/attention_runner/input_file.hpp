@@ -16,8 +16,8 @@
 
 namespace runner {
 
-/// A regular file that is read at offsets. It is read and not mapped: a file that shrinks meanwhile gives an
-/// error here, where a mapping would end the process with SIGBUS.
+/// A regular file, read at offsets. It is not mapped: if the file shrinks meanwhile, a read gives an error, where a
+/// mapping would end the process with SIGBUS.
 class input_file {
  public:
   /// Opens `path`. Refuses what is not a regular file (a directory, a pipe, a device), without waiting on it.
@@ -65,7 +65,7 @@ class input_file {
     return {};
   }
 
-  /// The whole file as text, where it has at most `most` bytes.
+  /// The whole file as text, if it has at most `most` bytes.
   outcome<std::string> read_text(std::uint64_t most) const {
     if (size_ > most)
       return refuse(name() + " is larger than the " + std::to_string(most) + " bytes expected");

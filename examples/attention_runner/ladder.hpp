@@ -33,8 +33,9 @@ struct block_place {
 class recomputation {
  public:
   virtual ~recomputation() = default;
-  /// Restores the block at `place` of `kv`, by kv.restore. Where it needs other blocks that turn out to be lost too, it
-  /// says so by kv.find_lost_too and fails: those come first then. They are of nearer layers, so this comes to an end.
+  /// Restores the block at `place` of `kv` with kv.restore. If that needs other blocks that turn out to be lost too,
+  /// reports them with kv.find_lost_too and fails; they are then restored first. They are of lower layers, so this
+  /// comes to an end.
   virtual terrace::result<void> compute(ladder& kv, block_place place) = 0;
 };
 
@@ -45,28 +46,28 @@ class ladder : public kv_backend {
   ladder(std::shared_ptr<terrace::kv_store> cache, std::uint32_t layers)
       : ladder(cache, cache->make_sequence(), layers) {}
 
-  /// Another sequence in the same cache, with the same tokens: it shares every block. Both end before the
-  /// cache does, whichever lives longer. Precondition: nothing is reserved.
+  /// Another sequence in the same cache, with the same tokens: it shares every block. The cache outlives both,
+  /// whichever lives longer. Precondition: nothing is reserved.
   std::unique_ptr<ladder> fork() {
     auto forked = std::unique_ptr<ladder>(new ladder(owned_, cache_.fork(sequence_), layers()));
     forked->repair_ = repair_;
     forked->selector_ = selector_;
     return forked;
   }
-  /// From now on blocks that are lost are computed anew by `by`, which is referred to; and a share of the stored copies
-  /// is made unreadable. Forks that are made from here on share this.
+  /// From now on `by`, which is referred to, computes lost blocks anew, and a share `rate` of the stored copies is
+  /// made unreadable. Forks made from here on share this.
   void repair_with(recomputation& by, double rate) {
     repair_ = std::make_shared<repair_state>(repair_state{fault_injector(rate), &by});
   }
-  /// From now on keys are summarised as blocks are sealed; when its `start` has been called, the attention of a single
-  /// token reads the blocks that it chooses. Forks that are made from here on have one of their own. Precondition: the
-  /// sequence is empty.
+  /// From now on keys are summarised as blocks are sealed. Once `start` of the selector has been called, the
+  /// attention of a single token reads the blocks that the selector chooses. Forks made from here on have a selector
+  /// of their own. Precondition: the sequence is empty.
   void select_by(const attend_mode& mode) { selector_.emplace(mode, cache_.layout().groups[0]); }
-  /// Who chooses, or nullptr where attention reads everything.
+  /// The selector, or nullptr where attention reads everything.
   block_selector* selector() noexcept { return selector_ ? &*selector_ : nullptr; }
-  /// Blocks that were computed anew, in all sequences that share it.
+  /// Blocks that were computed anew, in all sequences that share the repair.
   std::uint64_t recomputed_blocks() const noexcept { return repair_ == nullptr ? 0 : repair_->recomputed; }
-  /// Attention does not see the tokens before `position` any more, block-wise.
+  /// Attention no longer sees the tokens before `position`, in whole blocks.
   void forget_before(std::uint64_t position) { sequence_.forget(0, position); }
 
   terrace::result<void> reserve(std::uint32_t tokens) override {
@@ -132,8 +133,8 @@ class ladder : public kv_backend {
 
   std::uint32_t layers() const noexcept { return static_cast<std::uint32_t>(last_queries_.size()); }
   std::uint32_t block_tokens() const noexcept { return cache_.layout().groups[0].tokens; }
-  /// A sequence of the first `blocks` blocks of this one, by reference, with a backend of its own that repairs nothing;
-  /// nullptr where some of them have been forgotten.
+  /// A sequence of the first `blocks` blocks of this one, by reference, with a backend of its own that repairs
+  /// nothing; nullptr if some of them have been forgotten.
   std::unique_ptr<ladder> past_of(std::uint32_t blocks) {
     auto shared = cache_.fork(sequence_, std::uint64_t{blocks} * block_tokens());
     if (!shared) return nullptr;
@@ -141,7 +142,7 @@ class ladder : public kv_backend {
       if (!std::ranges::all_of(row, &terrace::block_id::valid)) return nullptr;
     return std::unique_ptr<ladder>(new ladder(owned_, std::move(*shared), layers()));
   }
-  /// Stores a lost block anew: write(restoration) writes it, or says why not. Nothing where it is not lost.
+  /// Stores a lost block anew: write(restoration) writes it, or says why not. Does nothing if the block is not lost.
   template <class Write>
   terrace::result<void> restore(block_place place, Write write) {
     const terrace::block_id id = sequence_.pages().rows[place.layer][place.index];
@@ -160,7 +161,7 @@ class ladder : public kv_backend {
   /// What `past` has found lost is lost here too.
   void find_lost_too(ladder& past) { lost_.merge(past.lost_); }
 
-  /// For those who write or ask in their own way: where the reserved tokens go.
+  /// Where the reserved tokens go, for callers that write or ask in their own way.
   const terrace::reservation& reserved() const noexcept { return *reservation_; }
   terrace::context& owner() noexcept { return cache_.owner(); }
 
@@ -182,7 +183,7 @@ class ladder : public kv_backend {
       return cache_.owner().sync_wait(terrace::stream(cache_, sequence_, *reservation_, layer, q, out, o));
     });
   }
-  // Of a single token the blocks that were chosen; of several all.
+  // For a single token the chosen blocks; for several all.
   terrace::stream_options options_for(std::uint32_t layer, std::span<const float> q) {
     terrace::stream_options o;
     if (!selector_ || !selector_->started() || reservation_->tokens() != 1) return o;
@@ -191,7 +192,7 @@ class ladder : public kv_backend {
     o.only = selector_->choose(owner(), layer, q, cache_.control().open_data(open.index), open_tokens);
     return o;
   }
-  // The blocks that will be sealed when so many of the reserved tokens are kept.
+  // Summarises the blocks that are sealed when `tokens` of the reserved tokens are kept.
   void summarise(std::uint32_t tokens) {
     std::vector<const std::byte*> blocks(layers());
     const std::uint64_t end = (sequence_.length() + tokens) / block_tokens();
@@ -202,7 +203,7 @@ class ladder : public kv_backend {
     }
   }
 
-  // Makes copies unreadable, where that is asked for.
+  // Makes copies unreadable, if that was asked for.
   void spoil() {
     if (repair_ != nullptr) repair_->faults.look_at(cache_, sequence_);
   }
@@ -217,8 +218,8 @@ class ladder : public kv_backend {
   struct patience {
     std::chrono::milliseconds left{2000};
   };
-  // The cache says at once that there is no room. Where that is because a tier is set aside, there may be some when it
-  // has been tried again. False: there is nothing to wait for, or no patience left.
+  // The cache reports at once that there is no room. If that is because a tier is set aside, there may be some once
+  // the tier has been tried again. False: there is nothing to wait for, or no patience left.
   bool wait_for_tiers(const terrace::error& why, patience& p) {
     if (why.code != terrace::errc::out_of_capacity || p.left.count() <= 0) return false;
     if (cache_.health().now != terrace::cache_health::verdict::failing) return false;
@@ -228,7 +229,7 @@ class ladder : public kv_backend {
     return true;
   }
 
-  // No room, and a tier that would have some has failed: with what, for people.
+  // For people: if there is no room because a tier has failed, says so, with that tier's system error.
   terrace::error explained(const terrace::error& why) const {
     if (why.code != terrace::errc::out_of_capacity) return why;
     for (const terrace::tier_health& h : cache_.health().tiers)
@@ -238,8 +239,8 @@ class ladder : public kv_backend {
     return why;
   }
 
-  // Attends; where blocks are lost computes them anew, in ascending order, and attends again. The blocks are those of
-  // some of `all`, which share a cache.
+  // Attends; if blocks are lost, computes them anew, in ascending order, and attends again. The blocks belong to some
+  // of `all`, which share a cache.
   template <class Attend>
   static terrace::result<void> repairing(std::span<ladder* const> all, Attend attend) {
     ladder& first = *all.front();
@@ -257,7 +258,7 @@ class ladder : public kv_backend {
         if (auto repaired = s->repair(); !repaired) return repaired;
     }
   }
-  // A block is lost; false where it is not this sequence's.
+  // Notes that a block is lost; false if it is not this sequence's.
   bool lose(terrace::block_id id) {
     const terrace::block_record& r = cache_.control().record(id.index);
     const auto& row = sequence_.pages().rows[r.row];

@@ -11,8 +11,8 @@
 
 namespace runner {
 
-/// Sequences of one cache that decode a token each, together: what they share is brought once a layer. They stay, and
-/// none of them has a selector or reserves by itself meanwhile.
+/// Sequences of one cache that decode a token each, together: what they share is brought once a layer. They outlive
+/// this, and meanwhile none of them has a selector or reserves by itself.
 class ladder_batch {
  public:
   explicit ladder_batch(std::span<const std::unique_ptr<ladder>> all)
@@ -49,7 +49,7 @@ class ladder_batch {
     for (ladder* const s : all_) s->spoil();
   }
 
-  /// As ladder::repeat_last_token, of all of them.
+  /// As ladder::repeat_last_token, for all of them.
   terrace::result<void> repeat_last_token(step_parts parts, std::span<const std::byte> stand_in) {
     if (auto room = reserve(); !room) return room;
     for (std::uint32_t layer = 0; layer < last_queries_.size(); ++layer) {

@@ -67,7 +67,7 @@ struct codecs_of<std::tuple<Hot, Below...>> {
   static consteval std::size_t buffers() {
     return std::max({buffers_from<Hot, Below...>(), buffers_from<Below, Hot, Below...>()...});
   }
-  // A block may lie in one as it is, between two codecs.
+  // A buffer may also hold a raw block, between two codecs.
   static std::size_t staging_bytes(const terrace::layer_group& g) noexcept {
     return terrace::align_up(std::max({g.block_bytes(), Below::codec_type::max_encoded_size(g)...}),
                              terrace::ram::alignment);

@@ -37,10 +37,10 @@ class llama {
 
   const model_config& config() const noexcept { return weights_.config; }
 
-  /// Reserves room in `kv` for `tokens`, which stand at `first_position` and after, computes them and commits
-  /// them. The logits come back as [token][vocab_size], for the tokens that were asked for; the span holds
-  /// until the next call. invalid_argument for an empty chunk or an id that is not in the vocabulary;
-  /// otherwise the backend's errors, after which nothing has been committed.
+  /// Reserves room in `kv` for `tokens`, the first of which is at `first_position`, computes them and commits them.
+  /// Returns the logits as [token][vocab_size], for the tokens that were asked for; the span is valid until the next
+  /// call. invalid_argument for an empty chunk or an id that is not in the vocabulary; otherwise the backend's
+  /// errors, after which nothing has been committed.
   terrace::result<std::span<const float>> forward(std::span<const std::uint32_t> tokens,
                                                   std::uint32_t first_position, kv_backend& kv,
                                                   logits_for wanted) {
@@ -52,8 +52,8 @@ class llama {
     return logits(wanted);
   }
 
-  /// Reserves room in `kv` for `tokens` and writes their keys and values of the layers up to and with `last`, as
-  /// `forward` does; no more, and nothing is committed. The backend's errors.
+  /// Reserves room in `kv` for `tokens` and writes their keys and values of the layers up to and including `last`, as
+  /// `forward` does; no more, and nothing is committed. Errors: those of `forward`.
   terrace::result<void> keys_and_values(std::span<const std::uint32_t> tokens, std::uint32_t first_position,
                                         kv_backend& kv, std::uint32_t last) {
     if (auto done = begin(tokens, first_position, kv); !done) return done;
@@ -63,7 +63,7 @@ class llama {
     return {};
   }
 
-  /// A model of the same weights, with buffers of its own.
+  /// A model with the same weights and buffers of its own.
   llama another() const { return llama(weights_, parallel_); }
 
  private:
@@ -128,7 +128,7 @@ class llama {
     return {};
   }
 
-  // From the rows that enter the layer to its queries, and its keys and values in `kv`.
+  // From the rows that enter the layer, computes its queries, and its keys and values in `kv`.
   void store_kv_of(std::uint32_t index, kv_backend& kv) {
     const llama_layer& w = weights_.layers[index];
     normalise(hidden_, count_, w.attention_norm, normed_);
@@ -148,7 +148,7 @@ class llama {
     });
   }
 
-  /// Turns queries into the contiguous rows that attention takes, and keys where they are.
+  /// Rotates queries into the contiguous rows that attention takes, and keys in place.
   void rotate() {
     const auto& c = config();
     for_pieces(parallel_, count_, grain(4 * qkv_.stride), [&](std::size_t begin, std::size_t end) {
@@ -161,7 +161,7 @@ class llama {
     });
   }
 
-  /// On the calling thread: a backend is not asked for addresses from several.
+  /// On the calling thread: all calls of a backend come from one thread.
   void store_kv(std::uint32_t index, kv_backend& kv) {
     const auto& c = config();
     for (std::uint32_t r = 0; r < count_; ++r) {

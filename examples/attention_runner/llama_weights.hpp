@@ -19,7 +19,7 @@
 
 namespace runner {
 
-/// One decoder layer. Matrices that take the same input are one matrix, its columns side by side.
+/// One decoder layer. Matrices that take the same input are merged into one, with their columns side by side.
 struct llama_layer {
   aligned_vector<float> attention_norm;  ///< padded with zeros to whole panels, as activations are
   packed_matrix qkv;                     ///< columns [q_size | kv_size | kv_size]
@@ -45,9 +45,9 @@ struct llama_weights {
     return config.tie_word_embeddings ? embedding : lm_head;
   }
 
-  /// Loads config.json and the *.safetensors of `directory`, HuggingFace's names. All names and shapes are
-  /// compared with the configuration before anything is allocated: a tensor that is missing, has another
-  /// shape, or is not accounted for is refused. Needs the memory of the weights and one panel.
+  /// Loads config.json and the *.safetensors of `directory`, with HuggingFace's names. All names and shapes are
+  /// checked against the configuration before anything is allocated: a tensor that is missing, has another shape, or
+  /// is not accounted for is refused. Needs the memory of the weights and one panel.
   static outcome<llama_weights> load(const std::filesystem::path& directory);
 };
 
@@ -106,8 +106,8 @@ class llama_sources {
     taken_.insert(tensor);
     return tensor;
   }
-  /// A model tensor that nothing used is a layer or a bias that config.json keeps silent about. The
-  /// frequencies of RoPE, which old checkpoints store, follow from rope_theta.
+  /// A model tensor that nothing used is a layer or a bias that config.json does not mention. The frequencies of
+  /// RoPE, which old checkpoints store, follow from rope_theta.
   void refuse_the_rest(const safetensors& checkpoint) {
     for (const auto& [name, tensor] : checkpoint.tensors()) {
       const bool of_model = name.starts_with("model.") && !name.ends_with(".rotary_emb.inv_freq");
@@ -139,7 +139,7 @@ class llama_reader {
     read(tensor, 0, std::span(values).first(tensor.shape[0]));
     return values;
   }
-  /// [columns][depth] of the tensor to the columns of `matrix` from `first` on, a panel's worth at a time.
+  /// Reads a tensor, [columns][depth], into the columns of `matrix` from `first` on, a panel's worth at a time.
   void columns(const tensor_info& tensor, packed_matrix& matrix, std::size_t first = 0) {
     const std::size_t count = tensor.shape[0], depth = tensor.shape[1];
     rows_.resize(std::min(count, panel_columns) * depth);

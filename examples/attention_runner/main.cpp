@@ -1,6 +1,6 @@
-// Decodes over a KV cache that lives in RAM and on disk: a real text with a real model, and shows that the
-// answers are those of a run that has everything in memory (model_job.hpp); or attention alone over the shape
-// of a larger model (shape_job.hpp); either with its KV on a CUDA device, and attended there (cuda/). The path of a
+// Decodes over a KV cache that lives in RAM and on disk: either a real text with a real model, showing that the
+// answers are those of a run that has everything in memory (model_job.hpp), or attention alone over the shape of a
+// larger model (shape_job.hpp); each also with its KV and its attention on a CUDA device (cuda/). The path of a
 // block: ladder.hpp, or cuda/device_backend.hpp (reserve, attend, commit) > terrace.
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -24,7 +24,7 @@ namespace {
 
 using namespace runner;
 
-/// Tokens that a model is scored by, between the prefill and the decode.
+/// Tokens that a model is scored on, between the prefill and the decode.
 constexpr std::uint32_t scored = 4096;
 
 outcome<std::vector<std::uint32_t>> text_for(const command_line& c, const model_config& model) {
@@ -64,13 +64,13 @@ outcome<bool> write_trace(const std::string& path, const terrace::trace_log& log
   return true;
 }
 
-// The thread that calls is the other one that computes.
+// The calling thread computes too.
 terrace::context::options threads() {
   return {.codec_threads = std::max(2u, std::thread::hardware_concurrency()) - 1};
 }
 
-// The request of the run that has everything in tier 0, to be compared with that of `plan`: what is compared is cut
-// alike.
+// The request of a run that has everything in tier 0, to compare with that of `plan`: both cut the KV into the same
+// blocks and splits.
 run_request all_resident(run_request request, const run_plan& plan) {
   request.codec = "resident";
   request.hot.reset();

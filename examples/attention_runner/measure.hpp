@@ -25,7 +25,7 @@ inline double median(std::vector<double> values) {
   return *middle;
 }
 
-/// The largest memory that this process has ever had resident, in bytes; 0 where the system does not say.
+/// The peak resident memory of this process, in bytes; 0 where the system does not say.
 inline std::size_t process_bytes_peak() {
   std::FILE* const status = std::fopen("/proc/self/status", "r");
   if (status == nullptr) return 0;
@@ -66,10 +66,10 @@ inline double read_bandwidth(terrace::context& ctx, terrace::const_bytes memory)
   return static_cast<double>(sums.size() * piece) / took;
 }
 
-/// Repeats the last decode step, by repeat(step_parts, stand_in): whole, transfers alone, compute alone, in turn.
+/// Repeats the last decode step through repeat(step_parts, stand_in): whole, transfers alone, compute alone, in turn.
 /// Compute alone reads memory that stands in for what is not in RAM: larger than a last-level cache, so that it comes
-/// from memory as the real thing does. What a disk does varies from one step to the next, so it goes on for as many
-/// triples as the time allows.
+/// from memory as the real thing does. Disk times vary from one step to the next, so this runs as many triples as the
+/// time allows.
 template <class Repeat>
 terrace::result<step_times> measure_steps(ladder& kv, Repeat repeat) {
   constexpr std::size_t least = 11, most = 41;

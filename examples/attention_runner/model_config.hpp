@@ -45,8 +45,7 @@ class config_reader {
  public:
   config_reader(const nlohmann::json& object, const std::string& file) : object_(object), file_(file) {}
 
-  /// A size from 1 to 2^24: so large that no model is refused, and so small that a product of two fits 64
-  /// bits.
+  /// A size from 1 to 2^24: large enough that no model is refused, small enough that a product of two fits 64 bits.
   std::uint32_t size(const char* key, std::uint32_t fallback = 0) {
     constexpr std::uint64_t largest = std::uint64_t{1} << 24;
     const auto* value = find(key);
@@ -76,7 +75,7 @@ class config_reader {
       complain(std::string("has the ") + key + " " + in_quotes(value->dump(-1, ' ', true, replace)) +
                ", and only " + std::string(supported) + " is supported");
   }
-  /// The value at `key`, or null where there is none (JSON's null is none).
+  /// The value at `key`, or null where there is none (JSON's null counts as none).
   const nlohmann::json* find(const char* key) const {
     const auto found = object_.find(key);
     return found == object_.end() || found->is_null() ? nullptr : &*found;

@@ -15,10 +15,10 @@
 namespace runner {
 
 /// A checkpoint's model over one ladder on the host: what text_run does, with repair of lost blocks, attention to a
-/// selection of them, the control, and the times of a step.
+/// selection of blocks, the control, and the times of a step.
 class model_job {
  public:
-  /// `text` is the context, then the tokens to be scored. All of it is referred to.
+  /// `text` is the context, then the tokens to be scored. All arguments are referred to.
   model_job(llama& model, const run_request& request, std::span<const std::uint32_t> text)
       : model_(model), second_model_(model.another()), request_(request), text_(text) {}
   model_job(model_job&&) = delete;
@@ -64,10 +64,10 @@ class model_job {
   /// Tokens that the control leaves visible, at the granularity of blocks.
   static constexpr std::uint32_t control_window = 512;
 
-  /// Of so many scored tokens one is attended over everything as well.
+  /// One in this many scored tokens is also attended over everything.
   static constexpr std::uint32_t checked_tokens = 64;
 
-  // A selection is one of a step: the scored tokens come one at a time then, as they do in a decode.
+  // A selection belongs to one step, so with a selector the scored tokens come one at a time, as in a decode.
   static terrace::result<void> score(text_run& text, ladder& kv, std::uint32_t chunk, run_result& r) {
     block_selector* const selector = kv.selector();
     if (selector == nullptr) return text.score(kv, chunk, r);
@@ -77,8 +77,8 @@ class model_job {
     return scored;
   }
 
-  // The same text, scored by a fork of the sequence that lets go of everything but the nearest tokens, again
-  // and again while it goes on. What the near tokens' own keys have taken in from the far ones stays.
+  // The same text, scored by a fork of the sequence that forgets all but the nearest tokens, again and again as it
+  // goes on. What the near tokens' own keys have taken in from the far ones stays.
   static terrace::result<control_result> hide_far_context(text_run& text, ladder& kv, std::uint32_t chunk) {
     const std::unique_ptr<ladder> forgetful = kv.fork();
     auto scored = text.score_apart(*forgetful, std::min(chunk, control_window), [&](std::uint32_t at) {

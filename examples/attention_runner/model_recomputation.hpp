@@ -10,13 +10,13 @@
 namespace runner {
 
 /// Computes lost blocks of a model's KV anew: feeds their tokens once more through the layers before theirs, over a
-/// sequence that shares what lies before them. What the model computes for a token does not depend on its chunk, and
-/// attention's bits not on where blocks are: in a lossless ladder the block is what it was, bit for bit. In a lossy one
-/// it is what the model makes of the KV as that is stored now.
+/// sequence that shares what lies before them. What the model computes for a token does not depend on its chunk, nor
+/// do attention's bits depend on where blocks are: in a lossless ladder the block is what it was, bit for bit. In a
+/// lossy one it is what the model makes of the KV as it is stored now.
 class model_recomputation final : public recomputation {
  public:
-  /// `history` are the tokens so far. `model` must not be the one in whose forward pass blocks are found lost: it
-  /// computes one chunk at a time. Both are referred to.
+  /// `history` holds the tokens so far. `model` must not be the one in whose forward pass blocks are found lost,
+  /// because it computes one chunk at a time. Both are referred to.
   model_recomputation(llama& model, const std::vector<std::uint32_t>& history) noexcept
       : model_(model), history_(history) {}
 
@@ -32,7 +32,7 @@ class model_recomputation final : public recomputation {
       kv.find_lost_too(*past);
       return computed;
     }
-    // Those tokens' blocks of the layers before have been computed on the way, whether they are lost or not.
+    // The same tokens' blocks of the lower layers have been computed on the way, whether they are lost or not.
     for (std::uint32_t layer = 0; layer <= place.layer; ++layer)
       if (auto stored = kv.restore({layer, place.index},
                                    [&](terrace::restoration& to) { return past->reserved().copy_to(to); });

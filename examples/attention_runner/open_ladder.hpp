@@ -24,7 +24,7 @@ struct cache_of<std::tuple<Tiers...>> {
 };
 }  // namespace detail
 
-/// Opens a ladder of four tiers. Instantiated in a file of its own for each: a composed cache is the dearest
+/// Opens a ladder of four tiers. Each instantiation has a file of its own: a composed cache is the most expensive
 /// thing to compile here.
 template <class Tiers>
 terrace::result<std::unique_ptr<ladder>> open_tiers(terrace::context& ctx, const run_plan& plan,
@@ -65,7 +65,7 @@ inline terrace::result<std::unique_ptr<ladder>> open_ladder(terrace::context& ct
   return opened;
 }
 
-/// The prefetcher of this name, as far as an eighth of the hot tier holds, or "none".
+/// The prefetcher of this name, which looks as far ahead as an eighth of the hot tier holds; none for "none".
 inline terrace::any_prefetcher prefetcher_named(const std::string& name, const run_plan& plan) {
   if (name == "none") return {};
   const std::size_t room = plan.sizes.hot / 8 / plan.layout.largest_block();

@@ -14,8 +14,7 @@ inline void serial_for(std::size_t n, const std::function<void(std::size_t)>& bo
   for (std::size_t i = 0; i < n; ++i) body(i);
 }
 
-/// Calls body(begin, end) over pieces of [0, n) of at most `grain` each; a single piece does not leave the
-/// thread.
+/// Calls body(begin, end) over pieces of [0, n) of at most `grain` each; a single piece stays on this thread.
 template <class Body>
 void for_pieces(const parallel_for& parallel, std::size_t n, std::size_t grain, const Body& body) {
   if (n <= grain) return n == 0 ? void() : body(std::size_t{0}, n);

@@ -68,14 +68,14 @@ inline std::string size_text(std::size_t bytes) {
   return std::to_string((bytes + unit - 1) / unit) + (unit == 1024 ? "KiB" : "MiB");
 }
 
-// Sizes of the tiers below the hot one, and whether they hold the whole context: every block is written
-// behind.
+// Settles the sizes of the tiers below the hot one. Refuses sizes that cannot hold the whole context: every block is
+// written behind.
 inline outcome<bool> settle_lower_tiers(const run_request& request, const ladder_codecs& codecs,
                                         std::size_t all_blocks, run_plan& p) {
   const terrace::layer_group& group = p.layout.groups[0];
   const auto [warm_block, cool_block, cold_block] =
       std::array{codecs.stored[0](group), codecs.stored[1](group), codecs.stored[2](group)};
-  // Blocks that are on their way from one tier to the next have room in both.
+  // Blocks on their way from one tier to the next take room in both.
   const std::size_t moving = 4 * group.layers + 16;
 
   const std::size_t hot_blocks = p.sizes.hot / group.block_bytes();
@@ -98,10 +98,10 @@ inline outcome<bool> settle_lower_tiers(const run_request& request, const ladder
   return true;
 }
 
-// Where attention on a device is cut, and what of the hot tier its windows are lent. `spare` is what the hot tier has
-// beyond all that must be there besides: three windows, with blocks in them both raw and as they are stored, take at
-// most all of it. Windows hold whole splits, so that the bits do not depend on what lies where; splits of 256 tokens
-// are enough of them to fill a device.
+// Decides where attention on a device is cut, and how much of the hot tier is lent to its windows. `spare` is what
+// the hot tier has beyond everything else that must be there: three windows, with blocks in them both raw and as they
+// are stored, take at most all of it. Windows hold whole splits, so that the bits do not depend on what lies where;
+// with 256 tokens each there are enough splits to fill a device.
 inline void settle_windows(const run_request& request, std::size_t spare, run_plan& p) {
   const terrace::layer_group& group = p.layout.groups[0];
   const std::size_t share = std::min({std::size_t{32} << 20, p.sizes.hot / 16, spare / 6});
@@ -136,7 +136,7 @@ inline outcome<run_plan> plan(const run_request& request, const kv_shape& shape)
   while (group.tokens > 16 && !resident && too_large()) group.tokens /= 2;
   p.layout.groups = {group};
 
-  // The context is stored once, what each sequence decodes in blocks of its own.
+  // The context is stored once; what each sequence decodes is in blocks of its own.
   const std::size_t block = terrace::align_up(group.block_bytes(), terrace::ram::alignment);
   const std::size_t own = request.decode_tokens / group.tokens + 1;
   const std::size_t all_blocks = (shared / group.tokens + request.batch * own) * group.layers;

@@ -8,7 +8,7 @@
 
 namespace runner {
 
-/// A line on the terminal while a run goes on, and nothing anywhere else.
+/// A line on the terminal while a run goes on; nothing where there is no terminal.
 class progress {
  public:
   explicit progress(std::string what) : what_(std::move(what)), on_(::isatty(STDERR_FILENO) != 0) {}

@@ -19,7 +19,7 @@ class rope_table {
       frequency_[i] = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
   }
 
-  /// Computes the turns of `count` positions from `first` on; nothing to do where these are at hand already.
+  /// Computes the turns of `count` positions from `first` on; does nothing if it has these already.
   void prepare(std::uint32_t first, std::size_t count, const parallel_for& parallel) {
     constexpr std::size_t positions_per_piece = 64;
     if (first == first_ && count <= count_) return;

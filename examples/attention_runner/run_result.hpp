@@ -51,7 +51,7 @@ struct run_result {
   std::uint64_t recomputed_blocks = 0;  ///< by then
   std::size_t process_bytes_peak = 0;
 
-  /// One that has found nothing yet.
+  /// A result without any findings yet.
   static run_result of(const run_request& request, const run_plan& plan) {
     run_result r;
     r.plan = plan;
@@ -67,7 +67,7 @@ struct run_result {
     for (const double s : decode_s) sum += s;
     return sum > 0 ? static_cast<double>(decode_s.size() * batch) / sum : 0;
   }
-  /// What the step's compute alone reads, all of the KV or a selection, in a second of it.
+  /// Bytes a second that the step's compute alone reads: all of the KV, or a selection.
   double compute_bytes_per_s() const {
     const double share = selection ? selection->share_read() : 1;
     return step.compute > 0 ? share * static_cast<double>(plan.kv_bytes_total) / step.compute : 0;

@@ -27,8 +27,8 @@ inline terrace::failure<runner_error> refuse(runner_error why) {
   return terrace::failure<runner_error>{std::move(why)};
 }
 
-/// A name out of a file, made fit to be printed: in quotes, at most 80 bytes, without control characters, so
-/// that a hostile file cannot write to the user's terminal.
+/// A name out of a file, made safe to print: in quotes, at most 80 bytes, without control characters, so that a
+/// hostile file cannot write to the user's terminal.
 inline std::string in_quotes(std::string_view name) {
   constexpr std::size_t longest = 80;
   std::string out = "\"";

@@ -53,10 +53,10 @@ inline std::optional<std::size_t> dtype_bytes(std::string_view dtype) noexcept {
 
 namespace detail {
 
-/// Accepts the events of a JSON parser where they make a safetensors header,
+/// Accepts the events of a JSON parser as long as they make a safetensors header,
 ///   {"name": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}, "__metadata__": {"key": "text"}},
-/// and stops at the first that does not. No tree is built: what a hostile header can allocate is bounded by
-/// its own length, and a name that is given twice is seen, which a tree would hide.
+/// and stops at the first that does not. No tree is built: what a hostile header can allocate is bounded by its own
+/// length, and a name that is given twice is noticed, which a tree would hide.
 class header_events {
  public:
   using json = nlohmann::json;

@@ -20,15 +20,15 @@ inline double surprisal_bits(std::span<const float> logits, std::uint32_t token)
   return (most - static_cast<double>(logits[token]) + std::log(sum)) / std::numbers::ln2;
 }
 
-/// The likeliest token; the lowest id of several.
+/// The likeliest token; of several, the one with the lowest id.
 inline std::uint32_t greedy_token(std::span<const float> logits) {
   return static_cast<std::uint32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
-/// How well a model foretells a text that is fed to it chunk by chunk.
+/// How well a model predicts a text that is fed to it chunk by chunk.
 class text_score {
  public:
-  /// Scores tokens.size() predictions: row i of `logits`, [token][vocab], is what foretold tokens[i].
+  /// Scores tokens.size() predictions: row i of `logits`, [token][vocab], is the prediction of tokens[i].
   void add(std::span<const float> logits, std::span<const std::uint32_t> tokens) {
     if (tokens.empty()) return;
     const std::size_t vocab = logits.size() / tokens.size();
@@ -45,7 +45,7 @@ class text_score {
   std::size_t tokens_ = 0;
 };
 
-/// Bits per byte of a text at once: text_score over one chunk.
+/// Bits per byte of a whole text: text_score over one chunk.
 inline double bits_per_byte(std::span<const float> logits, std::span<const std::uint32_t> bytes) {
   text_score score;
   score.add(logits, bytes);

@@ -18,8 +18,8 @@
 
 namespace runner {
 
-/// Attention alone over synthetic KV: fills the cache with a context, then decodes. Nothing is prefilled, no
-/// layer is computed but attention.
+/// Attention alone over synthetic KV: fills the cache with a context, then decodes. There is no prefill, and no layer
+/// but attention is computed.
 class shape_job : recomputation {
  public:
   shape_job(const model_shape& shape, const run_request& request)
@@ -42,7 +42,7 @@ class shape_job : recomputation {
     if (auto* const selector = sequences.front()->selector()) selector->start();
     while (sequences.size() < request_.batch) sequences.push_back(sequences.front()->fork());
 
-    // Each selects blocks for itself; else they read what they share together.
+    // Sequences that select blocks attend each for itself; others read what they share together.
     std::optional<ladder_batch> together;
     if (sequences.size() > 1 && !request_.attend.selects()) together.emplace(sequences);
 
@@ -83,7 +83,7 @@ class shape_job : recomputation {
   void write(const terrace::reservation& to, std::uint32_t layer, std::uint32_t sequence) const noexcept {
     write_rows(to.k(layer), to.v(layer), layer, to.first_position(), sequence);
   }
-  // What comes before the end of the context is the same for all.
+  // The tokens of the context are the same for all sequences.
   void write_rows(const terrace::plane_rows& k, const terrace::plane_rows& v, std::uint32_t layer,
                   std::uint64_t first, std::uint32_t sequence) const noexcept {
     for (std::uint32_t h = 0; h < kv_.shape().kv_heads; ++h)
@@ -94,7 +94,7 @@ class shape_job : recomputation {
       }
   }
 
-  // What is synthetic is made again.
+  // Synthetic data is simply made again.
   terrace::result<void> compute(ladder& kv, block_place place) override {
     std::uint32_t sequence = 0;
     while (sequences_[sequence].get() != &kv) ++sequence;
@@ -119,8 +119,8 @@ class shape_job : recomputation {
 
   std::size_t width() const noexcept { return std::size_t{kv_.shape().q_heads} * kv_.shape().head_dim; }
 
-  // A token of each sequence through every layer, one sequence after the other; the seconds that it took. What is
-  // synthetic is made outside of the clock, here and below.
+  // A token of each sequence through every layer, one sequence after the other; returns the seconds that it took.
+  // Synthetic data is made outside of the timed part, here and below.
   terrace::result<double> decode_each(std::uint32_t step, terrace::context& ctx) {
     double took = 0;
     for (std::uint32_t s = 0; s < sequences_.size(); ++s) {
@@ -145,7 +145,7 @@ class shape_job : recomputation {
     return {};
   }
 
-  // The same of all sequences together.
+  // The same for all sequences together.
   terrace::result<double> decode(ladder_batch& all, std::uint32_t step, terrace::context& ctx) {
     const std::uint32_t layers = kv_.shape().layers;
     const std::size_t count = sequences_.size();
@@ -176,7 +176,7 @@ class shape_job : recomputation {
     return took;
   }
 
-  // Of one sequence, for all layers; and room for what comes of them.
+  // Makes the queries of one sequence, for all layers, and room for the results.
   void make_queries(std::uint32_t step, std::uint32_t sequence) {
     queries_.resize(kv_.shape().layers * width());
     for (std::uint32_t layer = 0; layer < kv_.shape().layers; ++layer) {

@@ -12,11 +12,11 @@
 
 namespace runner {
 
-/// Keys, values and queries that nobody computed: normally distributed, the same for the same seed and the
-/// same place, so that a reference makes them again and nothing large is kept.
+/// Keys, values and queries that no model computed: normally distributed, the same for the same seed and the same
+/// place, so that a reference can make them again and nothing large is kept.
 ///
-/// Making billions of normal numbers takes longer than a disk takes to store them. So a million are made, and
-/// each row is a stretch of them that begins where a hash of its place says.
+/// Making billions of normal numbers takes longer than storing them on a disk. So a million are made, and each row is
+/// a stretch of them that begins where a hash of its place says.
 class synthetic_kv {
  public:
   enum class plane : std::uint8_t { k, v };
@@ -35,8 +35,8 @@ class synthetic_kv {
 
   const model_shape& shape() const noexcept { return shape_; }
 
-  /// One token's key or value of one KV head, as it is stored, and as the numbers that this stands for.
-  /// `sequence` tells apart what several sequences decode; 0 is what they share.
+  /// One token's key or value of one KV head, as stored, and as the numbers that this stands for. `sequence` tells
+  /// apart what several sequences decode; 0 is what they share.
   std::span<const terrace::fp16> row(plane p, std::uint32_t layer, std::uint32_t kv_head, std::uint64_t token,
                                      std::uint32_t sequence = 0) const noexcept {
     return std::span(halves_).subspan(start(p, layer, kv_head, token, sequence), shape_.head_dim);
@@ -46,10 +46,10 @@ class synthetic_kv {
     return std::span(values_).subspan(start(p, layer, kv_head, token, sequence), shape_.head_dim);
   }
 
-  /// Writes the queries of the token at `position`, [q_head][dim]. Each head looks for one token of the first
-  /// `context` ones: its query is that token's key, so many times as gives it about half of the softmax mass
-  /// (a * sqrt(dim) - a * a / 2 = ln(context), as |key| is about sqrt(dim) and the other logits have a
-  /// variance of a * a). Attention that missed a block, or read a wrong one, would be far off.
+  /// Writes the queries of the token at `position`, [q_head][dim]. Each head looks for one of the first `context`
+  /// tokens: its query is that token's key, scaled so that the token gets about half of the softmax mass
+  /// (a * sqrt(dim) - a * a / 2 = ln(context), as |key| is about sqrt(dim) and the other logits have a variance of
+  /// a * a). Attention that missed a block, or read a wrong one, would be far off.
   void queries(std::uint32_t layer, std::uint64_t position, std::uint64_t context, std::uint32_t sequence,
                std::span<float> out) const noexcept {
     const double root = std::sqrt(static_cast<double>(shape_.head_dim));

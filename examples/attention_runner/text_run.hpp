@@ -16,14 +16,14 @@
 
 namespace runner {
 
-/// A model over a text, whose KV is any backend's: prefill, scoring by teacher forcing, greedy decode, in this order.
-/// What each of them finds, and how long it took, goes into a run_result.
+/// A model over a text, with its KV in any backend: prefill, scoring by teacher forcing, greedy decode, in this
+/// order. What each of them finds, and how long it took, goes into a run_result.
 class text_run {
  public:
   /// Called before each chunk of the text that is scored, with the position of its first token.
   using before_chunk = std::function<void(std::uint32_t)>;
 
-  /// `text` is the context, then the tokens to be scored. All of it is referred to.
+  /// `text` is the context, then the tokens to be scored. All arguments are referred to.
   text_run(llama& model, const run_request& request, std::span<const std::uint32_t> text, progress& bar)
       : model_(model), request_(request), text_(text), bar_(bar), history_(text.begin(), text.end()) {}
   text_run(text_run&&) = delete;
@@ -31,7 +31,7 @@ class text_run {
   /// The text, and what was generated since.
   const std::vector<std::uint32_t>& history() const noexcept { return history_; }
 
-  /// Feeds the context, so many tokens at a time. The backend's errors.
+  /// Feeds the context, `chunk` tokens at a time. The backend's errors.
   terrace::result<void> prefill(kv_backend& kv, std::uint32_t chunk, run_result& r) {
     const auto start = std::chrono::steady_clock::now();
     for (std::uint32_t at = 0; at < request_.context_tokens;) {
@@ -59,7 +59,7 @@ class text_run {
     r.scoring_s = seconds_since(start);
     return {};
   }
-  /// The same over a KV that is not gone on with, such as a fork of it. Returns bits per token.
+  /// The same over a KV that is not used any further, such as a fork of it. Returns bits per token.
   terrace::result<double> score_apart(kv_backend& kv, std::uint32_t chunk, const before_chunk& before) {
     std::vector<float> next = next_;
     return teacher_forcing(kv, chunk, before, next, [](std::span<const float>, std::uint32_t) {});
@@ -85,7 +85,7 @@ class text_run {
  private:
   void show(std::uint32_t at) { bar_.at(at, text_.size() + request_.decode_tokens); }
 
-  // The logits after token i foretell token i + 1; `next` foretells the first one, and in the end the one behind the
+  // The logits after token i predict token i + 1; `next` predicts the first one, and in the end the one after the
   // text. Returns bits per token.
   template <class Keep>
   terrace::result<double> teacher_forcing(kv_backend& kv, std::uint32_t chunk, const before_chunk& before,
@@ -111,7 +111,7 @@ class text_run {
   std::span<const std::uint32_t> text_;
   progress& bar_;
   std::vector<std::uint32_t> history_;
-  std::vector<float> next_;  // logits that foretell the next token
+  std::vector<float> next_;  // logits that predict the next token
 };
 
 }  // namespace runner

@@ -11,8 +11,8 @@
 namespace engine {
 namespace {
 
-// One block of threads for each token: page slot / page_tokens, row slot % page_tokens of each head of K, then of V.
-// A token whose sequence was dropped has the slot -1, and nothing of it is kept.
+// One thread block for each token: page slot / page_tokens, row slot % page_tokens of each head of K, then of V. A
+// token whose sequence was dropped has the slot -1, and nothing of it is kept.
 __global__ void project_kernel(new_tokens tokens, std::byte* pages, std::size_t page_stride,
                                __half* queries) {
   const std::uint64_t position = tokens.first_position + blockIdx.x;

@@ -7,12 +7,12 @@
 #include "terrace/core/element.hpp"
 #include "terrace/cuda/kernels.hpp"
 
-// Stands for an engine: the shape of its model, and the kernels that engine.cu compiles.
+// Stands in for an engine: the shape of its model, and the kernels that engine.cu compiles.
 namespace engine {
 
 inline constexpr std::uint32_t layers = 4, q_heads = 8, kv_heads = 2, dim = 64, page_tokens = 64;
 
-/// A number between -1 and 1 that depends on its arguments alone: a multiple of 1/8, which fp16 has exactly.
+/// A number between -1 and 1 that depends only on its arguments: a multiple of 1/8, which fp16 represents exactly.
 constexpr float noise(std::uint64_t kind, std::uint64_t position, std::uint32_t layer, std::uint32_t head,
                       std::uint32_t d) {
   std::uint64_t x = ((position * layers + layer) * q_heads + head) * 3 * dim + kind * dim + d;
@@ -20,7 +20,7 @@ constexpr float noise(std::uint64_t kind, std::uint64_t position, std::uint32_t 
   x = (x ^ (x >> 32)) * 0xd6e8feb86659fd93u;
   return (static_cast<float>((x >> 32) % 17) - 8) / 8;
 }
-/// What the model computes of a token. Each query looks for one earlier token: it is four times that one's key, and so
+/// What the model computes for a token. Each query looks for one earlier token: it is four times that token's key, so
 /// attention that read another block would be far off.
 constexpr float key_of(std::uint64_t position, std::uint32_t layer, std::uint32_t head, std::uint32_t d) {
   return noise(0, position, layer, head, d);
@@ -32,7 +32,7 @@ constexpr float query_of(std::uint64_t position, std::uint32_t layer, std::uint3
   return 4 * key_of((head * 1031 + layer * 307) % (position + 1), layer, head / (q_heads / kv_heads), d);
 }
 
-/// Tokens that follow one another, and the slots that they were given (cuda::reserved_slots).
+/// Consecutive tokens, and the slots that they were given (cuda::reserved_slots).
 struct new_tokens {
   const std::int64_t* mapping = nullptr;  ///< of `layer`, in device memory
   std::uint64_t first_position = 0;

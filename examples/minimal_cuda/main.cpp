@@ -1,6 +1,6 @@
-// An engine with a stream and kernels of its own decodes over a context that is four times its budget of device memory;
-// then the last token's attention is compared with that of the host. Prints one line. The exit status is 1, with one
-// sentence, where there is no device or the results differ.
+// An engine with its own stream and kernels decodes over a context four times its budget of device memory; then the
+// last token's attention is compared with the host's. Prints one line. The exit status is 1, with one sentence, if
+// there is no device or the results differ.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -58,7 +58,7 @@ std::vector<float> attention_on_the_host(std::uint32_t layer) {
 }
 
 int decode(cudaStream_t stream, std::vector<fp16>& result) {
-  context ctx{{.codec_threads = 1}};  // ends before the stream, which its link follows
+  context ctx{{.codec_threads = 1}};  // ends before the stream, which its link uses
   auto cache = kv_cache::open(ctx, layout(), {.capacity = 1_MiB, .stream = stream}, {.capacity = 1_MiB},
                               {.capacity = 8_MiB});
   if (!cache) return fail(cache.error());

@@ -25,7 +25,7 @@ struct command_line {
   std::uint64_t requests = 10000, seed = 1;
 };
 
-/// What a run of a ladder is taken to cost.
+/// The assumed costs of a run of a ladder.
 struct cost_model {
   double block_bytes = 0;
   std::vector<double>

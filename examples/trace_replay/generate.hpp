@@ -20,7 +20,7 @@ inline constexpr std::array<std::string_view, 4> workloads{"chat", "agents", "sc
 
 namespace detail {
 
-// The same numbers with every standard library: its distributions differ, its engines do not.
+// The same numbers with every standard library: their distributions differ, their engines do not.
 class dice {
  public:
   explicit dice(std::uint64_t seed) : engine_(seed) {}
@@ -43,8 +43,8 @@ struct conversation_style {
   double think_time;          // mean time between turns, where that between conversations is 1
 };
 
-// Conversations that begin at random times and go on after a pause. The last block of a request is partly filled,
-// so that its id does not come back: the next turn has a full block in its place.
+// Conversations that begin at random times and go on after a pause. The last block of a request is only partly
+// filled, so its id does not come back: the next turn has a full block in its place.
 inline trace conversations(const conversation_style& style, std::size_t requests, std::uint64_t seed) {
   struct conversation {
     std::vector<std::uint64_t> blocks;

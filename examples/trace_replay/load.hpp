@@ -13,8 +13,8 @@
 namespace replay {
 
 /// Reads a trace of one JSON object a line: {"timestamp": ms, "input_length": n, "output_length": n, "hash_ids":
-/// [...]}. Only `hash_ids` is needed; the other fields must be numbers where they are there. Blank lines are passed
-/// over. A line that cannot be read is refused with its number, status 1.
+/// [...]}. Only `hash_ids` is required; the other fields must be numbers if present. Blank lines are skipped. A line
+/// that cannot be read is refused with its number, status 1.
 inline outcome<trace> load(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) return refuse("--trace cannot be opened: " + path + ": " + std::strerror(errno));

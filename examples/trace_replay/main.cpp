@@ -1,4 +1,4 @@
-// Which policy hits what: replays a trace of requests, or a generated workload, through the policies of the cache, in
+// Which policy hits what: replays a trace of requests, or a generated workload, through the cache's policies, in
 // tiers of given sizes that store nothing. The path of an access: replay.hpp > terrace/cache/tier_control.hpp >
 // terrace/policy.
 #include <unistd.h>

@@ -41,9 +41,9 @@ struct result {
   }
 };
 
-/// Drives tiers as the cache's planner does, one access at a time and with nothing to transfer: a block that is used
-/// is pinned (removed from its policy), touched, and given back; one from a farther tier moves to tier 0, and victims
-/// move down a tier each, so that a block is in one tier at a time and capacities add up. A step is a request.
+/// Drives tiers as the cache's planner does, one access at a time and with nothing to transfer. A block that is used
+/// is pinned (removed from its policy), touched, and given back; one from a farther tier moves to tier 0. Victims
+/// move down one tier each, so a block is in one tier at a time and capacities add up. A step is a request.
 class replayer {
  public:
   /// `tiers` are nearest first, open, and empty.
@@ -149,9 +149,9 @@ inline result run(const trace& t, std::string name,
   return out;
 }
 
-/// Belady's optimum with forced insertion. It keeps what a larger tier keeps and more never hurts it (it is a stack
-/// algorithm), so the hits of the first t tiers together are at most those of one tier of their size, and that is what
-/// each tier of a ladder is credited with.
+/// Belady's optimum with forced insertion. More capacity never costs it a hit (it is a stack algorithm). The first t
+/// tiers together can have at most the hits of one tier of their size, so each tier of a ladder is credited with the
+/// hits that it adds to those of the tiers before it.
 inline result run_belady(const trace& t, std::vector<std::size_t> capacities) {
   result out{.policy = "belady", .requests = t.requests(), .accesses = t.accesses()};
   const std::vector<std::uint64_t> keys(t.blocks().begin(), t.blocks().end());

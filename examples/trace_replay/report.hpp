@@ -12,8 +12,8 @@ namespace replay {
 /// Tokens of a block of a trace.
 inline constexpr double block_tokens = 512;
 
-/// Seconds that a request waits for its blocks, as modelled: those that are had are brought from their tiers one after
-/// the other, those that are not are computed anew.
+/// Modelled seconds that a request waits for its blocks: hits are brought from their tiers one after the other,
+/// misses are computed anew.
 inline double modelled_seconds(const result& r, const cost_model& costs) {
   if (r.requests == 0) return 0;
   double seconds = static_cast<double>(r.accesses - r.hits()) * block_tokens / costs.prefill;

@@ -8,7 +8,7 @@
 namespace replay {
 
 /// Requests over prefix blocks. Each distinct id becomes a dense index, in the order of first appearance, so that
-/// whoever replays the trace needs plain arrays and no hashing.
+/// replaying needs plain arrays and no hashing.
 class trace {
  public:
   /// One request: its blocks in ascending depth. The block before each is its parent.

@@ -25,7 +25,7 @@ class context_upload {
     return c;
   }
 
-  /// Writes the tokens of a reservation on the stream. Waits for the last chunk's copies, and not for these.
+  /// Writes the tokens of a reservation on the stream. Waits for the last chunk's copies, but not for these.
   terrace::result<void> write(const terrace::reservation& r, terrace::cuda::host_link& link,
                               const device_stream& stream, terrace::context& ctx) {
     if (auto done = stream.finish(); !done) return done;

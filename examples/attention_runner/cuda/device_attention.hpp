@@ -22,8 +22,8 @@
 
 namespace runner {
 
-/// What attention of one layer takes and where its results go, in device memory: fp16, [token][head][dim], the new
-/// tokens of all sequences in order.
+/// The inputs of one layer's attention and the place of its results, in device memory: fp16, [token][head][dim], the
+/// new tokens of all sequences in order.
 struct layer_rows {
   const terrace::fp16 *q = nullptr, *k = nullptr, *v = nullptr;
   terrace::fp16* out = nullptr;
@@ -33,7 +33,7 @@ struct layer_rows {
 /// Terrace's kernels over the windows of a batch. Everything is enqueued on one stream, which outlives it.
 class device_attention {
  public:
-  /// A cache as the plan says, with one empty sequence. Steps have at most so many new tokens of each of
+  /// A cache as the plan says, with one empty sequence. Steps have at most `most_tokens` new tokens of each of
   /// request.batch sequences. Errors: those of the runtime and of opening.
   static terrace::result<std::unique_ptr<device_attention>> open(
       const model_shape& shape, const run_request& request, const run_plan& plan, std::uint32_t most_tokens,
@@ -48,7 +48,7 @@ class device_attention {
   const device_stream& stream() const noexcept { return stream_; }
   terrace::sequence& first() noexcept { return sequences_.front(); }
 
-  /// From here on the steps are those of all sequences, which share what the first one has by now.
+  /// From here on a step covers all sequences, which share what the first one has by now.
   terrace::result<void> begin_decode() {
     while (sequences_.size() < request_.batch) sequences_.push_back(cache_->fork(first()));
     std::vector<terrace::sequence*> all;
@@ -58,7 +58,7 @@ class device_attention {
 
   // A step: reserve, attend of each layer in ascending order, commit.
 
-  /// So many new tokens of each sequence. Errors: those of cuda::batch::reserve.
+  /// Makes room for `tokens` new tokens of each sequence. Errors: those of cuda::batch::reserve.
   terrace::result<void> reserve(std::uint32_t tokens) {
     auto slots = batch_->reserve(of_each(tokens), stream_.get());
     if (!slots) return terrace::propagate(slots.error());
@@ -77,15 +77,15 @@ class device_attention {
     ctx_.poll();
     return done;
   }
-  /// Keeps so many of the new tokens of each sequence, and ends the step.
+  /// Keeps `kept` of the new tokens of each sequence, and ends the step.
   void commit(std::uint32_t kept) {
     batch_->commit(of_each(kept));
     end_step();
   }
   void end_step() { cache_->advance_step(cache_->control().step() + 1); }
 
-  /// A step of one token of each sequence, of which so many are kept, and the wait for its end. The seconds that it
-  /// took until then. Nothing is kept where it fails.
+  /// A step of one token of each sequence, of which it keeps `kept`; waits for the end of the step. Returns the
+  /// seconds until then. Keeps nothing if it fails.
   using rows_of_layer = std::function<layer_rows(std::uint32_t layer)>;
   terrace::result<double> step(step_parts parts, std::uint32_t kept, const rows_of_layer& rows) {
     const auto start = std::chrono::steady_clock::now();
@@ -100,8 +100,8 @@ class device_attention {
     return seconds_since(start);
   }
 
-  /// Repeats a step of one token and keeps nothing of it: whole, transfers alone, compute alone, in turn. One clock,
-  /// the host's, from the first call to the end of the stream's work.
+  /// Repeats a step of one token and keeps nothing of it: whole, transfers alone, compute alone, in turn. Timed by
+  /// the host's clock only, from the first call to the end of the stream's work.
   terrace::result<step_times> measure(const rows_of_layer& rows) {
     constexpr std::size_t triples = 7;
     std::vector<double> wall, compute, copy, overlap;
@@ -172,7 +172,7 @@ class device_attention {
   }
 
   std::uint32_t split_blocks() const { return plan_.split_tokens / plan_.layout.groups[0].tokens; }
-  // Of all sequences at the end: a window may have them all, where everything is resident.
+  // The pages of all sequences at the end: where everything is resident, a window may have them all.
   std::uint32_t pages_of_a_layer(std::uint32_t most_tokens) const {
     const std::uint32_t tokens =
         request_.context_tokens + request_.scored_tokens + request_.decode_tokens + most_tokens;

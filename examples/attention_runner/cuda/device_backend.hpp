@@ -16,7 +16,8 @@ namespace runner {
 /// All of them are fp16 there.
 class device_backend final : public kv_backend {
  public:
-  /// Chunks have at most `most_tokens`. What is given is referred to. Errors: those of device_attention::open.
+  /// Chunks have at most `most_tokens` tokens. The arguments are referred to. Errors: those of
+  /// device_attention::open.
   static terrace::result<std::unique_ptr<device_backend>> open(
       const model_shape& shape, const run_request& request, const run_plan& plan, std::uint32_t most_tokens,
       const device_stream& stream, terrace::context& ctx) {
@@ -48,7 +49,7 @@ class device_backend final : public kv_backend {
     reserved_ = true;
     return {};
   }
-  // All layers have the same place here: it has been copied up before the next one is written.
+  // All layers share this place: a layer has been copied up before the next one is written.
   std::span<terrace::fp16> k(std::uint32_t, std::uint32_t token, std::uint32_t kv_head) override {
     return head(at(host_->data()), token, kv_head);
   }
@@ -73,8 +74,8 @@ class device_backend final : public kv_backend {
     return {};
   }
 
-  /// Of the attention of the last decoded token, over every layer. What it computes there is what the last layer was
-  /// given, in all of them: that takes no other time. Precondition: a single token was decoded last.
+  /// Measures the attention of the last decoded token, over every layer. Every layer is given what the last one was,
+  /// which takes the same time. Precondition: a single token was decoded last.
   terrace::result<step_times> measure() {
     return attention_->measure([this](std::uint32_t) { return rows(); });
   }
@@ -89,7 +90,8 @@ class device_backend final : public kv_backend {
     reserved_ = false;
   }
 
-  // Places of a chunk's rows, in elements, on the host as on the device: keys, values, queries, and the results.
+  // Offsets of a chunk's rows, in elements, the same on the host and the device: keys, values, queries, and the
+  // results.
   std::size_t q_width() const { return std::size_t{shape_.q_heads} * shape_.head_dim; }
   std::size_t kv_width() const { return std::size_t{shape_.kv_heads} * shape_.head_dim; }
   std::size_t elements(std::uint32_t tokens) const { return 2 * tokens * (kv_width() + q_width()); }

@@ -49,7 +49,7 @@ class device_job {
     return attention_->begin_decode();
   }
 
-  /// One token of every sequence; returns the seconds that it took. What is synthetic is made outside of the clock.
+  /// Decodes one token of every sequence; returns the seconds that it took. Making synthetic data is not timed.
   terrace::result<double> decode(std::uint32_t step) {
     if (auto uploaded =
             inputs_->upload(kv_, request_.context_tokens + step, request_.context_tokens, stream());
@@ -95,7 +95,7 @@ outcome<run_result> run_on_device(const model_shape& shape, const run_request& r
                                   const terrace::context::options& threads) {
   auto device = opened_device::open(shape.head_dim);
   if (!device) return refuse(device.error());
-  terrace::context ctx{threads};  // ends before the stream, which its link follows
+  terrace::context ctx{threads};  // ends before the stream, which its link uses
   run_result r = run_result::of(request, plan);
   device_job job(shape, request, plan);
   if (auto opened = job.open(device->stream(), ctx); !opened) return refuse_opening(opened.error());

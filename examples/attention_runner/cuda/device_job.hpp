@@ -8,8 +8,8 @@
 namespace runner {
 
 /// As shape_job, on a CUDA device: the hot tier in its memory, the warm one in pinned RAM, and attention by Terrace's
-/// kernels over windows of a batch. Without a device that works it is refused with status 1. Present only where the
-/// toolkit was found: TERRACE_RUNNER_CUDA says so. `threads` are those of its context.
+/// kernels over windows of a batch. Without a working device it is refused with status 1. Present only where the
+/// toolkit was found: TERRACE_RUNNER_CUDA says so. `threads` are the options of its context.
 #if defined(TERRACE_RUNNER_CUDA)
 outcome<run_result> run_on_device(const model_shape& shape, const run_request& request, const run_plan& plan,
                                   const terrace::context::options& threads);

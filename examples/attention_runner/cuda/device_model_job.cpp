@@ -13,8 +13,8 @@
 namespace runner {
 namespace {
 
-// Tokens of a chunk: as the plan says, but no more than the states of its splits have room for in a few MiB. They lie
-// beside the cache's memory, and a window of what is resident has all splits of a sequence.
+// Tokens of a chunk: as the plan says, but no more than keep the states of their splits within a few MiB. Those lie
+// outside the cache's memory, and a window over resident KV has all splits of a sequence.
 std::uint32_t chunk_of(const model_shape& shape, const run_plan& plan, std::size_t tokens) {
   constexpr std::size_t room = std::size_t{16} << 20;
   const std::size_t splits = tokens / plan.split_tokens + 2;

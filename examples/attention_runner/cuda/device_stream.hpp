@@ -30,13 +30,13 @@ class device_stream {
 
   cudaStream_t get() const noexcept { return stream_; }
 
-  /// Waits for what it was given. The runner has nothing else to do; an engine would go on.
+  /// Waits for all work enqueued on it. The runner has nothing else to do; an engine would go on.
   terrace::result<void> finish() const {
     if (const cudaError_t e = cudaStreamSynchronize(stream_); e != cudaSuccess)
       return terrace::cuda::fail(e, "work on a CUDA stream failed");
     return {};
   }
-  /// Copies on it. Errors: what the runtime says.
+  /// Enqueues a copy. Errors: what the runtime says.
   terrace::result<void> copy(void* to, const void* from, std::size_t bytes) const {
     if (const cudaError_t e = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_); e != cudaSuccess)
       return terrace::cuda::fail(e, "a copy on a CUDA stream failed");

@@ -5,14 +5,15 @@
 #include "terrace/cuda/kernels.cuh"
 #include "terrace/cuda/merge.cuh"
 
-// The definitions, for one .cu of the program; apart from it, so that a test can run them without a device.
+// The definitions, for one .cu of the program; in a header of their own, so that a test can run them without a
+// device.
 namespace runner {
 
 struct write_tokens_kernel {
   static constexpr std::uint32_t threads = 128;
   token_rows rows;
 
-  // A block of threads for each token, 16 bytes at a time.
+  // One thread block for each token, 16 bytes at a time.
   template <class Block>
   TERRACE_DEVICE void operator()(Block& block) const {
     const terrace::cuda::kv_page& page = rows.page;

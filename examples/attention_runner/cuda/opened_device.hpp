@@ -13,11 +13,11 @@
 
 namespace runner {
 
-/// The device of one run: a stream of the engine's on it, and what is said of it in the end. The run's cache ends
+/// The device of one run: the engine's stream on it, and what is reported of it in the end. The run's cache ends
 /// first.
 class opened_device {
  public:
-  /// Measures the link. Refuses head dimensions that no kernel is there for; without a device that works with status 1.
+  /// Measures the link. Refuses head dimensions without a kernel, and with status 1 where no device works.
   static outcome<opened_device> open(std::uint32_t head_dim) {
     if (head_dim != 64 && head_dim != 128)
       return refuse("--device cuda attends heads of 64 and 128 elements, not of " + std::to_string(head_dim));
@@ -31,10 +31,10 @@ class opened_device {
   }
 
   const device_stream& stream() const noexcept { return *stream_; }
-  /// Looks at how much memory is taken.
+  /// Samples how much device memory is taken.
   void sample() { memory_.sample(); }
-  /// Completes what is said of a run with the figures of `job`'s cache, a measured step where something moves, and the
-  /// device's own. Errors: those of job.measure().
+  /// Completes the result of a run with the figures of `job`'s cache, a measured step if anything moves, and the
+  /// device's own figures. Errors: those of job.measure().
   template <class Job>
   outcome<run_result> finish(run_result r, Job& job) {
     r.stats = job.cache().stats();

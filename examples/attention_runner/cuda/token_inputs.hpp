@@ -12,7 +12,7 @@
 namespace runner {
 
 /// What a model would have computed for one new token of each sequence, in device memory: queries, keys and values of
-/// all layers; and the place of the results. All of them are fp16.
+/// all layers; and room for the results. All of them are fp16.
 class token_inputs {
  public:
   static terrace::result<token_inputs> make(const model_shape& shape, std::uint32_t sequences) {
@@ -82,7 +82,7 @@ class token_inputs {
   token_inputs(const model_shape& shape, std::uint32_t sequences)
       : shape_(shape), sequences_(sequences), queries_(sequences * shape.layers * q_width()) {}
 
-  // Places, in elements: for each layer the queries, keys and values, and then the outputs of all layers.
+  // Offsets, in elements: for each layer the queries, keys and values, and then the outputs of all layers.
   std::size_t q_width() const { return std::size_t{shape_.q_heads} * shape_.head_dim; }
   std::size_t kv_width() const { return std::size_t{shape_.kv_heads} * shape_.head_dim; }
   std::size_t queries_at(std::uint32_t layer) const {
