@@ -90,6 +90,7 @@ inline outcome<std::optional<std::size_t>> size_option(const char* name, const s
 
 // Refuses, rather than ignores, options that this version cannot honour, and those that contradict one another.
 inline outcome<bool> refuse_what_cannot_be(const command_line& c) {
+  if (!(c.inject >= 0 && c.inject <= 1)) return refuse("--inject is a share, between 0 and 1");
   if (c.inject != 0 && c.device == "cuda")
     return refuse("--inject needs --device host: nothing computes lost blocks anew on a device so far");
   if (c.inject != 0 && c.control && !c.baseline)

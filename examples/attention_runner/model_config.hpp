@@ -71,8 +71,11 @@ class config_reader {
   }
   void only(const char* key, std::string_view supported) {
     const auto* value = find(key);
+    // A list may be nested deeper than the stack can follow: it is not shown.
     if (value != nullptr && *value != supported)
-      complain(std::string("has the ") + key + " " + in_quotes(value->dump(-1, ' ', true, replace)) +
+      complain(std::string("has the ") + key + " " +
+               (value->is_structured() ? "of a list or an object"
+                                       : in_quotes(value->dump(-1, ' ', true, replace))) +
                ", and only " + std::string(supported) + " is supported");
   }
   /// The value at `key`, or null where there is none (JSON's null counts as none).

@@ -48,7 +48,7 @@ class kv_store {
   /// Gives a sealed block a name, which outlives the process if a tier keeps (`.keep` in its options). The name holds
   /// a reference of its own: a named block stays until `forget`, even when no sequence refers to it any more. Errors:
   /// invalid_argument if the key is all zeros, or the block is not sealed or has another name, or another block has
-  /// this name. O(1).
+  /// this name; unavailable once a forged header in a store has used up the numbers that stores give names. O(1).
   result<void> name(block_id id, block_key key) { return planner_->name(id, key); }
   /// The block with that name, given in this cache, or in an earlier one whose flush covered it. O(1).
   std::optional<block_id> find(block_key key) const noexcept { return planner_->find(key); }

@@ -186,8 +186,9 @@ class paged_tensor {
   /// Whether page `i` can be read. Precondition: i < pages().
   bool written(std::size_t i) const noexcept { return pages_[i].sealed.valid(); }
 
-  /// Brings page `i` and pins it: a sender of a page_lease<T>. It reads the page as it is now, whatever is written
-  /// later. Errors: invalid_argument for a page that does not exist or was never sealed, otherwise those of acquire.
+  /// Brings page `i` and pins it: a sender of a page_lease<T>. It reads the page as it is now. If the
+  /// page is sealed anew before it completes, it may be lost instead: nothing else refers to the old contents. Errors:
+  /// invalid_argument for a page that does not exist or was never sealed, otherwise those of acquire.
   page_sender<T> page(std::size_t i) const noexcept {
     if (i >= pages()) return {*owner_, {}, 0, "a paged tensor was asked for a page that it does not have"};
     return {*owner_, pages_[i].sealed, page_size(i), "this page of a tensor was never written"};
@@ -201,9 +202,12 @@ class paged_tensor {
     if (i >= pages())
       return fail(errc::invalid_argument, "a paged tensor was asked for a page that it does not have");
     if (pages_[i].open == block_id::no_index) {
-      auto block = open(i);
+      const auto block = open(i);
       if (!block) return propagate(block.error());
-      pages_[i].open = *block;
+      if (pages_[i].open == block_id::no_index)
+        pages_[i].open = *block;
+      else  // somebody has asked for it while this call drove the context
+        owner_->drop_ref(*block);
     }
     return contents(i, pages_[i].open);
   }
@@ -214,10 +218,10 @@ class paged_tensor {
                    "a page of a tensor was sealed that is not being written");
     const std::uint32_t block = std::exchange(pages_[i].open, block_id::no_index);
     owner_->seal(block);
-    owner_->wake();
     replace(i, block);
+    owner_->wake();
   }
-  /// Drops what was written to page `i` and not sealed; the page is as it was.
+  /// Drops what was written to page `i` and not sealed; the page is as it was. Precondition: i < pages().
   void discard(std::size_t i) {
     if (const std::uint32_t block = std::exchange(pages_[i].open, block_id::no_index);
         block != block_id::no_index)

@@ -307,7 +307,7 @@ TERRACE_BODY void sequence::forget(std::uint64_t first, std::uint64_t last,
     if (group && p.group_index(row) != *group) continue;
     const std::uint64_t size = p.group(row).tokens;
     const std::uint64_t end = std::min<std::uint64_t>(last / size, p.sealed(row));
-    for (std::uint64_t i = (first + size - 1) / size; i < end; ++i) {
+    for (std::uint64_t i = first / size + (first % size != 0 ? 1 : 0); i < end; ++i) {
       const block_id id = std::exchange(p.rows[row][i], block_id{});
       if (!id.valid()) continue;
       ++p.changes;
@@ -325,7 +325,7 @@ TERRACE_BODY hint_outcome sequence::hint(std::uint64_t first, std::uint64_t last
     if (group && p.group_index(row) != *group) continue;
     const std::uint64_t size = p.group(row).tokens;
     const std::uint64_t end = std::min<std::uint64_t>(last / size, p.sealed(row));
-    for (std::uint64_t i = (first + size - 1) / size; i < end; ++i)
+    for (std::uint64_t i = first / size + (first % size != 0 ? 1 : 0); i < end; ++i)
       if (p.rows[row][i].valid()) blocks.push_back(p.rows[row][i]);
     partial = partial || first % size != 0 || last % size != 0 || last / size > p.sealed(row);
   }

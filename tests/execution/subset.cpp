@@ -1,6 +1,7 @@
 // Written against terrace::ex alone, so that the built-in subset and stdexec can be held to the same
 // behaviour.
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -339,6 +340,59 @@ TEST_CASE("when_all waits for every sender, and the first failure asks the other
     CHECK(seen.values == 1);  // they made it all the same
   }
   CHECK(seen.total() == 1);
+}
+
+// Completes within the request to stop.
+struct until_stopped {
+  using sender_concept = ex::sender_t;
+  template <class Self, class... E>
+  static consteval auto get_completion_signatures() {
+    return ex::completion_signatures<ex::set_value_t(), ex::set_stopped_t()>{};
+  }
+  template <class R>
+  struct operation {
+    using operation_state_concept = ex::operation_state_t;
+    struct end {
+      operation* self;
+      void operator()() const noexcept { ex::set_stopped(std::move(self->target)); }
+    };
+    explicit operation(R r) : target(std::move(r)) {}
+    void start() noexcept { on_stop.emplace(ex::get_stop_token(ex::get_env(target)), end{this}); }
+    R target;
+    std::optional<ex::stop_callback_for_t<ex::stop_token_of_t<ex::env_of_t<R>>, end>> on_stop;
+  };
+  template <class R>
+  operation<R> connect(R target) const {
+    return operation<R>(std::move(target));
+  }
+};
+// Owns the operation, and destroys it when it completes.
+struct last_breath {
+  using receiver_concept = ex::receiver_t;
+  std::function<void()>* end;
+  ex::inplace_stop_token token;
+  void set_value() noexcept { (*end)(); }
+  void set_stopped() noexcept { (*end)(); }
+  auto get_env() const noexcept { return ex::prop{ex::get_stop_token, token}; }
+};
+
+TEST_CASE("when_all may be destroyed by its completion, even within the request to stop") {
+  ex::inplace_stop_source stop;
+  int ended = 0;
+  std::function<void()> end;
+  using operation =
+      ex::connect_result_t<decltype(ex::when_all(until_stopped{}, until_stopped{})), last_breath>;
+  std::unique_ptr<operation> alive;
+  end = [&] {
+    ++ended;
+    alive.reset();
+  };
+  alive.reset(new operation(
+      ex::connect(ex::when_all(until_stopped{}, until_stopped{}), last_breath{&end, stop.get_token()})));
+  ex::start(*alive);
+  CHECK(ended == 0);
+  stop.request_stop();
+  CHECK(ended == 1);
 }
 
 TEST_CASE("when_all starts nothing once it was asked to stop") {

@@ -1,13 +1,19 @@
 // Media that keep: what is found again, and what a crash or a stranger may have left.
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdio>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <random>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -214,6 +220,118 @@ TEST_CASE("a store: the room that its table takes in memory is that of the heade
   }
 }
 
+// The header in the first place of an index, as `change` makes it.
+template <class F>
+void forge(const std::string& index, F change) {
+  const auto view = [](const std::vector<char>& b) { return std::as_bytes(std::span(b)); };
+  const auto of = decode_superblock(view(bytes_at(index, 0, superblock::bytes)));
+  REQUIRE(of);
+  auto h = decode_extent_header(view(bytes_at(index, superblock::bytes, extent_header::bytes)), *of);
+  REQUIRE(h);
+  change(*h);
+  const extent_header_bytes forged = encode(*h);
+  const char* const first = reinterpret_cast<const char*>(forged.data());
+  write_at(index, superblock::bytes, {first, first + forged.size()});
+}
+
+TEST_CASE("a store: a file with a number far beyond the others takes no room for those between") {
+  const folder f;
+  constexpr std::size_t capacity = 256_GiB;
+  constexpr std::uint64_t far = 2 * capacity / 4096 - 7;
+  const auto peak = [] {
+    rusage used{};
+    ::getrusage(RUSAGE_SELF, &used);
+    return static_cast<std::size_t>(used.ru_maxrss) << 10;
+  };
+  {
+    context ctx;
+    auto m = open<directory>(ctx, f / "kv", capacity);
+    REQUIRE(m);
+    put(ctx, **m, 1);
+    REQUIRE(ctx.sync_wait((*m)->sync()));
+  }
+  forge(f / "kv/kv-store/index", [](extent_header& h) { h.place = far; });
+  char name[16];
+  std::snprintf(name, sizeof name, "%08x", static_cast<unsigned>(far));
+  std::filesystem::rename(f / "kv/kv-store/00000000", f / "kv/kv-store" / name);
+  REQUIRE(::chmod((f / "kv/kv-store" / name).c_str(), 0666) == 0);
+  const std::size_t before = peak();
+  for (unsigned round = 0; round < 2; ++round) {
+    context ctx;
+    auto m = open<directory>(ctx, f / "kv", capacity);
+    REQUIRE(m);
+    auto found = found_in(**m);
+    REQUIRE(found.size() == 1 + 2 * round);
+    for (const auto& [tag, at] : found) CHECK(holds(ctx, **m, at, static_cast<unsigned>(tag)));
+    CHECK(sandbox::mode_of(f / "kv/kv-store" / name) == 0600);
+    put(ctx, **m, 2 + 2 * round);
+    put(ctx, **m, 3 + 2 * round);
+    REQUIRE(ctx.sync_wait((*m)->sync()));
+    if (round == 1) (*m)->release(found.at(1));
+  }
+  CHECK(peak() < before + 64_MiB);
+  CHECK_FALSE(std::filesystem::exists(f / "kv/kv-store" / name));
+}
+
+TEMPLATE_TEST_CASE("a store: a forged last number ends it, and no sync says otherwise", "", nvme, directory) {
+  const folder f;
+  {
+    context ctx;
+    auto m = open<TestType>(ctx, f / "kv");
+    REQUIRE(m);
+    put(ctx, **m, 1);
+    REQUIRE(ctx.sync_wait((*m)->sync()));
+  }
+  const bool one_file = std::filesystem::is_regular_file(f / "kv");
+  forge(one_file ? f / "kv" : f / "kv/kv-store/index",
+        [](extent_header& h) { h.sequence = extent_header::last_number; });
+  context ctx;
+  auto m = open<TestType>(ctx, f / "kv");
+  REQUIRE(m);
+  CHECK(found_in(**m).size() == 1);
+  const auto e = (*m)->reserve(4096);
+  REQUIRE(e);
+  CHECK_FALSE((*m)->label(*e, {.key = {2, 0}, .encoded = 4096}));
+}
+
+TEST_CASE("a store: an opening that fails removes no file of it") {
+  const folder f;
+  const auto files = [&] {
+    const std::filesystem::directory_iterator all(f / "kv/kv-store");
+    return std::distance(begin(all), end(all));
+  };
+  {
+    context ctx;
+    auto m = open<directory>(ctx, f / "kv");
+    REQUIRE(m);
+    for (unsigned tag = 1; tag <= 4; ++tag) put(ctx, **m, tag);
+    REQUIRE(ctx.sync_wait((*m)->sync()));
+  }
+  std::filesystem::remove(f / "kv/kv-store/00000002");  // so that its header has to go, durably
+  CHECK(files() == 4);
+  sandbox::without_call(SYS_fdatasync, [&] {
+    context ctx;
+    CHECK(open<directory>(ctx, f / "kv").error().code == errc::io_error);
+  });
+  CHECK(files() == 4);
+  context ctx;
+  auto m = open<directory>(ctx, f / "kv");
+  REQUIRE(m);
+  CHECK(found_in(**m).size() == 3);
+}
+
+TEST_CASE("a store: one that finds no room on the disk leaves no file") {
+  sandbox::with_small_disk(64_KiB, [](const std::string& path) {
+    context ctx;
+    const auto m = open<nvme>(ctx, path + "/kv");
+    REQUIRE_FALSE(m);
+    CHECK(m.error().system == ENOSPC);
+    CHECK(std::filesystem::is_empty(path));
+    CHECK(open<nvme>(ctx, path + "/kv", 32_KiB));
+    CHECK_FALSE(std::filesystem::is_empty(path));
+  });
+}
+
 TEST_CASE("a store: of headers for the same room the latest is right") {
   const folder f;
   std::vector<char> old;
@@ -258,6 +376,11 @@ TEST_CASE("a store: a file that a crash left without a superblock becomes one; a
 TEST_CASE("a store: its size is fixed") {
   const folder f;
   context ctx;
+  auto files = open<directory>(ctx, f / "files");
+  REQUIRE(files);
+  CHECK((*files)->resize(2_MiB).error().code == errc::unavailable);
+  CHECK((*files)->capacity() == 1_MiB);
+  CHECK(open<directory>(ctx, f / "large", ~std::size_t{0}).error().code == errc::invalid_argument);
   auto m = open<nvme>(ctx, f / "kv");
   REQUIRE(m);
   CHECK((*m)->resize(2_MiB).error().code == errc::unavailable);

@@ -14,8 +14,8 @@
 
 namespace terrace {
 
-/// Whether `attend` can read blocks of this group for this shape; the error's text says why not. Asked once, when a
-/// cache is opened, not for each block.
+/// Whether `attend` can read blocks of this group for this shape; the error's text says why not. For callers of
+/// `attend` to ask once, not for each block.
 inline result<void> validate(const attention_shape& shape, const layer_group& group,
                              block_encoding encoding = block_encoding::raw) noexcept {
   if (auto good = validate(shape); !good) return good;

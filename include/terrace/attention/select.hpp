@@ -78,6 +78,9 @@ class key_summaries {
       norm += x * x;
     }
     const double most = std::min(in_box / 2, std::sqrt(norm) * double{radius_[block]});
+    // Not numbers: a key or the query is not finite, and any logit is possible.
+    if (!(centre - most <= centre + most))
+      return {-std::numeric_limits<double>::infinity(), std::numeric_limits<double>::infinity()};
     return {centre - most, centre + most};
   }
 

@@ -39,7 +39,7 @@ block_selection select_blocks(const key_summaries& keys, std::span<const float> 
   constexpr double nothing = -std::numeric_limits<double>::infinity();
   const auto plus = [](double a, double b) {
     const double more = std::max(a, b);
-    return more == nothing ? nothing : more + std::log1p(std::exp(std::min(a, b) - more));
+    return std::isinf(more) ? more : more + std::log1p(std::exp(std::min(a, b) - more));
   };
   std::vector<double> rest(order.size() + 1, nothing);  // the most that blocks from i on can have
   for (std::size_t i = order.size(); i-- > 0;) rest[i] = plus(rest[i + 1], order[i].high);
@@ -47,7 +47,10 @@ block_selection select_blocks(const key_summaries& keys, std::span<const float> 
   block_selection out;
   double read = always.log_mass;  // the least that the read blocks have
   std::size_t i = 0;
-  const auto missed = [&] { return rest[i] == nothing ? 0.0 : 1 / (1 + std::exp(read - rest[i])); };
+  const auto missed = [&] {
+    if (std::isinf(rest[i])) return rest[i] == nothing ? 0.0 : 1.0;
+    return 1 / (1 + std::exp(read - rest[i]));
+  };
   const auto first = static_cast<std::size_t>(newest);
   for (; i < order.size() && (i < first || !enough(i, missed())); ++i) {
     read = plus(read, order[i].low);

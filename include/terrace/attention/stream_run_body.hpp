@@ -54,8 +54,9 @@ TERRACE_BODY result<void> stream_run::settle_shape(std::size_t query_elements) {
 // windows in flight take at most about half of tier 0.
 TERRACE_BODY std::size_t stream_run::window_blocks() const noexcept {
   const std::size_t block = group_->block_bytes();
-  std::size_t bytes = options_.window_bytes;
-  if (bytes == 0) bytes = std::min<std::size_t>(4_MiB, cache_.control().hot_capacity() / (2 * least_depth));
+  const std::size_t hot = cache_.control().hot_capacity();
+  std::size_t bytes = std::min(options_.window_bytes, hot);
+  if (bytes == 0) bytes = std::min<std::size_t>(4_MiB, hot / (2 * least_depth));
   return std::max<std::size_t>(1, bytes / block);
 }
 

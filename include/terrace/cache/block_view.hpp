@@ -21,10 +21,11 @@ static_assert(encoded_bytes(64, element::fp16, block_encoding::q8_0) == q8_0::en
               encoded_bytes(64, element::fp16, block_encoding::fp8) == fp8::encoded_size(32));
 
 /// Whether attention can read encoded blocks of this group in place, not just decoded ones. Not for fp32: it is
-/// rarely cached, and would make every user compile more kernels.
+/// rarely cached, and would make every user compile more kernels. Nor for values that end within one of the groups of
+/// 32 elements in which q8_0 and q4_0 encode the latent vectors.
 constexpr bool reads_in_place(const layer_group& group) noexcept {
   const auto is_half = [](element type) { return type == element::fp16 || type == element::bf16; };
-  return is_half(group.k.type) && (!group.v.present() || is_half(group.v.type));
+  return is_half(group.k.type) && (group.v.present() ? is_half(group.v.type) : group.v_dim() % 32 == 0);
 }
 
 /// One layer of a block in host memory. Non-owning: a lease or a reservation keeps the memory alive.

@@ -316,6 +316,9 @@ class planner final : public transfer_listener {
   void make_ready(acquire_request& r);
   void complete_ready();
   void count_unsaved(std::uint32_t block, bool yes) noexcept;
+  bool of_this_flush(std::uint32_t block) const noexcept {
+    return flush_.first != nullptr && blocks_[block].naming <= flush_.naming;
+  }
   void keep_later(std::uint32_t block);
   void leave_out(block_id id, const error& why);
   void store_ended(transfer_job& job) noexcept;
@@ -370,6 +373,7 @@ class planner final : public transfer_listener {
   request_queue<acquire_request> ready_;  // acquires whose `done` is due
   request_queue<room_request> writers_;   // writers that wait for slots, likewise
   flush_request* flushes_ = nullptr;      // that the next round will answer
+  flush_request* answering_ = nullptr;    // whose round is over
 
   flush_round flush_;
   std::array<std::uint32_t, 2> unsaved_{};  // blocks that are sealed and only in tier 0, by round

@@ -21,8 +21,10 @@ TERRACE_BODY result<void> planner::name(block_id id, block_key key) {
   if (!key.valid()) return fail(errc::invalid_argument, "a key of zeros is no name");
   if (r->name == key) return {};
   if (r->name.valid()) return fail(errc::invalid_argument, "this block has another name");
-  if (!names_.emplace(key, id.index).second)
-    return fail(errc::invalid_argument, "another block has this name");
+  if (names_.count(key) != 0) return fail(errc::invalid_argument, "another block has this name");
+  if (namings_ == extent_header::last_number)  // the readers of a store would take no larger one
+    return fail(errc::unavailable, "a header in a store, a forged one, has used up the numbers of names");
+  names_.emplace(key, id.index);
   r->name = key;
   r->naming = ++namings_;
   ++r->refs;
@@ -91,7 +93,7 @@ TERRACE_BODY std::size_t planner::next_keeper(std::size_t from) const noexcept {
 
 TERRACE_BODY void planner::start_keeping() {
   if (flush_.first == nullptr || keep_failure_) return;
-  for (; !to_keep_.empty(); to_keep_.pop_front(), ++kept_) {
+  for (; kept_ < flush_.names && !to_keep_.empty(); to_keep_.pop_front(), ++kept_) {
     const block_id id = to_keep_.front();
     const block_record* const r = blocks_.find(id);
     if (r == nullptr || !r->name.valid()) continue;

@@ -15,7 +15,7 @@ TERRACE_BODY void planner::flush(flush_request& r) {
 }
 
 TERRACE_BODY void planner::cancel(flush_request& r) {
-  for (flush_request** at : {&flushes_, &flush_.first}) {
+  for (flush_request** at : {&flushes_, &flush_.first, &answering_}) {
     while (*at != nullptr && *at != &r) at = &(*at)->next;
     if (*at == &r) *at = r.next;
   }
@@ -34,9 +34,10 @@ TERRACE_BODY void planner::count_unsaved(std::uint32_t block, bool yes) noexcept
 // Has flushes look at a named block again: it may have lost its copy in a tier that keeps, and the flush under way
 // may have counted on that.
 TERRACE_BODY void planner::keep_later(std::uint32_t block) {
-  to_keep_.push_back(blocks_.id_of(block));
-  if (flush_.first == nullptr) return;
-  flush_.names = kept_ + to_keep_.size();
+  if (!of_this_flush(block)) return to_keep_.push_back(blocks_.id_of(block));
+  to_keep_.push_front(
+      blocks_.id_of(block));  // before those that were named later, which the flush leaves alone
+  ++flush_.names;
   flush_.synced = flush_.synced_stuck = flush_.marked = false;
 }
 
@@ -57,7 +58,7 @@ TERRACE_BODY void planner::begin_flush() {
   for (std::size_t i = 0; i < options_.jobs(); ++i) jobs_[i].awaited = false;
   to_keep_.insert(to_keep_.end(), left_out_.begin(), left_out_.end());
   left_out_.clear();
-  flush_ = {.first = std::exchange(flushes_, nullptr), .names = kept_ + to_keep_.size()};
+  flush_ = {.first = std::exchange(flushes_, nullptr), .names = kept_ + to_keep_.size(), .naming = namings_};
   keep_failure_.reset();
 }
 
@@ -97,12 +98,15 @@ TERRACE_BODY bool planner::flush_is_stuck() noexcept {
 }
 
 TERRACE_BODY void planner::answer_flushes(flush_request* first, const std::optional<error>& failure) {
-  while (first != nullptr) {
-    flush_request* const next = first->next;
-    first->failure = failure;
-    first->answered = true;
-    first->done(first);
-    first = next;
+  for (flush_request* r = first; r != nullptr; r = r->next) r->failure = failure;
+  flush_request** end = &answering_;
+  while (*end != nullptr) end = &(*end)->next;
+  *end = first;
+  // A completion may drive the context, which answers others here, and end requests that have not been answered.
+  while (answering_ != nullptr) {
+    flush_request* const r = std::exchange(answering_, answering_->next);
+    r->answered = true;
+    r->done(r);
   }
 }
 

@@ -93,7 +93,10 @@ TERRACE_BODY void planner::drop_copy(std::uint32_t block, std::size_t tier, depa
   tiers_[tier]->release(blocks_.where(block, tier));
   blocks_.remove_copy(block, tier);
   if (keepers_[tier] && blocks_[block].name.valid()) {
-    keep_later(block);
+    bool durable = false;
+    for (std::size_t t = 1; t < tiers(); ++t)
+      durable = durable || (blocks_.copy(block, t).durable && !blocks_.copy(block, t).doubtful);
+    if (!durable) keep_later(block);
     for (std::size_t t = 1; t < tiers(); ++t)  // copies that could not leave because of it may leave now
       if (keepers_[t] && blocks_.copy(block, t).present()) settle(block, t);
   }
@@ -310,7 +313,7 @@ TERRACE_BODY void planner::finish_store(transfer_job& job, const result<void>& o
       to.breaker.withdrawn();
     if (job.target.bytes != 0) to.release(job.target);
     blocks_.remove_copy(job.block, job.to);
-    if (to_be_kept && unreadable && flush_.first != nullptr)
+    if (to_be_kept && unreadable && of_this_flush(job.block))
       leave_out(blocks_.id_of(job.block), outcome.error());
     else if (to_be_kept)
       keep_later(job.block);

@@ -45,10 +45,12 @@ TERRACE_BODY void planner::end_restore(std::uint32_t block, bool whole) {
     if (blocks_[block].name.valid()) keep_later(block);
     // The recomputed block is stored again, in place of copies that could not be read: those would be read again once
     // this one has left tier 0. A pinned copy makes way once it is unpinned (start_store_to).
-    for (std::size_t t = 1; t < tiers(); ++t)
-      if (const block_copy& copy = blocks_.copy(block, t);
-          copy.doubtful && copy.now() == state::resident && copy.pins == 0)
-        give_up_copy(block, t);
+    for (std::size_t t = 1; t < tiers(); ++t) {
+      block_copy& copy = blocks_.copy(block, t);
+      if (!copy.present()) continue;
+      copy.doubtful = true;
+      if (copy.now() == state::resident && copy.pins == 0) give_up_copy(block, t);
+    }
     answer_waiting(block, nullptr);
     unpin(block, 0);
     if (blocks_.copy(block, 0).present()) settle(block, 0);

@@ -96,6 +96,7 @@ struct flush_round {
   bool stuck = false;              ///< likewise the stores that may still make room
   unsigned stores = 0;             ///< awaited stores, not yet ended
   std::uint64_t names = 0;         ///< how many named blocks, ever, must have been looked at (planner::kept_)
+  std::uint64_t naming = 0;        ///< the last name that was given before it
   std::optional<error> left_out = {};  ///< why it goes on without some named block
 };
 

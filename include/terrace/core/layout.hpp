@@ -1,6 +1,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -138,6 +139,21 @@ struct kv_layout {
   }
 };
 
+namespace detail {
+
+// Bytes that a plane takes in a block, or more than `most` if that is exceeded, however large its numbers are.
+constexpr std::uint64_t plane_bytes_up_to(std::uint64_t most, const layer_group& g, const plane& p) noexcept {
+  std::uint64_t bytes = size_of(p.type);
+  for (const std::uint32_t factor : {p.heads, p.dim, g.tokens, g.layers_per_block}) {
+    if (factor == 0) return 0;
+    if (bytes > most / factor) return most + 1;
+    bytes *= factor;
+  }
+  return bytes;
+}
+
+}  // namespace detail
+
 /// Whether `layout` can be cached at all; the error's text says what is wrong with it.
 inline result<void> validate(const kv_layout& layout) noexcept {
   if (layout.groups.empty())
@@ -160,8 +176,11 @@ inline result<void> validate(const kv_layout& layout) noexcept {
                   "latent_v_dim is for groups without a plane of values, and at most the latent dimension");
     if (g.layers_per_block == 0 || g.layers % g.layers_per_block != 0)
       return fail(errc::invalid_argument, "layers_per_block must divide the group's layers");
-    if (g.block_bytes() > std::size_t{1} << 31)
+    constexpr std::uint64_t most = std::uint64_t{1} << 31;
+    if (detail::plane_bytes_up_to(most, g, g.k) + detail::plane_bytes_up_to(most, g, g.v) > most)
       return fail(errc::invalid_argument, "a block may not be larger than 2 GiB");
+    if (g.layers > std::numeric_limits<std::uint32_t>::max() - next)
+      return fail(errc::invalid_argument, "a layout has fewer than 2^32 layers");
     next += g.layers;
   }
   return {};

@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -37,7 +38,7 @@ inline namespace TERRACE_EX {
 /// cleans nothing up: its folder `terrace-XXXXXX` stays, with the KV in it, until somebody removes it. No later cache
 /// does, because it may be in use on another machine: the locks of network file systems do not always tell.
 ///
-/// System calls block, so two threads of its own make them. A transfer that is asked to stop before a thread has
+/// System calls block, so threads of its own make them: two for transfers and one that removes files. A transfer that is asked to stop before a thread has
 /// reached it is not carried out.
 class directory {
  public:
@@ -66,12 +67,13 @@ class directory {
   /// The file is removed in the background. Its number is not used again before it is gone.
   void release(extent e) noexcept;
   auto read(extent e, mutable_bytes into) noexcept {
-    return transfer{{this, &files_[e.node], into.data(), into.size(), true}};
+    return transfer{{this, &file_of(e), into.data(), into.size(), true}};
   }
   auto write(extent e, const_bytes from) noexcept {
-    return transfer{{this, &files_[e.node], const_cast<std::byte*>(from.data()), from.size(), false}};
+    return transfer{{this, &file_of(e), const_cast<std::byte*>(from.data()), from.size(), false}};
   }
-  /// Only a limit: files take no room before they are written, and give it back when they are removed.
+  /// Only a limit: files take no room before they are written, and give it back when they are removed. Errors:
+  /// unavailable for a store, whose capacity is fixed.
   result<void> resize(std::size_t capacity) noexcept;
   std::size_t capacity() const noexcept { return capacity_; }
   /// In whole units of 4 KiB, as file systems allocate.
@@ -191,6 +193,9 @@ class directory {
   // Copies what a shorter write does not replace.
   result<void> copy_rest(const file& f, int target, std::size_t from) const noexcept;
 
+  file& file_of(extent e) noexcept;
+  bool is_known(std::uint32_t number) const noexcept;
+
   // Free records are a stack that threads only push on, and that the owner takes as a whole.
   void put_back(file& f) noexcept;
   file& free_file();
@@ -202,6 +207,8 @@ class directory {
   bool made_path_ = false;
   int folder_ = -1;
   std::deque<file> files_;  // by number; they stay where they are
+  std::unordered_map<std::uint32_t, file>
+      high_files_;  // found in a store, with numbers far beyond the others'
   file* free_ = nullptr;
   std::atomic<file*> removed_{nullptr};
 
@@ -210,7 +217,8 @@ class directory {
   std::vector<extent_header> found_;  // and not yet scanned
   std::optional<store_sync> sync_;
 
-  thread_pool pool_{2};  // the last member: its threads use the others
+  // The last members: their threads use the others. Transfers do not wait until thousands of files are removed.
+  thread_pool pool_{2}, remover_{1};
 };
 static_assert(resizable_medium<directory> && persistent_medium<directory>);
 

@@ -16,6 +16,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "terrace/core/config.hpp"
 #include "terrace/medium/directory.hpp"
@@ -32,7 +33,8 @@ TERRACE_BODY result<std::unique_ptr<directory>> directory::open(context& ctx, op
 }
 
 TERRACE_BODY directory::~directory() {
-  pool_.finish();  // files that are being removed
+  pool_.finish();
+  remover_.finish();
   if (folder_ < 0) return;
   if (keeps()) {
     static_cast<void>(sync_->run());  // what was released must not come back
@@ -58,14 +60,15 @@ TERRACE_BODY std::optional<extent> directory::reserve(std::size_t bytes) {
 TERRACE_BODY void directory::release(extent e) noexcept {
   used_ -= rounded(e.bytes);
   if (keeps()) table_.erase(e.node);
-  file& f = files_[e.node];
+  file& f = file_of(e);
   if (f.exists)
-    pool_.submit(f);
+    remover_.submit(f);
   else
     put_back(f);
 }
 
 TERRACE_BODY result<void> directory::resize(std::size_t capacity) noexcept {
+  if (keeps()) return fail(errc::unavailable, "a store of KV blocks has one size for all its life");
   capacity_ = capacity / file_unit * file_unit;
   return {};
 }
@@ -129,36 +132,53 @@ TERRACE_BODY result<void> directory::open_store(const options& o) {
     return opened;
   if (::fsync(folder_) != 0)  // as for the index: what is found counts as durable
     return fail(errc::io_error, "the folder of a directory tier cannot be made durable", errno);
-  folder_path_ = folder;
   take_files();
   // Headers of no use are gone for good before the first extent is labelled.
   if (auto gone = table_.commit(table_.take_changes()); !gone) return gone;
   sync_.emplace(context_, table_, folder_);
+  folder_path_ = folder;  // not before: a folder that is not kept is removed by the destructor
   return {};
 }
 
 TERRACE_BODY void directory::take_files() {
-  for (const extent_header& h : table_.take_found()) {
+  std::vector<extent_header> found = table_.take_found();
+  // A store whose files have almost all been removed may have a few high numbers left, and a forged one has any: no
+  // records are made for those between.
+  const std::uint64_t dense = 2 * found.size() + 1024;
+  for (const extent_header& h : found) {
     const auto number = static_cast<std::uint32_t>(h.place);
     struct stat what {};
     const bool there = ::fstatat(folder_, file_name(number).data(), &what, AT_SYMLINK_NOFOLLOW) == 0 &&
                        S_ISREG(what.st_mode) && what.st_uid == ::geteuid() &&
                        static_cast<std::uint64_t>(what.st_size) >= h.encoded;
-    const bool known = number < files_.size() && files_[number].exists;
+    const bool known = is_known(number);
     // A number exceeds the possible number of files by a few at most.
     if (!there || known || h.place > 2 * capacity_ / file_unit || used_ + rounded(h.encoded) > capacity_) {
       table_.discard(h);
       continue;
     }
-    while (files_.size() <= number) files_.emplace_back(this, static_cast<std::uint32_t>(files_.size()));
-    files_[number].exists = true;
-    files_[number].bytes = static_cast<std::size_t>(what.st_size);
+    if ((what.st_mode & 07777) != 0600) ::fchmodat(folder_, file_name(number).data(), 0600, 0);
+    while (number < dense && files_.size() <= number)
+      files_.emplace_back(this, static_cast<std::uint32_t>(files_.size()));
+    file& f = number < dense ? files_[number] : high_files_.try_emplace(number, this, number).first->second;
+    f.exists = true;
+    f.bytes = static_cast<std::size_t>(what.st_size);
     used_ += rounded(h.encoded);
     found_.push_back(h);
   }
   for (file& f : files_)
     if (!f.exists) put_back(f);
   remove_strays();
+}
+
+TERRACE_BODY directory::file& directory::file_of(extent e) noexcept {
+  if (!high_files_.empty())
+    if (const auto high = high_files_.find(e.node); high != high_files_.end()) return high->second;
+  return files_[e.node];
+}
+
+TERRACE_BODY bool directory::is_known(std::uint32_t number) const noexcept {
+  return high_files_.count(number) != 0 || (number < files_.size() && files_[number].exists);
 }
 
 TERRACE_BODY void directory::remove_strays() {
@@ -173,8 +193,7 @@ TERRACE_BODY void directory::remove_strays() {
     int end = 0;
     if (std::sscanf(entry->d_name, "%8x%n", &number, &end) != 1 || end != 8) continue;
     const std::string_view suffix(entry->d_name + end);
-    const bool known = number < files_.size() && files_[number].exists;
-    if (suffix == ".new" || (suffix.empty() && !known)) ::unlinkat(folder_, entry->d_name, 0);
+    if (suffix == ".new" || (suffix.empty() && !is_known(number))) ::unlinkat(folder_, entry->d_name, 0);
   }
   ::closedir(entries);
 }
@@ -244,6 +263,9 @@ TERRACE_BODY void directory::put_back(file& f) noexcept {
 
 TERRACE_BODY directory::file& directory::free_file() {
   if (free_ == nullptr) free_ = removed_.exchange(nullptr, std::memory_order_acquire);
+  // A number that a high file has is passed over: the record stays unused.
+  while (free_ == nullptr && high_files_.count(static_cast<std::uint32_t>(files_.size())) != 0)
+    files_.emplace_back(this, static_cast<std::uint32_t>(files_.size()));
   if (free_ == nullptr) return files_.emplace_back(this, static_cast<std::uint32_t>(files_.size()));
   return *std::exchange(free_, free_->next_free);
 }

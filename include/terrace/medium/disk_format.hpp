@@ -40,6 +40,7 @@ struct superblock {
   static constexpr std::size_t bytes = 4096;
   static constexpr std::uint64_t magic = 0x0a31766b72726574u;  // "terrkv1\n"
   static constexpr std::uint32_t version = 1;
+  static constexpr std::uint64_t most_capacity = ~std::uint64_t{0} >> 1;
   /// Where the extents lie: in the store's own file, or each in a file of its own.
   enum class arrangement : std::uint32_t { one_file = 1, file_each = 2 };
 
@@ -56,7 +57,8 @@ struct superblock {
 /// What is known of one extent: 128 bytes in the table behind the superblock.
 struct extent_header {
   static constexpr std::size_t bytes = 128;
-  static constexpr std::uint32_t magic = 0x31747865u;  // "ext1"
+  static constexpr std::uint32_t magic = 0x31747865u;                   // "ext1"
+  static constexpr std::uint64_t last_number = ~std::uint64_t{0} >> 1;  // of sequence and naming
 
   std::uint64_t store = 0;     ///< the superblock's
   block_key key{};             ///< the block's name

@@ -63,9 +63,9 @@ TERRACE_BODY result<superblock> decode_superblock(const_bytes in) noexcept {
   s.capacity = get_le<std::uint64_t>(in, 56);
   s.headers = get_le<std::uint64_t>(in, 64);
   s.data_offset = get_le<std::uint64_t>(in, 72);
-  constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
   const bool one_file = s.how == superblock::arrangement::one_file;
-  const bool sound = (how == 1 || how == 2) && std::has_single_bit(s.alignment) && s.capacity <= most &&
+  const bool sound = (how == 1 || how == 2) && std::has_single_bit(s.alignment) &&
+                     s.capacity <= superblock::most_capacity &&
                      s.headers <= s.capacity / extent_header::bytes &&
                      (one_file ? s.data_offset % s.alignment == 0 && s.data_offset <= s.capacity &&
                                      s.data_offset >= superblock::bytes + s.headers * extent_header::bytes
@@ -118,7 +118,7 @@ TERRACE_BODY result<extent_header> decode_extent_header(const_bytes in, const su
   if (h.store != of.store || h.format_id != of.contents.format_id)
     return fail(errc::corrupt, "the header of an extent is of another store");
   // The next number is one more, and must not wrap around.
-  constexpr auto last = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+  constexpr auto last = extent_header::last_number;
   if (h.sequence > last || h.naming > last || h.depth == std::numeric_limits<std::uint32_t>::max())
     return fail(errc::corrupt, "the header of an extent has numbers that no store gives");
   const std::uint64_t room = of.capacity - of.data_offset;

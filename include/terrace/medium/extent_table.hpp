@@ -42,7 +42,7 @@ class extent_table {
   std::vector<extent_header> take_found() { return std::exchange(found_, {}); }
 
   /// Gives the extent that the medium calls `node` a header, in memory. `h` has every field but store and sequence.
-  /// False if the table has no room. Amortised O(1).
+  /// False if the table has no room, or a forged header has used the sequence numbers up. Amortised O(1).
   bool put(std::uint32_t node, extent_header h);
   /// From now on a header found at opening belongs to the extent that the medium calls `node`.
   void adopt(std::uint32_t node, const extent_header& found);
@@ -97,9 +97,9 @@ class extent_table {
   std::set<std::size_t> dirty_;                                     // pages that differ from the disk's
   std::vector<std::uint32_t> free_;                                 // places that had a header
   std::vector<std::pair<std::uint32_t, std::uint32_t>>
-      gaps_;                           // [first, last) never had a header; the lowest comes last
-  std::uint32_t unseen_ = 0;           // while the table is read: behind the last place that has a header
-  std::vector<std::uint32_t> places_;  // by the medium's number of the extent
+      gaps_;                  // [first, last) never had a header; the lowest comes last
+  std::uint32_t unseen_ = 0;  // while the table is read: behind the last place that has a header
+  std::unordered_map<std::uint32_t, std::uint32_t> places_;  // by the medium's number of the extent
   std::vector<extent_header> found_;
   std::map<std::uint64_t, std::uint32_t>
       found_at_;  // place by sequence number, until it is adopted or discarded

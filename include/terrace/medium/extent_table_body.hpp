@@ -32,6 +32,8 @@ TERRACE_BODY result<void> extent_table::open(descriptor file, const superblock& 
   const auto have = std::min<std::uint64_t>(head.size(), static_cast<std::uint64_t>(what.st_size));
   if (auto read = read_at(mutable_bytes(head).first(have), 0); !read) return read;
   if (std::all_of(head.begin(), head.begin() + sector, [](std::byte b) { return b == std::byte{}; })) {
+    if (shape_.capacity > superblock::most_capacity)
+      return fail(errc::invalid_argument, "a store of KV blocks cannot be as large as that");
     add_gap(0, places());
     return create(bytes);
   }
@@ -84,27 +86,29 @@ TERRACE_BODY extent_table::stretch extent_table::next_written(std::uint64_t at,
 }
 
 TERRACE_BODY bool extent_table::put(std::uint32_t node, extent_header h) {
-  h.store = shape_.store;
-  h.sequence = ++sequence_;
-  if (node >= places_.size()) places_.resize(node + 1, none);
-  if (places_[node] == none) {
+  if (sequence_ == extent_header::last_number) return false;
+  auto at = places_.find(node);
+  if (at == places_.end()) {
     const std::optional<std::uint32_t> place = free_place();
     if (!place) return false;
-    places_[node] = *place;
+    at = places_.emplace(node, *place).first;
   }
-  headers_[places_[node]] = encode(h);
-  mark(places_[node]);
+  h.store = shape_.store;
+  h.sequence = ++sequence_;
+  headers_[at->second] = encode(h);
+  mark(at->second);
   return true;
 }
 
 TERRACE_BODY void extent_table::adopt(std::uint32_t node, const extent_header& found) {
-  if (node >= places_.size()) places_.resize(node + 1, none);
   places_[node] = found_at_.extract(found.sequence).mapped();
 }
 
 TERRACE_BODY void extent_table::erase(std::uint32_t node) noexcept {
-  if (node >= places_.size() || places_[node] == none) return;
-  clear(std::exchange(places_[node], none));
+  if (const auto at = places_.find(node); at != places_.end()) {
+    clear(at->second);
+    places_.erase(at);
+  }
 }
 
 TERRACE_BODY void extent_table::discard(const extent_header& found) noexcept {

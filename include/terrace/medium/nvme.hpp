@@ -108,6 +108,7 @@ class nvme {
   // Opens the file twice: the table goes through the page cache and shares no page with the extents. The table's
   // descriptor holds the lock.
   result<void> open_store(context& ctx, const options& o);
+  result<void> continue_store(context& ctx, const options& o);
 
   // Of overlapping extents only the latest is valid: the others' room has been reused. Extents come latest first and
   // are scanned in that order, because of two with one name the latest is valid too.
@@ -126,6 +127,7 @@ class nvme {
   extent_table table_;
   std::vector<std::pair<extent, extent_header>> found_;  // and not yet scanned
   bool opened_ = false;
+  bool made_ = false;  // the file was not there before
   std::optional<store_sync> sync_;
 };
 static_assert(resizable_medium<nvme> && persistent_medium<nvme> && buffer_registering_medium<nvme>);

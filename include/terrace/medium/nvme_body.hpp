@@ -138,7 +138,11 @@ TERRACE_BODY result<void> nvme::open_named(const std::string& path) {
   // The cache that had the lock may have removed the file between our opening and our locking it.
   for (int rounds = 0; rounds < 8; ++rounds) {
     if (file_ >= 0) ::close(file_);
-    file_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    file_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    const bool made = file_ >= 0;
+    if (!made && errno == EEXIST) file_ = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (file_ < 0 && errno == ENOENT && rounds != 7)
+      continue;  // removed in between, or there is no such folder
     if (file_ < 0) return fail(errc::io_error, unopenable, errno);
     struct stat what {};
     if (::fstat(file_, &what) != 0 || !S_ISREG(what.st_mode))
@@ -148,12 +152,20 @@ TERRACE_BODY result<void> nvme::open_named(const std::string& path) {
       return owned;
     if (auto locked = lock_alone(file_, "the file of an nvme tier is in use by another cache"); !locked)
       return locked;
+    made_ = made;
     if (still_names(path, file_)) return {};
   }
   return fail(errc::io_error, replaced);
 }
 
+// A file that this has made goes if it cannot be used: half claimed, it would fill the disk and be of one capacity.
 TERRACE_BODY result<void> nvme::open_store(context& ctx, const options& o) {
+  auto opened = continue_store(ctx, o);
+  if (!opened && made_ && still_names(o.path, file_)) ::unlink(o.path.c_str());
+  return opened;
+}
+
+TERRACE_BODY result<void> nvme::continue_store(context& ctx, const options& o) {
   if (o.path.empty()) return fail(errc::invalid_argument, "an nvme tier that is to be kept needs a path");
   const std::uint64_t capacity = o.capacity / alignment * alignment, headers = capacity / alignment;
   const std::uint64_t begin = align_up(superblock::bytes + headers * extent_header::bytes, alignment);

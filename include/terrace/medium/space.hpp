@@ -14,8 +14,9 @@ namespace terrace {
 
 /// Hands out variable-sized runs of [0, capacity): the space allocator of every medium. It keeps its books outside
 /// the space, so it serves a file as well as an arena. Two-level segregated fit (Masmano et al., "TLSF: a new dynamic
-/// memory allocator for real-time systems", 2004): reserve and release are O(1), adjacent free runs are merged unless
-/// the limit (below) lies between them. Books grow with the largest number of runs ever in use and are then reused.
+/// memory allocator for real-time systems", 2004): reserve and release are O(1), except that a reserve for which no
+/// larger class has a run looks at all runs of its own class. Adjacent free runs are merged unless the limit (below)
+/// lies between them. Books grow with the largest number of runs ever in use and are then reused.
 ///
 /// The capacity can change, and nothing moves. Runs are handed out only below a limit, so that what is in use and
 /// what is handed out together never need more than the capacity: the highest limit for which it and what is in use

@@ -124,11 +124,11 @@ inline void simulator::end_restoration(std::size_t i, bool whole) {
     violate("somebody has written where a block is computed anew");
   if (!whole) return excuse(id);
   ++counts.restored;
-  // Copies that could not be read make way. If another copy is left, it may be the one that a fault has struck.
+  // Copies that nobody uses make way. If another copy is left, it may be the one that a fault has struck.
   bool anew = true;
   for (std::size_t t = 1; t < control().tiers(); ++t) {
     const block_copy& copy = control().copy(id.index, t);
-    const bool makes_way = copy.doubtful && copy.now() == block_copy::state::resident && copy.pins == 0;
+    const bool makes_way = copy.now() == block_copy::state::resident && copy.pins == 0;
     anew = anew && (!copy.present() || makes_way);
   }
   if (anew) model_.mend(id);

@@ -110,9 +110,20 @@ class when_all_operation {
   struct child_operations<std::index_sequence<I...>> {
     using type = std::tuple<connect_result_t<S, child_receiver<I>>...>;
   };
+  // Counts as a child while it asks the others: one that completes at once must not end the operation, which has the
+  // source, in the middle of that. If all have ended already, they need not be asked.
   struct forward_stop {
-    inplace_stop_source* to;
-    void operator()() const noexcept { to->request_stop(); }
+    when_all_operation* to;
+    void operator()() const noexcept {
+      when_all_operation& all = *to;  // this callback may not outlive the last line
+      std::size_t running = all.running_.load(std::memory_order_relaxed);
+      while (running != 0 &&
+             !all.running_.compare_exchange_weak(running, running + 1, std::memory_order_acq_rel)) {
+      }
+      if (running == 0) return;
+      all.stop_.request_stop();
+      all.arrive();
+    }
   };
   using stop_callback = stop_callback_for_t<stop_token_of_t<env_of_t<R>>, forward_stop>;
 
@@ -126,7 +137,7 @@ class when_all_operation {
   when_all_operation(const when_all_operation&) = delete;
 
   void start() noexcept {
-    on_stop_.emplace(get_stop_token(subset::get_env(target_)), forward_stop{&stop_});
+    on_stop_.emplace(get_stop_token(subset::get_env(target_)), forward_stop{this});
     if constexpr (sizeof...(S) == 0) {
       finish();
     } else if (stop_.stop_requested()) {
