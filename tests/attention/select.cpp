@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -190,4 +191,21 @@ TEST_CASE("key_summaries: bytes grow with blocks and channels, and halves are su
   CHECK(cross.bounds(0, std::vector<float>{1, 1, 1, 1}, 1).high == Approx(2));
   CHECK(cross.bounds(0, std::vector<float>{1, 1, 1, 1}, 1).low == Approx(-2));
   CHECK(cross.bounds(0, std::vector<float>{3, 0, 0, 0}, 1).high == Approx(3));
+}
+
+TEST_CASE("key_summaries: keys or a query that are not finite bound nothing, and nothing is called proven") {
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  key_summaries keys(2);
+  keys.add<float>(std::vector<float>{0, 1, 0, 1});
+  keys.add<float>(std::vector<float>{inf, 0, 0, 50});
+  const std::vector<float> query{-1, 1};
+  const auto chosen = certified{0.01}(keys, query, 1.0f, {});
+  CHECK(std::find(chosen.blocks.begin(), chosen.blocks.end(), 1u) != chosen.blocks.end());
+  CHECK(top_k{1}(keys, query, 1.0f, {}).blocks == std::vector<std::uint32_t>{1});
+  for (const float bad : {inf, -inf, std::numeric_limits<float>::quiet_NaN()}) {
+    key_summaries plain(1);
+    plain.add<float>(std::vector<float>{1});
+    plain.add<float>(std::vector<float>{2});
+    CHECK(certified{0.01}(plain, std::vector<float>{bad}, 1.0f, {}).blocks.size() == 2);
+  }
 }

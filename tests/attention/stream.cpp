@@ -204,6 +204,36 @@ TEST_CASE("a stream over one latent plane, as MLA has, gives its values, with th
   CHECK(validate(layout).error().code == errc::invalid_argument);
 }
 
+TEST_CASE("latent values that end within a group of 32 are not read where they are encoded") {
+  constexpr std::uint32_t heads = 8, latent = 96, values = 80, steps = 300;
+  const kv_layout layout{
+      .groups = {{.layers = 1, .tokens = 16, .k = {.heads = 1, .dim = latent}, .latent_v_dim = values}}};
+  const std::size_t block = layout.largest_block();
+  std::vector<std::vector<float>> found;
+  for (const std::size_t slots : {64u, 8u}) {  // all in tier 0, and most of them below it
+    context ctx;
+    auto cache = tiered_cache<tier<ram>, tier<ram, q8_0>, lru>::open(ctx, layout, {.capacity = slots * block},
+                                                                     {.capacity = 64 * block});
+    REQUIRE(cache);
+    sequence s = cache->make_sequence();
+    auto r = s.reserve(1);
+    for (std::uint32_t step = 0; step < steps; ++step) {
+      REQUIRE(r);
+      for (std::uint32_t d = 0; d < latent; ++d)
+        r->k(0).row<fp16>(0, 0)[d] = pattern::element_at(8, 0, false, 0, step, d);
+      if (step + 1 == steps) break;
+      s.commit(std::move(*r), 1);
+      r = s.reserve(1);
+    }
+    std::vector<float> q(heads * latent);
+    for (std::size_t i = 0; i < q.size(); ++i) q[i] = static_cast<float>(i * 37 % 19) - 9.0f;
+    found.emplace_back(heads * values);
+    const std::size_t most = std::size_t{1} << 61;  // of a window: more than there can be
+    REQUIRE(ctx.sync_wait(stream(*cache, s, *r, 0, q, found.back(), {.scale = 0.05f, .window_bytes = most})));
+  }
+  CHECK(rel_l2(found[1], {found[0].begin(), found[0].end()}) < 0.02);
+}
+
 TEST_CASE("a sliding window with sinks sees what it keeps and no more") {
   context ctx;
   kv_layout layout = pattern::layout(layers);

@@ -1,4 +1,7 @@
 // What a flush waits for: what was sealed before it, and nothing that came later.
+#include <array>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -28,6 +31,17 @@ struct watched_flush {
 
   std::optional<result<void>> told;
   flush_sender::operation<receiver> operation;
+};
+
+// Does something when a flush has ended, whichever way.
+struct at_end {
+  using receiver_concept = ex::receiver_t;
+  std::function<void()>* end;
+  ex::inplace_stop_token token;
+  void set_value() noexcept { (*end)(); }
+  void set_error(error) noexcept { (*end)(); }
+  void set_stopped() noexcept { (*end)(); }
+  auto get_env() const noexcept { return ex::prop{ex::get_stop_token, token}; }
 };
 
 // Slots below which a tier keeps. Stores of named blocks are on their way until they are released.
@@ -84,6 +98,66 @@ TEST_CASE("a flush does not wait for what a writer goes on sealing") {
   f.settle();
   REQUIRE(next.done());
   CHECK(*next.told);
+}
+
+TEST_CASE("of two flushes that end together, the first one's completion may have the other stopped") {
+  kept_cache c;
+  c.syncs.hold = true;
+  c.append_named();
+  watched_flush first(*c.opened);
+  c.ctx.poll();
+  using operation = flush_sender::operation<at_end>;
+  ex::inplace_stop_source stop;
+  std::array<std::unique_ptr<operation>, 2> pair;
+  std::array<std::function<void()>, 2> end;
+  std::array<int, 2> ended{};
+  for (std::size_t i = 0; i < 2; ++i) {
+    end[i] = [&, i] {
+      ++ended[i];
+      if (pair[1 - i] != nullptr) {  // the first of the two: the other ends meanwhile, and is gone
+        stop.request_stop();
+        c.ctx.poll();
+      }
+      pair[i].reset();
+    };
+    pair[i].reset(new operation(c.opened->flush().connect(at_end{&end[i], stop.get_token()})));
+  }
+  for (auto& p : pair) p->start();
+  c.append_named();
+  c.syncs.release();
+  for (int i = 0; i < 100 && (ended[0] == 0 || ended[1] == 0); ++i) c.ctx.poll();
+  CHECK(ended == std::array{1, 1});
+  CHECK(first.done());
+}
+
+TEST_CASE("what is named while a flush syncs does not make it fail") {
+  using type = tiered_cache<tier<ram>, tier<keeper>, lru>;
+  context ctx{{.codec_threads = 0}};
+  medium_script script;
+  sync_script syncs;
+  auto cache = type::open(ctx, pattern::layout(1), {.capacity = 4 * pattern::block_bytes},
+                          {.capacity = 64 * pattern::block_bytes, .script = &script, .syncs = &syncs});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  for (int i = 0; i < 8; ++i) REQUIRE(pattern::append(s, 16, 1, 1));
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  const auto ids = pattern::sealed(s, 0);
+  REQUIRE(cache->report_damaged(ids[0], 1));
+  REQUIRE_FALSE(cache->resident(ids[0]));
+  REQUIRE(cache->name(ids[7], {.low = 1, .high = 7}));
+  syncs.hold = true;
+  watched_flush flush(*cache);
+  for (int i = 0; i < 10; ++i) ctx.poll();
+  REQUIRE(cache->name(ids[0], {.low = 2, .high = 7}));
+  for (int i = 0; i < 10; ++i) ctx.poll();
+  CHECK_FALSE(flush.done());
+  syncs.release();
+  for (int i = 0; i < 10; ++i) ctx.poll();
+  REQUIRE(flush.done());
+  CHECK(*flush.told);
+  const auto next = ctx.sync_wait(cache->flush());
+  REQUIRE_FALSE(next);
+  CHECK(next.error().code == errc::lost);
 }
 
 TEST_CASE("a flush begins its sync when what was named before it is stored, whoever goes on") {

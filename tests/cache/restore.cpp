@@ -1,4 +1,6 @@
 // Lost blocks that are computed anew, and copies that the engine itself finds damaged.
+#include <algorithm>
+#include <cstddef>
 #include <span>
 #include <vector>
 
@@ -249,4 +251,20 @@ TEST_CASE("a lost block is written row by row, or taken from a sequence that has
   auto foreign = stranger.reserve(48);
   REQUIRE(foreign);
   CHECK(foreign->copy_to(*anew).error().code == errc::invalid_argument);
+}
+
+TEST_CASE("what is computed anew takes the place of a copy that could have been read") {
+  fixture f;
+  auto anew = f.cache().restore(f.ids()[3]);
+  REQUIRE(anew);
+  f.write(anew->data(), 5);
+  const std::vector<std::byte> written(anew->data().begin(), anew->data().end());
+  std::move(*anew).complete();
+  REQUIRE(f.ctx.sync_wait(f.cache().flush()));
+  for (std::size_t i = 6; i < 16; ++i) REQUIRE(f.read(i));
+  REQUIRE_FALSE(f.in_tier_0(3));
+  const auto ids = f.ids();
+  const auto held = f.ctx.sync_wait(f.cache().acquire(std::span(ids).subspan(3, 1)));
+  REQUIRE(held);
+  CHECK(std::equal(written.begin(), written.end(), (*held)[0].data));
 }

@@ -61,6 +61,14 @@ TEST_CASE("a layout that cannot be says why in one sentence") {
   CHECK(complaint({{tensor_pages(element::fp16, 0)}}).find("at least one token") != std::string_view::npos);
   CHECK(complaint({{tensor_pages(element::fp32, 1u << 30)}}).find("2 GiB") != std::string_view::npos);
 
+  // Products that are small, or nothing, modulo 2^64.
+  for (const plane huge : {plane{1u << 31, 1u << 31}, plane{308761441, 14586017}})
+    CHECK(complaint({{with(kv, [&](auto& g) { g.k = huge; })}}).find("2 GiB") != std::string_view::npos);
+  const auto half = with(kv, [](auto& g) { g.layers = 1u << 31; });
+  auto other = half;
+  other.first_layer = half.layers;
+  CHECK(complaint({{half, other}}).find("2^32 layers") != std::string_view::npos);
+
   for (const layer_group& wrong : {
            with(pages, [](auto& g) { g.tokens = 2; }), with(pages, [](auto& g) { g.k.heads = 2; }),
            with(pages, [](auto& g) { g.v = g.k; }), with(pages, [](auto& g) { g.layers_per_block = 2; }),

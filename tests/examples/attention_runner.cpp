@@ -288,6 +288,7 @@ TEST_CASE("what cannot be is refused in one sentence") {
   check_refused(here.run("--codec q8 --attend top-k=3 --control"), "beside --baseline");
   check_refused(here.run(shape + "--block-tokens 48"), "power of two");
   check_refused(here.run(shape + "--inject 1.5"), "--inject");
+  check_refused(here.run(shape + "--inject nan"), "--inject");
   check_refused(here.run(shape + "--inject 0.1 --device cuda"), "--inject needs --device host");
   check_refused(here.run(shape + "--prefetch adaptive --device cuda"), "as layer_ahead alone");
   check_refused(here.run("--codec q8 --inject 0.1 --control"), "beside --baseline");

@@ -75,6 +75,7 @@ TEST_CASE("what this runner would compute wrongly is refused, by name") {
       {"tie_word_embeddings", 1, "tie_word_embeddings"},
       {"hidden_act", "gelu", "only silu"},
       {"hidden_act", 7, "only silu"},
+      {"hidden_act", json::array({json::array()}), "of a list or an object, and only silu"},
       {"model_type", "qwen2", "only llama"},
       {"attention_bias", true, "attention_bias"},
       {"mlp_bias", true, "mlp_bias"},

@@ -198,16 +198,12 @@ TERRACE_BODY void planner::overdue(transfer_job& job) {
   } else {
     ++overdue_stores_;
     store_ended(job);
-    if (job.begun && job.reading) {
-      ++hung_[job.from];
-      note_failure(job.from, circuit_breaker::work::read, late);
-      ++tiers_[job.from]->stats.failed_reads;
-      blocks_.copy(job.block, job.from).doubtful = true;
-    } else if (job.begun) {
+    if (job.begun) {
       ++hung_[job.to];
       note_failure(job.to, circuit_breaker::work::write, late, job.probe);
+    } else if (job.probe) {
+      tiers_[job.to]->breaker.withdrawn();
     }
-    if (job.probe && (!job.begun || job.reading)) tiers_[job.to]->breaker.withdrawn();
     blocks_.remove_copy(job.block, job.to);
     if (keepers_[job.to] && r.name.valid()) keep_later(job.block);
     if (job.evict) {
@@ -223,7 +219,7 @@ TERRACE_BODY void planner::overdue(transfer_job& job) {
 TERRACE_BODY void planner::end_quarantine(transfer_job& job, bool read) {
   if (job.to == 0 && read) trust(job.block, job.from);
   --(job.to == 0 ? overdue_loads_ : overdue_stores_);
-  if (job.begun) --hung_[job.to == 0 || job.reading ? job.from : job.to];
+  if (job.begun) --hung_[job.to == 0 ? job.from : job.to];
   tiers_[job.to]->release(job.target);
   unpin(job.block, job.from);
 }

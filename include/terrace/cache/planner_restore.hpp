@@ -43,11 +43,11 @@ TERRACE_BODY void planner::end_restore(std::uint32_t block, bool whole) {
   if (whole) {
     blocks_.set_readable(block, 0, state::resident);
     if (blocks_[block].name.valid()) keep_later(block);
-    // The recomputed block is stored again, in place of copies that could not be read: those would be read again once
-    // this one has left tier 0. A pinned copy makes way once it is unpinned (start_store_to).
+    // The recomputed block is stored again, in place of all copies: those, perhaps unreadable or lossy, would be read
+    // again once this one has left tier 0. A pinned copy makes way once it is unpinned (start_store_to).
     for (std::size_t t = 1; t < tiers(); ++t) {
       block_copy& copy = blocks_.copy(block, t);
-      if (!copy.present()) continue;
+      if (!copy.readable()) continue;
       copy.doubtful = true;
       if (copy.now() == state::resident && copy.pins == 0) give_up_copy(block, t);
     }

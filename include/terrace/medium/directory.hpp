@@ -38,8 +38,8 @@ inline namespace TERRACE_EX {
 /// cleans nothing up: its folder `terrace-XXXXXX` stays, with the KV in it, until somebody removes it. No later cache
 /// does, because it may be in use on another machine: the locks of network file systems do not always tell.
 ///
-/// System calls block, so threads of its own make them: two for transfers and one that removes files. A transfer that is asked to stop before a thread has
-/// reached it is not carried out.
+/// System calls block, so threads of its own make them: two for transfers and one that removes files. A transfer that
+/// is asked to stop before a thread has reached it is not carried out.
 class directory {
  public:
   static constexpr std::string_view name = "directory";

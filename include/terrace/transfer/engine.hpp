@@ -158,7 +158,6 @@ class transfer_engine final : public transfer_port, private event_source {
 
     void begin() noexcept {
       job->begun = true;
-      job->reading = how->read;
       staging& buffers = engine->staging_;
       if (how->stage_source) staged_source = buffers.take();
       if (how->stage_target) staged_target = buffers.take();
@@ -173,7 +172,6 @@ class transfer_engine final : public transfer_port, private event_source {
     void io_done(result<void> outcome) noexcept {
       trace_io();
       job->write_failed = !outcome && writing;
-      if (!job->overdue) job->reading = false;
       if (!outcome || writing || job->overdue) return finish(outcome);
       work_or_write();
     }

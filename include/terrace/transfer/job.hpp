@@ -22,7 +22,6 @@ struct transfer_job {
   bool evict = false;                 ///< the source copy goes once the target is in place
   bool probe = false;                 ///< finds out whether a tier that was set aside works again
   bool begun = false;         ///< has left the line for staging; only then can lateness be a tier's fault
-  bool reading = false;       ///< its source's medium reads now, or did when it passed its deadline
   bool working = false;       ///< a load whose source has been read
   bool storing = false;       ///< a store that has not ended and is not overdue
   bool awaited = false;       ///< a storing job whose end the flush under way waits for
