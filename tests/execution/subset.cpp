@@ -380,16 +380,18 @@ TEST_CASE("when_all may be destroyed by its completion, even within the request 
   ex::inplace_stop_source stop;
   int ended = 0;
   std::function<void()> end;
-  using operation =
-      ex::connect_result_t<decltype(ex::when_all(until_stopped{}, until_stopped{})), last_breath>;
-  std::unique_ptr<operation> alive;
+  struct holder {
+    ex::connect_result_t<decltype(ex::when_all(until_stopped{}, until_stopped{})), last_breath> operation;
+    holder(std::function<void()>* e, ex::inplace_stop_token t)
+        : operation(ex::connect(ex::when_all(until_stopped{}, until_stopped{}), last_breath{e, t})) {}
+  };
+  std::unique_ptr<holder> alive;
   end = [&] {
     ++ended;
     alive.reset();
   };
-  alive.reset(new operation(
-      ex::connect(ex::when_all(until_stopped{}, until_stopped{}), last_breath{&end, stop.get_token()})));
-  ex::start(*alive);
+  alive = std::make_unique<holder>(&end, stop.get_token());
+  ex::start(alive->operation);
   CHECK(ended == 0);
   stop.request_stop();
   CHECK(ended == 1);

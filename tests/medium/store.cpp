@@ -253,8 +253,8 @@ TEST_CASE("a store: a file with a number far beyond the others takes no room for
   forge(f / "kv/kv-store/index", [](extent_header& h) { h.place = far; });
   char name[16];
   std::snprintf(name, sizeof name, "%08x", static_cast<unsigned>(far));
-  std::filesystem::rename(f / "kv/kv-store/00000000", f / "kv/kv-store" / name);
-  REQUIRE(::chmod((f / "kv/kv-store" / name).c_str(), 0666) == 0);
+  std::filesystem::rename(f / "kv/kv-store/00000000", f / ("kv/kv-store/" + std::string(name)));
+  REQUIRE(::chmod((f / ("kv/kv-store/" + std::string(name))).c_str(), 0666) == 0);
   const std::size_t before = peak();
   for (unsigned round = 0; round < 2; ++round) {
     context ctx;
@@ -263,14 +263,14 @@ TEST_CASE("a store: a file with a number far beyond the others takes no room for
     auto found = found_in(**m);
     REQUIRE(found.size() == 1 + 2 * round);
     for (const auto& [tag, at] : found) CHECK(holds(ctx, **m, at, static_cast<unsigned>(tag)));
-    CHECK(sandbox::mode_of(f / "kv/kv-store" / name) == 0600);
+    CHECK(sandbox::mode_of(f / ("kv/kv-store/" + std::string(name))) == 0600);
     put(ctx, **m, 2 + 2 * round);
     put(ctx, **m, 3 + 2 * round);
     REQUIRE(ctx.sync_wait((*m)->sync()));
     if (round == 1) (*m)->release(found.at(1));
   }
   CHECK(peak() < before + 64_MiB);
-  CHECK_FALSE(std::filesystem::exists(f / "kv/kv-store" / name));
+  CHECK_FALSE(std::filesystem::exists(f / ("kv/kv-store/" + std::string(name))));
 }
 
 TEMPLATE_TEST_CASE("a store: a forged last number ends it, and no sync says otherwise", "", nvme, directory) {
