@@ -143,3 +143,13 @@ TEST_CASE("a hint for a block that is gone does nothing when its step comes") {
   CHECK(f.cache().stats().blocks == 0);
   CHECK(f.cache().stats().pins == 0);
 }
+
+TEST_CASE("a range at the end of all numbers names no block") {
+  small_cache<> f(6, 64);
+  REQUIRE(f.append(4));
+  constexpr std::uint64_t last = ~std::uint64_t{0};
+  const hint_outcome outcome = f.tokens->hint(last - 5, last, hint::evictable());
+  CHECK(outcome.blocks == 0);
+  f.tokens->forget(last - 5, last);
+  for (const block_id id : f.ids()) CHECK(id.valid());
+}
