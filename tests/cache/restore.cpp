@@ -6,6 +6,7 @@
 
 #include "small_cache.hpp"
 #include "terrace/prefix_index.hpp"
+#include "two_groups.hpp"
 
 using namespace terrace;
 
@@ -163,10 +164,7 @@ TEST_CASE("a cached block whose only copy is reported damaged is gone, and the i
 
 TEST_CASE("a lost block is written row by row, or taken from a sequence that has computed it") {
   using store = tiered_cache<tier<ram>, tier<scripted>, lru>;
-  // Two layers a block, and a second group of blocks of another size.
-  const kv_layout layout{
-      {{.first_layer = 0, .layers = 4, .tokens = 16, .k = {2, 32}, .v = {2, 32}, .layers_per_block = 2},
-       {.first_layer = 4, .layers = 1, .tokens = 8, .k = {1, 64}, .v = {1, 32}}}};
+  const kv_layout layout = layout_of_two_groups();
   context ctx{{.codec_threads = 0}};
   medium_script script;
   auto cache = store::open(ctx, layout, {.capacity = 1 << 20}, {.capacity = 1 << 20, .script = &script});

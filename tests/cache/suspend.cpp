@@ -8,6 +8,7 @@
 #include "small_cache.hpp"
 #include "terrace/batch.hpp"
 #include "terrace/codec/q8_0.hpp"
+#include "two_groups.hpp"
 #include "watcher.hpp"
 
 using namespace terrace;
@@ -210,9 +211,7 @@ TEST_CASE("a batch does not look at one that waits") {
 TEST_CASE(
     "a layout with blocks of several lengths is suspended, resumed and cut, and a sender may be used again") {
   using store = tiered_cache<tier<ram>, tier<scripted>, lru>;
-  const kv_layout layout{
-      {{.first_layer = 0, .layers = 4, .tokens = 16, .k = {2, 32}, .v = {2, 32}, .layers_per_block = 2},
-       {.first_layer = 4, .layers = 1, .tokens = 8, .k = {1, 64}, .v = {1, 32}}}};
+  const kv_layout layout = layout_of_two_groups();
   context ctx{{.codec_threads = 0}};
   medium_script script;
   auto cache = store::open(ctx, layout, {.capacity = 64 * 1024}, {.capacity = 1 << 20, .script = &script});
@@ -249,15 +248,25 @@ TEST_CASE(
   s.release();
 }
 
+namespace {
+
+// Block 3 is lost, and the tokens of another sequence are on their way from every slot.
+struct lost_and_no_slot : small_cache<> {
+  lost_and_no_slot() : small_cache<>(6, 64), filler(cache().make_sequence()) {
+    REQUIRE(append(16));
+    REQUIRE(ctx.sync_wait(cache().flush()));
+    script.flip_reads = 1;
+    REQUIRE_FALSE(read(3));
+    script.hold = true;
+    REQUIRE(pattern::append(filler, 6 * 16, 1, 3));
+  }
+  sequence filler;
+};
+
+}  // namespace
+
 TEST_CASE("a lost block is computed anew in a slot that nobody has blocked for") {
-  small_cache<> f(6, 64);
-  REQUIRE(f.append(16));
-  REQUIRE(f.ctx.sync_wait(f.cache().flush()));
-  f.script.flip_reads = 1;
-  REQUIRE_FALSE(f.read(3));
-  sequence filler = f.cache().make_sequence();
-  f.script.hold = true;
-  REQUIRE(pattern::append(filler, 6 * 16, 1, 3));
+  lost_and_no_slot f;
   const block_id lost = f.ids()[3];
 
   std::optional<restoration> room;
@@ -277,14 +286,7 @@ TEST_CASE("a lost block is computed anew in a slot that nobody has blocked for")
 }
 
 TEST_CASE("who waits to compute a block anew is told when somebody else has") {
-  small_cache<> f(6, 64);
-  REQUIRE(f.append(16));
-  REQUIRE(f.ctx.sync_wait(f.cache().flush()));
-  f.script.flip_reads = 1;
-  REQUIRE_FALSE(f.read(3));
-  sequence filler = f.cache().make_sequence();
-  f.script.hold = true;
-  REQUIRE(pattern::append(filler, 6 * 16, 1, 3));
+  lost_and_no_slot f;
   const block_id lost = f.ids()[3];
   ending first = ending::none, second = ending::none;
   std::optional<restoration> room;

@@ -35,8 +35,8 @@ TERRACE_BODY void planner::count_unsaved(std::uint32_t block, bool yes) noexcept
 // may have counted on that.
 TERRACE_BODY void planner::keep_later(std::uint32_t block) {
   if (!of_this_flush(block)) return to_keep_.push_back(blocks_.id_of(block));
-  to_keep_.push_front(
-      blocks_.id_of(block));  // before those that were named later, which the flush leaves alone
+  // Before those that were named later, which the flush leaves alone.
+  to_keep_.push_front(blocks_.id_of(block));
   ++flush_.names;
   flush_.synced = flush_.synced_stuck = flush_.marked = false;
 }

@@ -206,9 +206,8 @@ class directory {
   std::string path_, folder_path_;
   bool made_path_ = false;
   int folder_ = -1;
-  std::deque<file> files_;  // by number; they stay where they are
-  std::unordered_map<std::uint32_t, file>
-      high_files_;  // found in a store, with numbers far beyond the others'
+  std::deque<file> files_;                              // by number; they stay where they are
+  std::unordered_map<std::uint32_t, file> high_files_;  // found, their numbers far beyond the others'
   file* free_ = nullptr;
   std::atomic<file*> removed_{nullptr};
 
