@@ -46,7 +46,7 @@ struct cache_storage<std::tuple<Tiers...>, Policy> {
   cache_storage(context& ctx, kv_layout layout, ladder open, staging cut, const cache_options& o)
       : buffers(std::move(cut)),
         rungs(std::move(open)),
-        engine(ctx, rungs.media, buffers, o.transfers.jobs(), o.transfers.deadline),
+        engine(ctx, rungs.media, buffers, o.transfers.jobs(), o.transfers.time_limit()),
         control(ctx, std::move(layout), rungs.controls, engine, o.transfers) {
     engine.report_to(control);
     control.adopt_kept();
@@ -88,10 +88,10 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
         if (good) good = tier.codec.supports(g);
     if (!good) return propagate(good.error());
 
-    std::array<bool, storage::count> present{options.capacity != 0 ...};
+    std::array<bool, storage::count> present{has_space(options)...};
     present[0] = true;
     auto& hot = first_of(options...);
-    std::size_t slots = hot.capacity;
+    std::size_t slots = has_memory(hot) ? 0 : hot.capacity;
     auto buffers = cut_staging(ctx, layout, slots, present, tuning);
     if (!buffers) return propagate(buffers.error());
     hot.capacity = slots;
@@ -113,6 +113,13 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
 
  private:
   static auto& first_of(auto& first, auto&...) noexcept { return first; }
+
+  // Whether a tier is in the caller's memory; then its capacity is ignored.
+  static bool has_memory(const auto& options) noexcept {
+    if constexpr (requires { options.memory.empty(); }) return !options.memory.empty();
+    return false;
+  }
+  static bool has_space(const auto& options) noexcept { return options.capacity != 0 || has_memory(options); }
 
   // What the tier's store must hold, if its medium is persistent.
   template <class Tier>
@@ -152,7 +159,7 @@ class cache_front<Cache, std::tuple<Tiers...>, Policy> : public kv_store {
                                 typename Medium::options options, const tier_control::traits& what,
                                 const typename Policy::options& policy) {
     std::unique_ptr<Medium> medium;
-    if (i == 0 || options.capacity != 0) {
+    if (i == 0 || has_space(options)) {
       auto opened = Medium::open(ctx, std::move(options));
       if (!opened) return propagate(opened.error());
       medium = std::move(*opened);

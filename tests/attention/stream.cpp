@@ -10,6 +10,7 @@
 #include "terrace/codec/fp8.hpp"
 #include "terrace/codec/q4_0.hpp"
 #include "terrace/codec/q8_0.hpp"
+#include "terrace/execution/elide.hpp"
 #include "terrace/execution/sync_wait.hpp"
 #include "terrace/medium/nvme.hpp"
 #include "terrace/medium/ram.hpp"
@@ -340,6 +341,72 @@ TEST_CASE("a stream that is stopped ends, and gives everything back") {
   }
   REQUIRE(ctx.sync_wait(stream(*cache, s, *r, 0, q, out)));
   CHECK(rel_l2(out, reference(6, 0, q, s.length())) < 1e-5);
+}
+
+namespace {
+struct code_of_error {
+  using receiver_concept = ex::receiver_t;
+  std::optional<errc>* code;
+  void set_value() noexcept {}
+  void set_error(block_error e) noexcept { *code = e.code; }
+  void set_stopped() noexcept {}
+};
+}  // namespace
+
+TEST_CASE(
+    "a stream whose sequence forgets blocks meanwhile says that it was changed, not that they are lost") {
+  context ctx{{.codec_threads = 0}};
+  medium_script script;
+  auto cache = over_script::open(ctx, pattern::layout(layers), {.capacity = 10 * pattern::block_bytes},
+                                 {.capacity = 64 * pattern::block_bytes, .script = &script});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  for (int i = 0; i < 20; ++i) REQUIRE(pattern::append(s, 16, layers, 6));
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  auto r = s.reserve(1);
+  REQUIRE(r);
+  pattern::write(*r, layers, 6);
+  const auto q = queries(1, 3);
+  std::vector<float> out(q.size(), 7.0f);
+  std::optional<errc> failed;
+  script.hold = true;
+  auto operation = stream(*cache, s, *r, 0, q, out).connect(code_of_error{&failed});
+  ex::start(operation);
+  s.forget(0, 19 * 16);
+  script.hold = false;
+  while (!failed && (script.in_flight != 0 || !ctx.idle())) {
+    script.release_all();
+    ctx.poll();
+  }
+  CHECK(failed == errc::invalid_argument);
+  CHECK(out == std::vector<float>(q.size(), 7.0f));
+}
+
+TEST_CASE("a stream that has completed leaves the cache alone, and its workspace to the next") {
+  context ctx;
+  std::optional<resident> cache =
+      std::move(*resident::open(ctx, pattern::layout(layers), {.capacity = 64 * pattern::block_bytes}));
+  std::optional<sequence> s = cache->make_sequence();
+  REQUIRE(pattern::append(*s, 40, layers, 6));
+  auto r = s->reserve(1);
+  REQUIRE(r);
+  pattern::write(*r, layers, 6);
+  const auto q = queries(1, 3);
+  std::vector<float> out(q.size());
+  ending how{};
+  ex::inplace_stop_source stop;
+  const auto connected = [&] {
+    return stream(*cache, *s, *r, 0, q, out).connect(watcher{&how, stop.get_token()});
+  };
+  std::optional<decltype(connected())> held;
+  held.emplace(elide(connected));
+  ex::start(*held);
+  while (how == ending::none) ctx.poll();
+  CHECK(how == ending::value);
+  s->commit(std::move(*r), 0);
+  s.reset();
+  cache.reset();
+  held.reset();  // uses nothing that has gone
 }
 
 TEST_CASE("spans of a wrong size are refused") {

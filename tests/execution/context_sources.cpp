@@ -95,6 +95,8 @@ TEST_CASE("the descriptor is readable exactly while there is something to run") 
     device.complete_from_anywhere();
     CHECK(readable(fd));
     CHECK(ctx.poll() == 1);
+    CHECK(readable(fd));  // once more: the completion may have queued work in a device polled before
+    CHECK(ctx.poll() == 0);
     CHECK_FALSE(readable(fd));
     ctx.detach(device);
     device.complete_from_anywhere();
@@ -104,6 +106,42 @@ TEST_CASE("the descriptor is readable exactly while there is something to run") 
     wait_for_post(ctx, item);
     CHECK_FALSE(ctx.wait(context::clock::now() + 1ms));
     CHECK_FALSE(readable(fd));
+  }
+}
+
+TEST_CASE("the descriptor wakes an engine for what a completion queued in a source polled before") {
+  context ctx;
+  fake_device queueing, completing;  // polled in this order
+  completing.fd = ::eventfd(0, EFD_NONBLOCK);
+  completing.operations = 1;
+  completing.on_completion = [&] { queueing.operations = queueing.ready = 1; };
+  ctx.attach(queueing);
+  ctx.attach(completing);
+  const int fd = ctx.descriptor();
+  CHECK(ctx.poll() == 0);
+  completing.complete_from_anywhere();
+  // An engine that polls only while the descriptor is readable.
+  for (int rounds = 0; readable(fd) && rounds < 10; ++rounds) ctx.poll();
+  CHECK(queueing.operations == 0);
+  CHECK_FALSE(readable(fd));
+  ctx.detach(queueing);
+  ctx.detach(completing);
+}
+
+TEST_CASE("the descriptor falls silent however posts and sleeps meet") {
+  context ctx;
+  const int fd = ctx.descriptor();
+  for (int round = 0; round < 2000; ++round) {
+    int ran = 0;
+    work one([&] { ++ran; });
+    work two([&] { ++ran; });
+    std::thread first([&] { ctx.post(one); }), second([&] { ctx.post(two); });
+    while (ran < 2) ctx.wait(context::clock::now() + 100us);
+    first.join();
+    second.join();
+    while (ctx.poll() != 0) {
+    }
+    REQUIRE_FALSE(readable(fd));
   }
 }
 

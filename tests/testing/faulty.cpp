@@ -198,6 +198,23 @@ TEST_CASE("a transfer that is asked to stop ends at once, or as if nobody had as
   }
 }
 
+TEST_CASE("a transfer that is asked to stop when it is about to end ends as it would have") {
+  workbench w;
+  buffer b;
+  watched asked;
+  int told = 0;
+  w.device.on_progress = [&](device_call) {
+    if (++told == 2) asked.stop.request_stop();
+  };
+  auto operation = ex::connect(w.medium->read(w.at, b), watched::receiver{&asked});
+  ex::start(operation);
+  w.ctx.poll();
+  CHECK(told == 2);
+  CHECK(asked.value);
+  CHECK(b == filled(1));
+  CHECK(w.device.in_flight() == 0);
+}
+
 TEST_CASE("a store has after a power cut what was synced, and of the rest old, new or both") {
   int old = 0, fresh = 0, mixed = 0;
   for (std::uint64_t seed = 0; seed < 60; ++seed) {
@@ -263,6 +280,51 @@ TEST_CASE("a sync that fails makes nothing durable, and the next one does") {
     int found = 0;
     m->scan([&](extent, const extent_header&) { return ++found, false; });
     CHECK(found == (again ? 1 : 0));
+  }
+}
+
+TEST_CASE(
+    "of two syncs under way, the one that ends well first covers both, and the other takes nothing back") {
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    virtual_clock clock;
+    faulty_device device(8 * size, seed);
+    {
+      context ctx{{.codec_threads = 0, .time = &clock}};
+      auto m = std::move(*faulty::open(ctx, {.capacity = 8 * size, .device = &device, .keep = true}));
+      const extent at = *m->reserve(size);
+      REQUIRE(ctx.sync_wait(m->write(at, filled(7))));
+      REQUIRE(m->label(at, {.key = {1, 2}, .encoded = size, .raw = size}));
+      device.hold = true;
+      if (seed % 2 != 0) device.script(device_call::sync, 0, fault::io_error);
+      watched first, second;
+      auto one = ex::connect(m->sync(), watched::receiver{&first});
+      ex::start(one);
+      device.hold = false;
+      REQUIRE(ctx.sync_wait(m->write(at, filled(8))));
+      device.hold = true;
+      auto two = ex::connect(m->sync(), watched::receiver{&second});
+      ex::start(two);
+      CHECK(m->let_go(1));
+      ctx.poll();
+      REQUIRE(second.value);
+      if (seed % 4 < 2) {
+        CHECK(m->let_go());
+        ctx.poll();
+        REQUIRE(first.ended());
+      }
+      device.cut_power();
+      while (m->let_go()) ctx.poll();
+    }
+    context ctx{{.codec_threads = 0, .time = &clock}};
+    device.hold = false;
+    auto m = std::move(*faulty::open(ctx, {.capacity = 8 * size, .device = &device, .keep = true}));
+    std::optional<extent> found;
+    m->scan([&](extent at, const extent_header&) { return found = at, true; });
+    REQUIRE(found);
+    buffer b;
+    REQUIRE(ctx.sync_wait(m->read(*found, b)));
+    CHECK(b == filled(8));
+    m->release(*found);
   }
 }
 

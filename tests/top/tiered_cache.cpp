@@ -109,7 +109,38 @@ TEST_CASE("a cache over memory that the caller owns") {
   }
   CHECK_FALSE(
       (tiered_cache<tier<ram>, lru>::open(ctx, pattern::layout(), {.memory = {memory + 1, 8 * block}})));
+  {
+    // A lower tier too; and a capacity beside memory is ignored, where it is tiny as well.
+    auto cache = tiered_cache<tier<ram>, tier<ram>, lru>::open(ctx, pattern::layout(),
+                                                               {.capacity = 1, .memory = {memory, 8 * block}},
+                                                               {.memory = {memory + 8 * block, 8 * block}});
+    REQUIRE(cache);
+    CHECK(cache->stats().tiers[0].capacity_bytes == 8 * block);
+    CHECK(cache->stats().tiers[1].capacity_bytes == 8 * block);
+    sequence s = cache->make_sequence();
+    for (int i = 0; i < 6; ++i) REQUIRE(pattern::append(s, 16, 2, 1));
+    CHECK(cache->stats().tiers[1].stores != 0);
+  }
   std::free(memory);
+}
+
+TEST_CASE("a deadline of any size is a time limit") {
+  for (const auto deadline : {std::chrono::milliseconds::max(), std::chrono::milliseconds(1),
+                              std::chrono::milliseconds(0), std::chrono::milliseconds::min()}) {
+    cache_options tuning;
+    tuning.transfers.deadline = deadline;
+    CHECK(tuning.transfers.time_limit() >= std::chrono::milliseconds(1));
+    if (deadline < std::chrono::milliseconds::max()) continue;
+    context ctx;
+    auto cache = tiered_cache<tier<ram>, tier<ram>, lru>::open(
+        ctx, pattern::layout(), {.capacity = 8 * block}, {.capacity = 64 * block}, {}, tuning);
+    REQUIRE(cache);
+    sequence s = cache->make_sequence();
+    for (int i = 0; i < 20; ++i) REQUIRE(pattern::append(s, 16, 2, 1));
+    REQUIRE(ctx.sync_wait(cache->flush()));
+    CHECK(ctx.sync_wait(cache->acquire(pattern::sealed(s, 0))));
+    CHECK(cache->health(1).failures == 0);
+  }
 }
 
 TEST_CASE("the cool file is the owner's alone and goes with the cache") {

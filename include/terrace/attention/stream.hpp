@@ -56,6 +56,7 @@ class stream_sender {
       if (loaded && out_.size() != this->result_size())
         loaded = fail(errc::invalid_argument, "the result of a stream needs [token][q_head][v dim] elements");
       if (!loaded) {
+        this->give_back();
         hold_.reset();
         return ex::set_error(std::move(receiver_), block_error(loaded.error()));
       }
@@ -91,10 +92,11 @@ class stream_sender {
       if (!self.posted_.load(std::memory_order_acquire) || self.gave_up_) self.deliver();
     }
     void deliver() noexcept {
+      if (!this->stopped && !this->failure && this->attends()) this->write_result(out_);
+      this->give_back();
       hold_.reset();
       if (this->stopped) return ex::set_stopped(std::move(receiver_));
       if (this->failure) return ex::set_error(std::move(receiver_), std::move(*this->failure));
-      if (this->attends()) this->write_result(out_);
       ex::set_value(std::move(receiver_));
     }
 

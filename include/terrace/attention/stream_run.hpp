@@ -45,9 +45,7 @@ class stream_run {
   stream_run(kv_store& cache, std::uint32_t layer, stream_options o, function done) noexcept
       : cache_(cache), options_(o), done_(done), layer_(layer) {}
   stream_run(stream_run&&) = delete;
-  ~stream_run() {
-    if (work_ != nullptr) cache_.workspaces().give_back(work_);
-  }
+  ~stream_run() { give_back(); }
 
   bool attends() const noexcept { return options_.attend; }
 
@@ -89,6 +87,11 @@ class stream_run {
     }
   }
 
+  /// Gives its workspace back, for the next stream. Then the run uses the cache no more: it may be destroyed after it.
+  void give_back() noexcept {
+    if (work_ != nullptr) cache_.workspaces().give_back(std::exchange(work_, nullptr));
+  }
+
   void start();
   /// Gives up: pins are returned, loads cancelled. `done` is called before this returns, or, while windows are being
   /// folded, when that has ended; not again if it has been called.
@@ -122,6 +125,7 @@ class stream_run {
   void choose_of_one();
   void choose_of_several();
   bool changed() const noexcept;
+  void fail_as_changed();
   row_use use() const noexcept;
   std::size_t window_blocks() const noexcept;
   void pump() noexcept;

@@ -107,9 +107,10 @@ TERRACE_BODY void stream_run::ask(window& w) noexcept {
 // everything it was given at the same moment: it stays busy only if windows are free right then, not just when the
 // first has been folded.
 TERRACE_BODY void stream_run::ask_ahead() {
-  while (in_flight_ < limit_ && coming_ < most_coming() && asked_ < work_->blocks.size())
+  // A request may complete others at once, and what these call may stop the stream.
+  while (!over_ && in_flight_ < limit_ && coming_ < most_coming() && asked_ < work_->blocks.size())
     ask(windows_[(front_ + in_flight_) % depth]);
-  look_ahead();
+  if (!over_) look_ahead();
 }
 
 // Folds windows in order as they arrive, and requests the next ones as soon as a window is free. What completes while
@@ -125,8 +126,8 @@ TERRACE_BODY void stream_run::pump() noexcept {
       work_->since_wait = std::exchange(waits_, false) ? 0 : work_->since_wait + 1;
       again_ = take_front();
     }
-    if (in_flight_ == 0 && asked_ == work_->blocks.size() && !failure && changed())
-      failure.emplace(error{errc::invalid_argument, "a sequence was changed while a stream went over it"});
+    if (over_) break;
+    if (in_flight_ == 0 && asked_ == work_->blocks.size() && !failure && changed()) fail_as_changed();
     if (in_flight_ == 0 && asked_ == work_->blocks.size() && !failure) {
       fold_open_tail();
       report_mass();
@@ -159,6 +160,10 @@ TERRACE_BODY void stream_run::end_stall() noexcept {
             .track = trace_track::stall});
 }
 
+TERRACE_BODY void stream_run::fail_as_changed() {
+  failure.emplace(error{errc::invalid_argument, "a sequence was changed while a stream went over it"});
+}
+
 // The front window has arrived, or cannot. Returns whether there may be more to do at once.
 TERRACE_BODY bool stream_run::take_front() {
   window& w = windows_[front_];
@@ -174,6 +179,10 @@ TERRACE_BODY bool stream_run::take_front() {
     failure.emplace(*w.refusal);
     return true;
   }
+  if (w.lost != 0 && changed()) {  // they may be lost because the sequence let them go
+    fail_as_changed();
+    return true;
+  }
   if (w.lost != 0) {
     failure.emplace(error{errc::lost, "blocks that attention needs could not be had from any tier"});
     for (const lease_entry& e : w.record->entries)
@@ -186,8 +195,8 @@ TERRACE_BODY bool stream_run::take_front() {
   // Completions that are due go first, repeatedly: they keep the disk and the codecs at work on the next windows.
   for (std::size_t done = 0; done < w.blocks; done += piece) {
     cache_.owner().poll();
+    if (!over_) ask_ahead();
     if (over_) return true;  // stopped: the window is not ours any more
-    ask_ahead();
     if (options_.attend) fold_window(w, done, std::min(piece, w.blocks - done));
   }
   front_ = (front_ + 1) % depth;

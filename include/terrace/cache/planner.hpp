@@ -431,7 +431,7 @@ class planner final : public transfer_listener {
   std::vector<labelled_copy> syncing_;     // what the syncs under way will make durable
   std::array<keeper_sync, max_tiers> syncs_{};
   unsigned syncs_under_way_ = 0;  // and still waited for
-  watched_clock syncs_watched_{options_.deadline};
+  watched_clock syncs_watched_{options_.time_limit()};
   bool sync_wanted_ = false;    // there will be room once copies farther down are durable
   bool names_taken_ = false;    // a keeper has the header of a forgotten name
   bool names_syncing_ = false;  // the same before the syncs under way began

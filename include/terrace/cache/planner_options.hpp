@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdint>
@@ -23,10 +24,16 @@ struct planner_options {
   unsigned prefetches_in_flight = 16;
   /// Time limit of a transfer or sync, from when it begins. Time counts while the owner polls
   /// (execution/watched_clock.hpp).
-  std::chrono::milliseconds deadline{10'000};
-  health_options health{};  ///< when a tier that fails is set aside
+  std::chrono::milliseconds deadline{10'000};  ///< see time_limit()
+  health_options health{};                     ///< when a tier that fails is set aside
   /// Whether tier i also holds what tier 0 holds. [0] is ignored.
   std::array<inclusion, max_tiers> inclusions{};
+
+  /// The deadline as it is used: at least a millisecond, at most fifty years.
+  std::chrono::nanoseconds time_limit() const noexcept {
+    return std::clamp<std::chrono::milliseconds>(deadline, std::chrono::milliseconds(1),
+                                                 std::chrono::hours(24 * 365 * 50));
+  }
 
   /// The most transfers that can exist: as many again as may be in flight may have passed their deadlines, so that
   /// one tier that hangs does not stop the others.

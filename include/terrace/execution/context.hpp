@@ -60,9 +60,9 @@ class context {
   /// has work pending.
   bool wait(clock::time_point deadline) noexcept;
 
-  /// A descriptor for the engine's own loop, readable while poll() has something to run. Call poll() once before
-  /// sleeping on it, to hand over queued work. Sources without a descriptor cannot make it readable. -1 where the
-  /// system provides none. The first call creates it.
+  /// A descriptor for the engine's own loop, readable while poll() has something to run or to hand over. Call poll()
+  /// once before sleeping on it, to hand over queued work. Sources without a descriptor cannot make it readable. -1
+  /// where the system provides none. The first call creates it.
   int descriptor() const noexcept;
 
   /// Queues `work` for the owner. Any thread; lock-free; no allocation. A system call only if the owner may
@@ -119,6 +119,7 @@ class context {
   task* asleep() const noexcept { return &asleep_; }
   bool fall_asleep() const noexcept;
   void arm() const noexcept;
+  void stay_awake() const noexcept;
   void signal() const noexcept;
   void drain_signal() noexcept;
   void take_posted() noexcept;
@@ -135,8 +136,8 @@ class context {
   mutable int epoll_ = -1;                      // the descriptor of the engine's loop, once asked for
   mutable std::atomic<task*> posted_{nullptr};  // a stack, newest first
   mutable task asleep_{[](task*) noexcept {}};
-  mutable bool armed_ = false;       // posted_ has been asleep() since the last poll()
-  mutable bool signal_due_ = false;  // event_ has been written, or is about to be, and not been read since
+  mutable bool armed_ = false;             // posted_ has been asleep() since the last poll()
+  mutable std::uint64_t signals_due_ = 0;  // writes to event_, done or about to be, that have not been read
 
   task* ready_ = nullptr;  // posted tasks in order; a member, so that a nested poll() goes on with them
   task* ready_tail_ = nullptr;

@@ -44,13 +44,14 @@ TERRACE_BODY std::size_t context::poll() noexcept {
     work();
     ++ran;
   }
+  std::size_t completed = 0;
   for (std::size_t i = 0; i < sources_.size(); ++i)  // completions may attach and detach
-    if (sources_[i] != nullptr) ran += sources_[i]->poll();
+    if (sources_[i] != nullptr) completed += sources_[i]->poll();
   if (--depth_ == 0) {
     forget_detached();
-    if (epoll_ >= 0) arm();
+    if (epoll_ >= 0) completed == 0 ? arm() : stay_awake();
   }
-  return ran;
+  return ran + completed;
 }
 
 TERRACE_BODY bool context::wait(clock::time_point deadline) noexcept {
@@ -114,17 +115,22 @@ TERRACE_BODY void context::post(task& work) noexcept {
 // Arranges that the owner is woken. False if something is already posted; then the owner must not sleep.
 TERRACE_BODY bool context::fall_asleep() const noexcept {
   task* top = nullptr;
-  armed_ =
+  const bool arranged =
       posted_.compare_exchange_strong(top, asleep(), std::memory_order_acq_rel, std::memory_order_acquire) ||
       top == asleep();
-  return armed_;
+  armed_ |= arranged;  // if not, it may have been until somebody posted, who then writes to event_
+  return arranged;
 }
 
 // The engine's loop may sleep on the descriptor from here on, without going through wait().
 TERRACE_BODY void context::arm() const noexcept {
-  if (fall_asleep()) return;
+  if (!fall_asleep()) stay_awake();
+}
+
+// What completes in a source may have queued work in one that had been polled before: it takes another poll().
+TERRACE_BODY void context::stay_awake() const noexcept {
   signal();
-  signal_due_ = true;
+  ++signals_due_;
 }
 
 TERRACE_BODY void context::signal() const noexcept {
@@ -133,11 +139,11 @@ TERRACE_BODY void context::signal() const noexcept {
       ::write(event_, &one, sizeof one);  // fails only while it is readable anyway
 }
 
-// Makes event_ unreadable again. A poster writes it after posting, so the write may still be to come: the next poll()
-// then reads it.
+// Makes event_ unreadable again. A poster writes it after posting, so writes may still be to come: a later poll() then
+// reads them. Reading tells how many there were.
 TERRACE_BODY void context::drain_signal() noexcept {
   std::uint64_t count = 0;
-  if (signal_due_ && ::read(event_, &count, sizeof count) == sizeof count) signal_due_ = false;
+  if (signals_due_ != 0 && ::read(event_, &count, sizeof count) == sizeof count) signals_due_ -= count;
 }
 
 // Moves what was posted to the end of ready_, in the order in which it was posted.
@@ -146,7 +152,7 @@ TERRACE_BODY void context::take_posted() noexcept {
   task* newest = posted_.exchange(nullptr, std::memory_order_acquire);
   const bool was_armed = std::exchange(armed_, false);
   if (newest == asleep()) return;
-  if (was_armed && event_ >= 0) signal_due_ = true;
+  if (was_armed && event_ >= 0) ++signals_due_;
   task* const last = newest;
   task* first = nullptr;
   while (newest != nullptr) first = std::exchange(newest, std::exchange(newest->next, first));

@@ -158,9 +158,10 @@ class memory_pressure final : public event_source {
       if (::poll(watched.data(), watched.size(), -1) < 0 && errno != EINTR) return;
       std::optional<level> worst;
       for (std::size_t i = 1; i < watched.size(); ++i) {
-        if ((watched[i].revents & POLLPRI) != 0) worst = std::max(worst, std::optional(triggers_[i - 1].how));
         if ((watched[i].revents & (POLLERR | POLLHUP | POLLNVAL)) != 0)
-          watched[i].fd = -1;  // its group is gone
+          watched[i].fd = -1;  // its group is gone; POLLPRI beside it means no pressure
+        else if ((watched[i].revents & POLLPRI) != 0)
+          worst = std::max(worst, std::optional(triggers_[i - 1].how));
       }
       if (!worst) continue;
       waiting_ = true;

@@ -35,7 +35,7 @@ class faulty_calls : public event_source {
     faulty_device::sync_image image{};
     time_point due{};
     call* next = nullptr;
-    bool held = false, stopped = false;
+    bool held = false, stopped = false, ending = false;
   };
 
   faulty_calls(context& ctx, faulty_device& d, bool keeps) : context_(ctx), device_(d), keeps_(keeps) {
@@ -68,7 +68,7 @@ class faulty_calls : public event_source {
     if (device_.on_progress) device_.on_progress(c.what);
   }
   void stop(call& c) noexcept {
-    if (!device_.heeds_stop) return;
+    if (!device_.heeds_stop || c.ending) return;
     unlink(c);
     c.stopped = true;
     c.due = context_.now();
@@ -125,6 +125,7 @@ class faulty_calls : public event_source {
 
   void end(call& c) noexcept {
     const fault what = c.verdict.what;
+    c.ending = true;  // before anybody is told: they may stop it
     if (device_.on_progress) device_.on_progress(c.what);
     --device_.in_flight_;
     if (what == fault::stall) --device_.stalled_;

@@ -118,6 +118,7 @@ class faulty_device {
     std::vector<run> runs;
     std::vector<std::byte> bytes;  // of the runs, one after the other
     labels headers;
+    std::uint64_t number = 0;  // of the sync
   };
 
   static constexpr std::size_t index(device_call call) noexcept { return static_cast<std::size_t>(call); }
@@ -148,8 +149,11 @@ class faulty_device {
     if (on_fault) on_fault(call, at, what);
   }
 
+  // A sync covers what those under way cover, as it may be the first to succeed.
   sync_image begin_sync() {
-    sync_image image{std::exchange(dirty_, {}), {}, headers_};
+    sync_image image{std::exchange(dirty_, {}), {}, headers_, ++syncs_};
+    for (const sync_image* other : syncing_)
+      image.runs.insert(image.runs.end(), other->runs.begin(), other->runs.end());
     for (const run& r : image.runs)
       image.bytes.insert(image.bytes.end(), bytes_.begin() + static_cast<std::ptrdiff_t>(r.offset),
                          bytes_.begin() + static_cast<std::ptrdiff_t>(r.offset + r.bytes));
@@ -163,9 +167,11 @@ class faulty_device {
     }
   }
   void end_sync(sync_image& image, bool well) {
+    if (image.number < durable_sync_) return;  // a later one has succeeded
     if (well) {
       apply_bytes(image);
       durable_headers_ = std::move(image.headers);
+      durable_sync_ = image.number;
     } else {
       dirty_.insert(dirty_.end(), image.runs.begin(), image.runs.end());
     }
@@ -186,6 +192,7 @@ class faulty_device {
   std::vector<sync_image*> syncing_;        // syncs under way
   std::map<std::pair<device_call, std::uint64_t>, verdict> scripted_;
   counts seen_[3];
+  std::uint64_t syncs_ = 0, durable_sync_ = 0;  // begun; the latest that succeeded
   std::uint64_t faults_ = 0;
   std::size_t in_flight_ = 0, stalled_ = 0;
   bool powered_ = true;
@@ -195,6 +202,7 @@ inline void faulty_device::cut_power() {
   if (!std::exchange(powered_, false)) return;
   constexpr std::size_t sector = 64;  // smaller than a disk's, so that small blocks tear too
   for (const sync_image* image : syncing_) {
+    if (image->number < durable_sync_) continue;
     if (random_.below(2) == 0) {  // its bytes had not all arrived: they are like those of any other write
       dirty_.insert(dirty_.end(), image->runs.begin(), image->runs.end());
       continue;
