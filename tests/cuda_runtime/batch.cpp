@@ -83,6 +83,78 @@ TEST_CASE("copies of a window that cannot be enqueued are told once, and the nex
   CHECK(d.wrong == 0);
 }
 
+TEST_CASE("copies of a window whose end nobody can be told are waited for") {
+  fake_cuda::reset({.seed = 4});
+  decoding<ladder> d(4, 40, 400, {.window_bytes = 8 * block});
+  d.add(400);
+  d.assign();
+  fake_cuda::drain();
+  d.ctx.poll();
+  REQUIRE(d.batch->reserve(std::vector<std::uint32_t>{1}, d.device.stream));
+  const auto waits = fake_cuda::now().host_waits;
+  fake_cuda::fail_call("cudaEventRecord", cudaErrorUnknown);
+  CHECK_FALSE(d.batch->next(0, d.device.stream));
+  CHECK(d.batch->failure()->code == errc::io_error);
+  CHECK(fake_cuda::now().host_waits == waits + 1);
+  d.batch->commit(std::vector<std::uint32_t>{0});
+  CHECK(d.step(1));
+  fake_cuda::drain();
+  CHECK(d.wrong == 0);
+}
+
+TEST_CASE("more sequences than pages of a window were asked for have room for a page each") {
+  fake_cuda::reset({.seed = 3});
+  decoding<ladder> d(3, 80, 400, {.sequences = 32, .pages = 4, .window_bytes = 2 * block});
+  CHECK(d.batch->limits().pages == 32);
+  for (int i = 0; i < 32; ++i) d.add(4);
+  d.assign();
+  REQUIRE(d.step(1));
+  fake_cuda::drain();
+  CHECK(d.wrong == 0);
+}
+
+TEST_CASE("the slots of a layer are told at an address that does not depend on how many tokens there are") {
+  fake_cuda::reset({.seed = 3});
+  decoding<ladder> d(3, 80, 400, {.sequences = 4, .tokens = 16});
+  for (int i = 0; i < 4; ++i) d.add(20);
+  d.assign();
+  std::optional<cuda::reserved_slots> first;
+  for (const std::vector<std::uint32_t>& tokens :
+       {std::vector<std::uint32_t>{1, 1, 1, 1}, {1, 0, 2, 0}, {4, 4, 4, 4}, {0, 0, 0, 1}}) {
+    auto slots = d.batch->reserve(tokens, d.device.stream);
+    REQUIRE(slots);
+    if (!first) first = *slots;
+    CHECK(slots->most() == *std::ranges::max_element(tokens));
+    for (std::uint32_t layer = 0; layer < 2; ++layer) CHECK(slots->mapping(layer) == first->mapping(layer));
+    d.batch->commit({std::vector<std::uint32_t>(4, 0)});
+    REQUIRE(d.step(1));  // each token's slot is its own
+  }
+  fake_cuda::drain();
+  CHECK(d.wrong == 0);
+}
+
+TEST_CASE("a batch that is opened while kernels read what was in its room waits for them") {
+  for (std::uint64_t seed = 1; seed < 20; ++seed) {
+    fake_cuda::reset({.seed = seed});
+    decoding<ladder> d(seed, 60, 400, {.window_bytes = 2 * block});
+    d.add(400);  // all of it in tier 0, and below
+    REQUIRE(d.ctx.sync_wait(d.cache().flush()));
+    d.assign();
+    fake_cuda::drain();
+    d.ctx.poll();
+    fake_cuda::stall(true);
+    REQUIRE(d.step(1));
+    auto second = cuda::batch::make(d.cache(), {.window_bytes = 8 * block});
+    REQUIRE(second);
+    std::swap(d.batch, *second);
+    d.assign();
+    REQUIRE(d.step(1));
+    fake_cuda::stall(false);
+    fake_cuda::drain();
+    CHECK(d.wrong == 0);
+  }
+}
+
 TEST_CASE("thousands of steps over slots that are used again and again") {
   fake_cuda::reset({.seed = 77});
   decoding<ladder> d(77, 30, 200, {.window_bytes = 2 * block});

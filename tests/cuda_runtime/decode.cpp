@@ -38,9 +38,14 @@ std::vector<fp16> queries_of(std::uint32_t tokens, std::uint32_t seed) {
   return q;
 }
 
+struct troubles {
+  std::uint64_t forgotten = 0;    // tokens, from the fifth block on
+  const char* refused = nullptr;  // a call that the first run of each layer makes in vain
+};
+
 // What decode attention gives for the last `tokens` tokens of a context, in the bits of the device.
 std::vector<fp16> on_a_device(std::uint64_t seed, std::size_t hot, std::uint32_t context,
-                              std::uint32_t tokens, std::uint32_t layer, bool kernels) {
+                              std::uint32_t tokens, std::uint32_t layer, bool kernels, troubles with = {}) {
   fake_cuda::reset({.seed = seed});
   std::vector<fp16> result;
   {
@@ -64,6 +69,7 @@ std::vector<fp16> on_a_device(std::uint64_t seed, std::size_t hot, std::uint32_t
     for (std::uint32_t at = 0; at < context; at += 16)
       REQUIRE(e.append(s, std::min(16u, context - at), layers, 1));
     REQUIRE(ctx.sync_wait(cache->flush()));
+    s.forget(64, 64 + with.forgotten);
     sequence* const all[] = {&s};
     REQUIRE((*batch)->assign(all));
     auto slots = (*batch)->reserve(std::vector<std::uint32_t>{tokens}, e.stream);
@@ -93,8 +99,16 @@ std::vector<fp16> on_a_device(std::uint64_t seed, std::size_t hot, std::uint32_t
     REQUIRE(cudaMalloc(&device_out, q.size() * sizeof(fp16)) == cudaSuccess);
     REQUIRE(cudaMemcpyAsync(device_q, q.data(), q.size() * sizeof(fp16), cudaMemcpyDefault, e.stream) ==
             cudaSuccess);
-    for (std::uint32_t l = 0; l <= layer; ++l)
-      REQUIRE(decode->run(l, static_cast<const fp16*>(device_q), static_cast<fp16*>(device_out), e.stream));
+    for (std::uint32_t l = 0; l <= layer; ++l) {
+      const auto run = [&] {
+        return decode->run(l, static_cast<const fp16*>(device_q), static_cast<fp16*>(device_out), e.stream);
+      };
+      if (with.refused != nullptr) {
+        fake_cuda::fail_call(with.refused, cudaErrorMemoryAllocation);
+        REQUIRE_FALSE(run());
+      }
+      REQUIRE(run());
+    }
     REQUIRE(cudaMemcpyAsync(result.data(), device_out, q.size() * sizeof(fp16), cudaMemcpyDefault,
                             e.stream) == cudaSuccess);
     (*batch)->commit(std::vector<std::uint32_t>{tokens});
@@ -106,7 +120,7 @@ std::vector<fp16> on_a_device(std::uint64_t seed, std::size_t hot, std::uint32_t
 }
 
 std::vector<float> on_the_host(std::size_t hot, std::uint32_t context, std::uint32_t tokens,
-                               std::uint32_t layer) {
+                               std::uint32_t layer, std::uint64_t forgotten = 0) {
   terrace::context ctx{{.codec_threads = 0}};
   auto cache =
       on_host::open(ctx, pattern::layout(layers), {.capacity = hot * block}, {.capacity = 400 * block});
@@ -114,6 +128,7 @@ std::vector<float> on_the_host(std::size_t hot, std::uint32_t context, std::uint
   sequence s = cache->make_sequence();
   for (std::uint32_t at = 0; at < context; at += 16)
     REQUIRE(pattern::append(s, std::min(16u, context - at), layers, 1));
+  s.forget(64, 64 + forgotten);
   auto r = s.reserve(tokens);
   REQUIRE(r);
   pattern::write(*r, layers, 1);
@@ -148,6 +163,20 @@ TEST_CASE("attention over what a device cannot hold is that over all of it on th
 TEST_CASE("the same bits, whatever order the streams run in and whoever decodes") {
   const auto once = on_a_device(3, 48, 500, 2, 1, true);
   for (std::uint64_t seed = 4; seed < 8; ++seed) CHECK(on_a_device(seed, 48, 500, 2, 1, true) == once);
+}
+
+TEST_CASE("a layer that failed half-way is attended from its beginning when it is asked for again") {
+  for (const std::size_t hot : {400u, 48u}) {
+    const auto right = on_a_device(3, hot, 500, 1, 0, true);
+    CHECK(on_a_device(3, hot, 500, 1, 0, true, {.refused = "cudaMalloc"}) == right);
+  }
+  const auto right = on_a_device(3, 48, 500, 1, 1, true);
+  CHECK(on_a_device(3, 48, 500, 1, 1, true, {.refused = "cudaMemcpyBatchAsync"}) == right);
+}
+
+TEST_CASE("a token attends on a device over what its sequence has not forgotten") {
+  const auto host = on_the_host(400, 320, 1, 0, 128);
+  CHECK(relative_error(on_a_device(1, 400, 320, 1, 0, true, {.forgotten = 128}), host) < 2e-3);
 }
 
 TEST_CASE("whoever is dropped between two layers changes no bit of the others, and is zeros itself") {
@@ -228,4 +257,26 @@ TEST_CASE("what decode attention refuses") {
         errc::invalid_argument);
   CHECK(cuda::decode_attention<fp16, 64>::make(**batch, {.q_heads = 4, .split_blocks = 8}).error().code ==
         errc::invalid_argument);
+  CHECK(cuda::decode_attention<fp16, 64>::make(**batch, {.q_heads = 4, .split_blocks = 0}).error().code ==
+        errc::invalid_argument);
+  CHECK(cuda::batch::make(*cache, {.align = 0}).error().code == errc::invalid_argument);
+
+  auto decode =
+      cuda::decode_attention<fp16, 64>::make(**batch, {.q_heads = 4, .most_queries = 2, .split_blocks = 4});
+  REQUIRE(decode);
+  sequence s = cache->make_sequence();
+  for (int i = 0; i < 10; ++i) REQUIRE(e.append(s, 16, layers, 1));
+  sequence* const all[] = {&s};
+  REQUIRE((*batch)->assign(all));
+  const auto run = [&](std::uint32_t layer, std::uint32_t tokens) {
+    REQUIRE((*batch)->reserve(std::vector<std::uint32_t>{tokens}, e.stream));
+    const auto done = decode->run(layer, nullptr, nullptr, e.stream);
+    (*batch)->commit(std::vector<std::uint32_t>{0});
+    REQUIRE_FALSE(done);
+    return done.error().code;
+  };
+  CHECK(run(0, 3) == errc::invalid_argument);
+  CHECK(run(layers, 1) == errc::invalid_argument);
+  s.forget(32, 64);  // then the second query would be told of the wrong tokens
+  CHECK(run(0, 2) == errc::unavailable);
 }

@@ -12,6 +12,7 @@
 #include "pattern.hpp"
 #include "terrace/attention/stream.hpp"
 #include "terrace/codec/q8_0.hpp"
+#include "terrace/cuda/batch.hpp"
 #include "terrace/cuda/pinned_ram.hpp"
 #include "terrace/cuda/vram.hpp"
 #include "terrace/execution/sync_wait.hpp"
@@ -142,6 +143,35 @@ TEST_CASE("forks copy their tail, and cuts the part that stays, on the device") 
   fake_cuda::drain();
   CHECK(e.looked_at == 4);
   CHECK(e.wrong == 0);
+}
+
+TEST_CASE("an open page is copied after what a batch's stream wrote into it, whatever stream its tier has") {
+  for (std::uint64_t seed = 1; seed < 20; ++seed) {
+    fake_cuda::reset({.seed = seed});
+    engine e;
+    context ctx{{.codec_threads = 0}};
+    auto cache = lossless::open(ctx, pattern::layout(), {.capacity = 64 * block}, {.capacity = 64 * block},
+                                {.capacity = 64 * block});
+    REQUIRE(cache);
+    auto batch = cuda::batch::make(*cache, {.sequences = 2, .window_bytes = block});
+    REQUIRE(batch);
+    sequence s = cache->make_sequence();
+    REQUIRE(e.append(s, 8, 2, 1));  // half a page
+    sequence fork = cache->fork(s);
+    sequence* const all[] = {&fork};
+    REQUIRE((*batch)->assign(all));
+    REQUIRE((*batch)->reserve(std::vector<std::uint32_t>{1}, e.stream));
+    int wrong = 0;
+    while (auto w = (*batch)->next(0, e.stream))
+      fake_cuda::launch(e.stream, [&wrong, indices = w->indices(), g = cache->layout().groups[0],
+                                   pages = static_cast<const std::byte*>(w->pages())] {
+        if (!pattern::holds(g, pages + std::size_t(indices[0]) * cuda::batch::page_stride, 0, 0, 1, 8))
+          ++wrong;
+      });
+    fake_cuda::drain();
+    CHECK(wrong == 0);
+    (*batch)->commit(std::vector<std::uint32_t>{0});
+  }
 }
 
 TEST_CASE("what cannot be, in one sentence") {

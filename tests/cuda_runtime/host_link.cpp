@@ -189,6 +189,26 @@ TEST_CASE("a kernel carries pinned memory, and only that") {
   REQUIRE(cudaFree(device) == cudaSuccess);
 }
 
+TEST_CASE("the legacy stream, which takes no batches, gets copies") {
+  fake_cuda::reset();
+  std::byte* const device = device_memory(8192);
+  {
+    context ctx{{.codec_threads = 0}};
+    host_link& link = **host_link::of(ctx);
+    link.use(transfer_choice::always(transfer_method::batched));
+    auto pinned = bytes_of(8192, 2);
+    const auto pins = link.pin(pinned, true);
+    std::vector<cuda::copy_piece> pieces;
+    for (std::size_t at = 0; at < 8192; at += 1024) pieces.push_back({device + at, pinned.data() + at, 1024});
+    REQUIRE(link.enqueue(pieces, cuda::copy_direction::up, nullptr) == cudaSuccess);
+    fake_cuda::drain();
+    CHECK(fake_cuda::now().batched_calls == 0);
+    const fake_cuda::device_access access;
+    CHECK(std::memcmp(device, pinned.data(), 8192) == 0);
+  }
+  REQUIRE(cudaFree(device) == cudaSuccess);
+}
+
 TEST_CASE("memory is pinned in chunks, and a copy across their ends is cut there") {
   fake_cuda::reset();
   constexpr std::size_t chunk = cuda::pinning::chunk, bytes = chunk + 8192;

@@ -38,8 +38,10 @@ class window {
   /// [sequences], the tokens of each sequence's last page here; 0 where it has none.
   const std::int32_t* last_page_len() const noexcept;
   /// [sequences], the position of the first token of each sequence's first page here. Pages behind the sinks of a
-  /// sliding window are left out, and then a sequence's pages are not all at consecutive positions.
+  /// sliding window are left out, as are forgotten ones: see has_gaps().
   const std::int64_t* first_position() const noexcept;
+  /// Whether some sequence's pages here are not all at consecutive positions.
+  bool has_gaps() const noexcept;
   /// The base that indices count from: the same for all windows.
   const void* pages() const noexcept;
   /// Entries of indices(), and the most that one sequence has.
@@ -79,7 +81,7 @@ class batch {
 
   struct options {
     std::uint32_t sequences = 256;    ///< at most this many
-    std::uint32_t pages = 1u << 16;   ///< of one window
+    std::uint32_t pages = 1u << 16;   ///< of one window; at least one for each sequence
     std::uint32_t tokens = 1u << 12;  ///< reserved at a time
     std::size_t window_bytes =
         0;  ///< raw bytes of a window that come from host memory; 0: a 16th of tier 0, 32 MiB at most
@@ -88,8 +90,8 @@ class batch {
     int device = 0;           ///< that tier 0 lies in
   };
 
-  /// Errors: invalid_argument where tier 0 is not in device memory, out_of_capacity where it has no room for the
-  /// windows; those of the runtime.
+  /// Errors: invalid_argument where tier 0 is not in device memory, or `align` is 0; out_of_capacity where it has no
+  /// room for the windows; those of the runtime.
   static result<std::unique_ptr<batch>> make(kv_store& cache, options o);
   batch(const batch&) = delete;
   batch& operator=(const batch&) = delete;
@@ -117,6 +119,9 @@ class batch {
   /// it; nothing when all have been given, or when it could not be had: see `lost` and `failure`. The next call for
   /// the same layer then starts over.
   std::optional<window> next(std::uint32_t layer, cudaStream_t stream);
+  /// Lets go of the windows to come: the next call of `next` gives the first window of its layer, as if the layer had
+  /// not begun. For an engine that gives up a layer half-way. Precondition: no window is out.
+  void rewind() noexcept { forget_windows(); }
   /// Blocks that could not be had since the last reserve, to be recomputed.
   std::span<const lost_block> lost() const noexcept { return lost_; }
   /// Why the last `next` gave no window though there was one; empty otherwise.
@@ -163,14 +168,18 @@ class batch {
         options_(o),
         sequences_(cache, {.sequences = o.sequences, .pages = o.pages}),
         slots_(o.sequences, o.tokens, layout().layers()),
-        arrays_(o.sequences, o.pages) {}
+        arrays_(o.sequences, std::max(o.pages, o.sequences)) {
+    options_.pages = std::max(o.pages, o.sequences);  // each may have an open one
+  }
   result<void> open();
   void begin_walk(std::uint32_t layer);
   void go_back(std::uint32_t layer, page_walk::place to);
   void forget_windows() noexcept;
   void prepare();
-  lease_form form() const noexcept {
-    return options_.kernels.decode != nullptr || !has_encoded_ ? lease_form::attendable : lease_form::raw;
+  lease_form form(const layer_group& g) const noexcept {
+    const kernel_set& k = options_.kernels;
+    const bool decodes = k.decode != nullptr && (k.decodes == nullptr || k.decodes(g));
+    return decodes || !has_encoded_ ? lease_form::attendable : lease_form::raw;
   }
   void keep(lease held) noexcept;
   void follow(cudaStream_t stream) {
@@ -210,6 +219,9 @@ inline result<std::unique_ptr<batch>> batch::make(kv_store& cache, options o) {
   if (cache.control().hot_reach() != reach::device)
     return terrace::fail(errc::invalid_argument,
                          "cuda::batch needs a first tier in device memory, such as vram");
+  if (o.align == 0)
+    return terrace::fail(errc::invalid_argument,
+                         "the windows of a batch begin at multiples of at least one page");
   auto link = host_link::of(cache.owner(), o.device);
   if (!link) return propagate(link.error());
   std::unique_ptr<batch> made(new batch(cache, **link, o));
@@ -223,6 +235,7 @@ inline result<void> batch::open() {
   if (auto made = arrays_.open(); !made) return made;
   std::size_t raw = 0, encoded = 0;
   for (const layer_group& g : layout().groups) {
+    if (g.holds_tensors()) continue;
     raw = std::max(raw, g.block_bytes());
     encoded = std::max(encoded, owner_->most_encoded_bytes(g));
   }
@@ -235,6 +248,9 @@ inline result<void> batch::open() {
       return propagate(opened.error());
   }
   if (options_.kernels.copy != nullptr) link_->use(options_.kernels.copy);
+  // What was in the borrowed room may still be read by work that the engine has enqueued.
+  if (const cudaError_t e = link_->wait_for_engine(link_->stream(copy_direction::up)); e != cudaSuccess)
+    return cuda::fail(e, "copies cannot be put behind the work of an engine");
   return {};
 }
 

@@ -63,7 +63,7 @@ inline void batch::prepare() {
     if (stand_in_)
       w.stand_in(stand_in_turn_);
     else
-      w.fill(form());
+      w.fill(form(layout().groups[layout().group_of(w.layer)]));
   }
 }
 
@@ -142,6 +142,7 @@ inline const std::int64_t* window::first_position() const noexcept {
   return batch_->arrays_.first_position();
 }
 inline std::uint32_t window::most_pages() const noexcept { return batch_->arrays_.most_pages(); }
+inline bool window::has_gaps() const noexcept { return batch_->arrays_.has_gaps(); }
 inline const void* window::pages() const noexcept { return batch_->pages(); }
 
 inline void window::blocks(std::vector<block_id>& out) const {

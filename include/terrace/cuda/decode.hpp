@@ -39,10 +39,13 @@ class decode_attention {
     float scale = 0;                 ///< of the logits; 0: 1 / sqrt(dim)
   };
 
-  /// Errors: invalid_argument for heads that do not divide or a batch whose windows are not aligned; unavailable for
-  /// groups with sinks, whose pages have gaps.
+  /// Errors: invalid_argument for heads that do not divide, splits of no blocks, or a batch whose windows are not
+  /// aligned; unavailable for groups with sinks, whose pages have gaps.
   static result<decode_attention> make(batch& b, options o) {
+    if (o.split_blocks == 0)
+      return terrace::fail(errc::invalid_argument, "a split of decode attention needs at least one block");
     for (const layer_group& g : b.layout().groups) {
+      if (g.holds_tensors()) continue;
       if (o.q_heads == 0 || o.q_heads % g.k.heads != 0)
         return terrace::fail(errc::invalid_argument, "the query heads are not a multiple of the KV heads");
       if (g.k.dim != dim || g.v_dim() != dim || g.k.type != element_of<T>)
@@ -60,16 +63,37 @@ class decode_attention {
   /// Attention of the reserved tokens of `layer`: `queries` and `out` are [token][q_head][dim] in device memory, with
   /// the tokens of the batch in order. Enqueues and returns; when a window needs more room for the states of its
   /// splits than any before, device memory is allocated outside the cache's. Errors: those of batch::next, with
-  /// batch::lost() naming the blocks; those of the kernels. After an error `out` is unchanged or incomplete.
+  /// batch::lost() naming the blocks; those of the kernels; invalid_argument if a sequence has more new tokens than
+  /// options::most_queries; unavailable if one has forgotten blocks in the middle, and a sequence has several new
+  /// tokens or a sliding window, because positions within a window are counted from its first page. After an error
+  /// `out` is unchanged or incomplete; the next call for the layer starts over.
   result<void> run(std::uint32_t layer, const T* queries, T* out, cudaStream_t stream) {
+    auto done = run_windows(layer, queries, out, stream);
+    if (!done) batch_->rewind();
+    return done;
+  }
+
+ private:
+  decode_attention(batch& b, const options& o)
+      : batch_(&b), options_(o), feed_(std::make_unique<mass_feed>(b)) {}
+  result<void> run_windows(std::uint32_t layer, const T* queries, T* out, cudaStream_t stream) {
+    if (layer >= batch_->layout().layers())
+      return terrace::fail(errc::invalid_argument,
+                           "attention was asked for in a layer that the model does not have");
     const layer_group& g = batch_->layout().groups[batch_->layout().group_of(layer)];
     const std::uint32_t layer_in_block = (layer - g.first_layer) % g.layers_per_block;
     const reserved_slots& reserved = batch_->reserved();
     const std::uint32_t rows = reserved.tokens() * options_.q_heads;
+    if (reserved.most() > options_.most_queries)
+      return terrace::fail(errc::invalid_argument,
+                           "a sequence has more new tokens than decode attention was made for");
     const bool weighs = feed_->wanted();
     feed_->begin();
     bool fresh = true;
     while (auto w = batch_->next(layer, stream)) {
+      if (w->has_gaps() && (reserved.most() > 1 || g.keep.window != 0))
+        return terrace::fail(errc::unavailable,
+                             "decode attention on a device does not know pages with gaps between them yet");
       const std::uint32_t splits = splits_for(w->most_pages(), options_.split_blocks);
       if (auto room = grow(rows, splits); !room) return room;
       const split_states states{split_rows_.template as<softmax_row>(), split_o_.template as<float>(),
@@ -107,10 +131,6 @@ class decode_attention {
     if (batch_->failure()) return propagate(*batch_->failure());
     return weighs ? feed_->report(stream) : result<void>();
   }
-
- private:
-  decode_attention(batch& b, const options& o)
-      : batch_(&b), options_(o), feed_(std::make_unique<mass_feed>(b)) {}
   result<void> grow(std::size_t rows, std::size_t splits) {
     if (auto r = split_rows_.reserve(rows * splits * sizeof(softmax_row)); !r) return r;
     if (auto r = split_o_.reserve(rows * splits * dim * sizeof(float)); !r) return r;

@@ -23,9 +23,13 @@ struct device_properties {
 class device_scope {
  public:
   explicit device_scope(int ordinal) noexcept {
-    if (cudaGetDevice(&before_) == cudaSuccess && before_ != ordinal)
-      changed_ = cudaSetDevice(ordinal) == cudaSuccess;
+    status_ = cudaGetDevice(&before_);
+    if (status_ != cudaSuccess || before_ == ordinal) return;
+    status_ = cudaSetDevice(ordinal);
+    changed_ = status_ == cudaSuccess;
   }
+  /// Whether it is the thread's device now: a device may refuse, for example because another process has it alone.
+  cudaError_t status() const noexcept { return status_; }
   device_scope(const device_scope&) = delete;
   device_scope& operator=(const device_scope&) = delete;
   ~device_scope() {
@@ -35,6 +39,7 @@ class device_scope {
  private:
   int before_ = 0;
   bool changed_ = false;
+  cudaError_t status_ = cudaSuccess;
 };
 
 /// Whether there is a device of this number that works, and what it is. Errors: unavailable, with the reason: no
@@ -47,6 +52,7 @@ inline result<device_properties> probe_device(int ordinal = 0) {
   if (ordinal < 0 || ordinal >= count)
     return fail(cudaErrorInvalidDevice, "there is no CUDA device of this number");
   const device_scope scope(ordinal);
+  if (scope.status() != cudaSuccess) return fail(scope.status(), "a CUDA device cannot be used");
   cudaDeviceProp what{};
   if (const cudaError_t e = cudaGetDeviceProperties(&what, ordinal); e != cudaSuccess)
     return fail(e, "a CUDA device does not say what it is");

@@ -91,8 +91,13 @@ class host_link final : public event_source {
   /// Enqueues copies on `stream` now, by the method that suits them, for work that the caller orders by its own
   /// events: nobody is told of their end, and they do not wait for the followed streams.
   cudaError_t enqueue(std::span<const copy_piece> pieces, copy_direction way, cudaStream_t stream) noexcept {
+    const device_scope scope(device_);
     return copies_.enqueue(pieces, way, stream);
   }
+  /// What is put on `stream` from here on begins after everything that the other followed streams have been given;
+  /// and what they are given from here on begins after everything on `stream`. No host wait.
+  cudaError_t wait_for_engine(cudaStream_t stream) noexcept;
+  cudaError_t let_engine_wait(cudaStream_t stream) noexcept;
 
   /// Events without timing, taken and given back.
   event_pool& events() noexcept { return events_; }
@@ -133,7 +138,6 @@ class host_link final : public event_source {
   cudaError_t open() noexcept;
   std::size_t submit(lane& l, copy_direction way) noexcept;
   cudaError_t put_in_order(cudaStream_t first, cudaStream_t then) noexcept;
-  cudaError_t wait_for_engine(cudaStream_t stream) noexcept;
   std::size_t land(std::vector<flight>& flights, bool in_order) noexcept;
   std::size_t complete(work_list works, cudaError_t how) noexcept;
 
@@ -230,6 +234,7 @@ inline std::size_t host_link::poll() noexcept {
 
 // Orders what `first` has been given so far before what is put on `then` from here on.
 inline cudaError_t host_link::put_in_order(cudaStream_t first, cudaStream_t then) noexcept {
+  if (first == then) return cudaSuccess;
   const auto event = events_.take();
   if (!event) return static_cast<cudaError_t>(event.error().system);
   cudaError_t e = cudaEventRecord(*event, first);
@@ -242,6 +247,13 @@ inline cudaError_t host_link::wait_for_engine(cudaStream_t stream) noexcept {
   cudaError_t e = cudaSuccess;
   for (std::size_t i = 0; i < followed_.size() && e == cudaSuccess; ++i)
     e = put_in_order(followed_[i].stream, stream);
+  return e;
+}
+
+inline cudaError_t host_link::let_engine_wait(cudaStream_t stream) noexcept {
+  cudaError_t e = cudaSuccess;
+  for (std::size_t i = 0; i < followed_.size() && e == cudaSuccess; ++i)
+    e = put_in_order(stream, followed_[i].stream);
   return e;
 }
 

@@ -68,9 +68,21 @@ inline cudaError_t mass_by_kernel(const attention_args& args, const float* lse, 
   return status_of(block_mass<128>(args, lse, entries, shares, stream));
 }
 
-/// Blocks of fp16, bf16 and fp32 in any codec that attention can read.
+/// The planes must have one element type of two or four bytes, and dimensions of a multiple of 8. (q8_0 and q4_0 take
+/// only multiples of 32 anyway.)
+inline bool decodes_by_kernel(const layer_group& group) noexcept {
+  const auto fits = [&](const plane& p) {
+    return !p.present() || (p.type == group.k.type && p.dim % 8 == 0);
+  };
+  return size_of(group.k.type) >= 2 && fits(group.k) && fits(group.v);
+}
+
+/// Blocks in any codec that attention can read; see decodes_by_kernel.
 inline kernel_set device_kernels() noexcept {
-  return {.copy = &copy_by_kernel, .decode = &decode_by_kernel, .mass = &mass_by_kernel};
+  return {.copy = &copy_by_kernel,
+          .decode = &decode_by_kernel,
+          .decodes = &decodes_by_kernel,
+          .mass = &mass_by_kernel};
 }
 
 }  // namespace terrace::cuda

@@ -20,6 +20,8 @@ struct kernel_set {
   /// Decodes encoded[i] to raw[i], blocks of `group`. The arrays are in pinned memory, and stay until it has run.
   cudaError_t (*decode)(const layer_group& group, std::uint32_t format_id, const std::byte* const* encoded,
                         std::byte* const* raw, std::uint32_t count, cudaStream_t stream) = nullptr;
+  /// Whether `decode` can for a group; absent: it can for all. Blocks of other groups are decoded on the host.
+  bool (*decodes)(const layer_group& group) = nullptr;
   /// See block_mass of cuda/mass.hpp. Without it policies are not told what mass blocks draw.
   cudaError_t (*mass)(const attention_args& args, const float* lse, std::uint32_t entries, float* shares,
                       cudaStream_t stream) = nullptr;

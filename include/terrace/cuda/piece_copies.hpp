@@ -98,7 +98,8 @@ inline cudaError_t piece_copies::enqueue(std::span<const copy_piece> pieces, cop
   const transfer_method method = choice_.pick(bytes / pieces_.size(), pieces_.size());
   if (method == transfer_method::kernel && kernel_ != nullptr && pinned == pieces.size())
     return enqueue_kernels(stream);
-  if (method != transfer_method::copies && pieces_.size() > 1 && has_batched_) {
+  const bool on_a_stream = stream != nullptr && stream != cudaStreamLegacy;  // batches refuse the legacy one
+  if (method != transfer_method::copies && pieces_.size() > 1 && has_batched_ && on_a_stream) {
     const cudaError_t e = enqueue_batched(stream);
     const bool unknown = e == cudaErrorNotSupported || e == cudaErrorCallRequiresNewerDriver;
     // The documentation of batches does not mention memory that is neither pinned nor the device's: a batch may be

@@ -38,10 +38,15 @@ class pinning {
   /// `memory` must outlive this, and nothing else may pin it. With `at_once` the constructor returns when all is
   /// done: for small buffers that the very next copy uses.
   pinning(int device, mutable_bytes memory, bool at_once = false) : memory_(memory), device_(device) {
-    if (at_once)
-      pin_all();
-    else
-      thread_ = std::thread([this] { pin_all(); });
+    if (!at_once) {
+      // The thread is its own: to go back to its first device would set that one up, too.
+      thread_ = std::thread([this] {
+        if (cudaSetDevice(device_) == cudaSuccess) pin_all();
+      });
+      return;
+    }
+    const device_scope scope(device_);
+    pin_all();
   }
   pinning(const pinning&) = delete;  // the thread holds its address
   pinning& operator=(const pinning&) = delete;
@@ -75,7 +80,6 @@ class pinning {
     return reinterpret_cast<std::uintptr_t>(p) - reinterpret_cast<std::uintptr_t>(memory_.data());
   }
   void pin_all() noexcept {
-    const device_scope scope(device_);
     const beside_captures relaxed;
     for (std::size_t at = 0; at < memory_.size() && !stop_.load(std::memory_order_relaxed); at += chunk) {
       const std::size_t bytes = std::min(chunk, memory_.size() - at);

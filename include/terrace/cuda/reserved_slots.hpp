@@ -1,6 +1,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -24,20 +25,22 @@ class reserved_slots {
  public:
   /// [tokens] of `layer`.
   const std::int64_t* mapping(std::uint32_t layer) const noexcept {
-    return mapping_ + std::size_t{layer} * tokens_;
+    return mapping_ + std::size_t{layer} * stride_;
   }
   /// [sequences + 1], where each sequence's tokens begin, and [sequences], the position of its first one.
   const std::int32_t* indptr() const noexcept { return indptr_; }
   const std::int64_t* first_position() const noexcept { return first_position_; }
-  /// Of all sequences.
+  /// Of all sequences, and of the one that has most.
   std::uint32_t tokens() const noexcept { return tokens_; }
+  std::uint32_t most() const noexcept { return most_; }
 
  private:
   friend class slot_arrays;
   const std::int32_t* indptr_ = nullptr;
   const std::int64_t* first_position_ = nullptr;
   const std::int64_t* mapping_ = nullptr;
-  std::uint32_t tokens_ = 0;
+  std::size_t stride_ = 0;  // tokens for which each layer has room
+  std::uint32_t tokens_ = 0, most_ = 0;
 };
 
 /// The arrays behind reserved_slots, on the host and on the device. For cuda::batch.
@@ -48,6 +51,7 @@ class slot_arrays {
         mapping_(first_position_ + sequences * sizeof(std::int64_t)),
         bytes_(mapping_ + tokens * layers * sizeof(std::int64_t)),
         layers_(layers),
+        stride_(tokens),
         host_(bytes_) {}
   result<void> open() {
     auto made = device_tables::make(bytes_);
@@ -62,11 +66,18 @@ class slot_arrays {
     auto tables = host_.take();
     if (!tables) return propagate(tables.error());
     reserved_slots slots;
-    slots.tokens_ = fill(owner, reserved, tokens, (*tables)->data());
-    const std::size_t bytes =
-        mapping_ + std::size_t{slots.tokens_} * owner.layout().layers() * sizeof(std::int64_t);
-    cudaError_t e = cudaMemcpyAsync(device_.data(), (*tables)->data(), bytes, cudaMemcpyHostToDevice, stream);
-    if (e == cudaSuccess) e = (*tables)->used_by(stream);
+    std::byte* const host = (*tables)->data();
+    slots.tokens_ = fill(owner, reserved, tokens, host);
+    for (const std::uint32_t n : tokens) slots.most_ = std::max(slots.most_, n);
+    slots.stride_ = stride_;
+    cudaError_t e = cudaMemcpyAsync(device_.data(), host, mapping_, cudaMemcpyHostToDevice, stream);
+    // A row of the rectangle is a layer; on the host they follow each other without gaps.
+    const std::size_t row = slots.tokens_ * sizeof(std::int64_t);
+    if (e == cudaSuccess && row != 0)
+      e = cudaMemcpy2DAsync(device_.data() + mapping_, stride_ * sizeof(std::int64_t), host + mapping_, row,
+                            row, layers_, cudaMemcpyHostToDevice, stream);
+    const cudaError_t noted = (*tables)->used_by(stream);
+    if (e == cudaSuccess) e = noted;
     if (e != cudaSuccess) return cuda::fail(e, "the slots of reserved tokens cannot be told to the device");
     slots.indptr_ = device_.as<const std::int32_t>();
     slots.first_position_ = device_.as<const std::int64_t>(first_position_);
@@ -82,7 +93,7 @@ class slot_arrays {
     };
     // All bits of -1 are set. A row of the rectangle is a layer.
     const cudaError_t e =
-        cudaMemset2DAsync(device_.data() + mapping_ + bytes(begins_[i]), bytes(begins_.back()), 0xff,
+        cudaMemset2DAsync(device_.data() + mapping_ + bytes(begins_[i]), stride_ * sizeof(std::int64_t), 0xff,
                           bytes(begins_[i + 1] - begins_[i]), layers_, stream);
     if (e != cudaSuccess) return cuda::fail(e, "the slots of a dropped sequence cannot be taken back");
     return {};
@@ -116,7 +127,7 @@ class slot_arrays {
   }
 
   std::size_t first_position_, mapping_, bytes_;  // where the arrays begin, and their end
-  std::size_t layers_;
+  std::size_t layers_, stride_;
   std::vector<std::int32_t> begins_;  // of each sequence's tokens, and their end, as they were told last
   table_pool host_;
   device_tables device_;

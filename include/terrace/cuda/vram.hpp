@@ -80,13 +80,15 @@ class vram {
   copy_sender read(extent e, mutable_bytes into) noexcept { return copy_down(link_, into, address(e)); }
   copy_sender write(extent e, const_bytes from) noexcept { return copy_up(link_, address(e), from); }
 
-  /// Copies within the device on the engine's stream, after what the stream was given so far and before what it is
-  /// given next. Errors: the runtime's; later ones show at the next event of that stream.
+  /// Copies within the device on the engine's stream, after what that stream and the others that the link follows
+  /// were given so far, and before what they are given next. Errors: the runtime's; later ones show at the next event
+  /// of that stream.
   result<void> copy_within(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
     const device_scope scope(link_.device());
-    if (const cudaError_t e = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_);
-        e != cudaSuccess)
-      return cuda::fail(e, "a copy within a CUDA device failed");
+    cudaError_t e = link_.wait_for_engine(stream_);
+    if (e == cudaSuccess) e = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_);
+    if (e == cudaSuccess) e = link_.let_engine_wait(stream_);
+    if (e != cudaSuccess) return cuda::fail(e, "a copy within a CUDA device failed");
     return {};
   }
 

@@ -37,6 +37,8 @@ class window_arrays {
   }
   /// The most pages of a sequence in the window that was sent last.
   std::uint32_t most_pages() const noexcept { return most_pages_; }
+  /// Whether its sequences' pages are not all at consecutive positions.
+  bool has_gaps() const noexcept { return has_gaps_; }
 
   /// The block of each entry of indices(), where it is sealed.
   void blocks(const window_buffer& w, std::size_t sequences, std::vector<block_id>& out) {
@@ -97,10 +99,12 @@ class window_arrays {
       indptr[i + 1] += indptr[i];
     }
     next_.assign(indptr, indptr + sequences);
+    has_gaps_ = false;
     for (const walked_page& p : w.pages) {
       const std::byte* const page = p.open ? owner.open_data(p.block) : w.place(p.block);
       std::int32_t& at = next_[p.sequence];
       if (at == indptr[p.sequence]) first_position[p.sequence] = std::int64_t{p.position} * g.tokens;
+      has_gaps_ |= first_position[p.sequence] / g.tokens + (at - indptr[p.sequence]) != p.position;
       indices[at++] =
           static_cast<std::int32_t>((page - owner.hot_data()) / static_cast<std::ptrdiff_t>(page_stride));
       last_page_len[p.sequence] = static_cast<std::int32_t>(p.tokens);
@@ -134,6 +138,7 @@ class window_arrays {
   device_tables device_;
   std::vector<std::int32_t> next_;  // scratch: where each sequence's next page goes
   std::uint32_t most_pages_ = 0;
+  bool has_gaps_ = false;
 };
 
 }  // namespace TERRACE_EX

@@ -186,6 +186,8 @@ class window_buffer {
     cudaError_t e = was_read_ ? cudaStreamWaitEvent(up, released_, 0) : cudaSuccess;
     if (e == cudaSuccess) e = link_->enqueue(pieces_, copy_direction::up, up);
     if (e == cudaSuccess) e = cudaEventRecord(copied_, up);
+    // Nobody else can tell when copies that were enqueued before the error have ended; they must not outlive the lease.
+    if (e != cudaSuccess) static_cast<void>(cudaStreamSynchronize(up));
     return e;
   }
 

@@ -412,6 +412,20 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   ++m().counts.copies;
   return copy(to, from, bytes, stream, m().how.costs.copy_call);
 }
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                              size_t height, cudaMemcpyKind, cudaStream_t stream) {
+  const std::scoped_lock lock(guard);
+  if (const cudaError_t e = enter("cudaMemcpy2DAsync"); e != cudaSuccess) return e;
+  if (width > to_pitch || width > from_pitch) return remember(cudaErrorInvalidValue);
+  ++m().counts.copies;
+  for (std::size_t row = 0; row < height; ++row)
+    if (const cudaError_t e = copy(static_cast<std::byte*>(to) + row * to_pitch,
+                                   static_cast<const std::byte*>(from) + row * from_pitch, width, stream,
+                                   row == 0 ? m().how.costs.copy_call : 0);
+        e != cudaSuccess)
+      return e;
+  return cudaSuccess;
+}
 cudaError_t cudaMemset2DAsync(void* to, size_t pitch, int value, size_t width, size_t height,
                               cudaStream_t stream) {
   const std::scoped_lock lock(guard);
