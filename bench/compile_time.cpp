@@ -9,14 +9,18 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "report.hpp"
+#include "scratch_path.hpp"
 
 namespace {
 
@@ -59,36 +63,41 @@ struct cost {
   double seconds = 0, mebibytes = 0;
 };
 
-// A source in a folder of its own, compiled with one command; the destructor removes the folder. Headers to
-// precompile are precompiled here, the g++ way.
+// A folder that goes with this.
+class scratch_folder {
+ public:
+  scratch_folder() : path_(bench::scratch_path("compile") + "-XXXXXX") {
+    if (::mkdtemp(path_.data()) == nullptr)
+      throw std::runtime_error("a folder for the sources cannot be made");
+  }
+  scratch_folder(scratch_folder&&) = delete;
+  ~scratch_folder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::string& path() const noexcept { return path_; }
+
+ private:
+  std::string path_;
+};
+
+// A source in a folder of its own, compiled with one command. Headers to precompile are precompiled here, the g++ way.
 class compilation {
  public:
   compilation(std::vector<std::string> command, const std::vector<std::string>& flags,
               std::string_view extension, std::string_view source, std::string_view precompiled)
       : command_(std::move(command)) {
-    char name[] = "/tmp/terrace-compile-XXXXXX";
-    if (::mkdtemp(name) == nullptr) give_up("a folder for the sources cannot be made");
-    folder_ = name;
-    source_ = write("unit." + std::string(extension), source);
+    const std::string source = write("unit." + std::string(extension), source);
     command_.insert(command_.end(), flags.begin(), flags.end());
     const std::vector<std::string> unit = command_;
     if (!precompiled.empty()) {
-      header_ = write("headers.hpp", precompiled);
-      command_.insert(command_.end(), {"-x", "c++-header", header_, "-o", header_ + ".gch"});
+      const std::string header = write("headers.hpp", precompiled);
+      command_.insert(command_.end(), {"-x", "c++-header", header, "-o", header + ".gch"});
       run();
       command_ = unit;
-      command_.insert(command_.end(), {"-include", header_});
+      command_.insert(command_.end(), {"-include", header});
     }
-    object_ = folder_ + "/unit.o";
-    command_.insert(command_.end(), {"-c", source_, "-o", object_});
-  }
-  compilation(compilation&&) = delete;
-  ~compilation() {
-    ::unlink(source_.c_str());
-    ::unlink(object_.c_str());
-    ::unlink(header_.c_str());
-    ::unlink((header_ + ".gch").c_str());
-    ::rmdir(folder_.c_str());
+    command_.insert(command_.end(), {"-c", source, "-o", folder_.path() + "/unit.o"});
   }
 
   cost run() const {
@@ -103,7 +112,7 @@ class compilation {
     int status = 0;
     ::rusage used{};  // of the compiler and all that it started
     if (child < 0 || ::wait4(child, &status, 0, &used) != child || status != 0)
-      give_up("does not compile with " + command_[0]);
+      throw std::runtime_error("does not compile with " + command_[0]);
     const auto seconds_of = [](const ::timeval& t) {
       return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6;
     };
@@ -112,20 +121,16 @@ class compilation {
   }
 
  private:
-  [[noreturn]] static void give_up(const std::string& why) {
-    std::fprintf(stderr, "compile_time: %s\n", why.c_str());
-    std::exit(1);
-  }
   std::string write(const std::string& name, std::string_view text) const {
-    std::string path = folder_ + "/" + name;
+    std::string path = folder_.path() + "/" + name;
     std::FILE* const file = std::fopen(path.c_str(), "w");
     if (file == nullptr || std::fwrite(text.data(), 1, text.size(), file) != text.size() ||
         std::fclose(file) != 0)
-      give_up("a source cannot be written");
+      throw std::runtime_error("a source cannot be written");
     return path;
   }
+  scratch_folder folder_;
   std::vector<std::string> command_;
-  std::string folder_, source_, object_, header_;
 };
 
 // Compiles the units in turn. Each after the first gets rows, compared with the first.
@@ -166,7 +171,7 @@ void measure(bench::report& out, const std::string& compiler, const std::vector<
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   bench::report out("compile_time", argc, argv);
   ::setenv("CCACHE_DISABLE", "1", 1);  // in case the compiler is a link to it
   const std::vector<std::string> flags{"-std=c++20", "-O2", "-DNDEBUG", "-I" TERRACE_INCLUDE_FOLDER};
@@ -196,4 +201,7 @@ int main(int argc, char** argv) {
           {bare, opened});
 #endif
   return out.finish();
+} catch (const std::exception& e) {
+  std::fprintf(stderr, "compile_time: %s\n", e.what());
+  return 1;
 }

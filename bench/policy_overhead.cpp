@@ -56,12 +56,20 @@ using namespace terrace;
 constexpr std::size_t uses = 200'000;  // per sample
 constexpr double least_ns = 0.1;       // what lies below is noise
 
-std::vector<std::uint32_t> random_uses(std::uint32_t blocks) {
-  std::mt19937 random(1);
-  std::vector<std::uint32_t> order(uses);
-  for (auto& i : order) i = static_cast<std::uint32_t>(random() % blocks);
-  return order;
-}
+// Blocks in random order: another one for each sample, because what the sample before has used is in the caches.
+class random_uses {
+ public:
+  explicit random_uses(std::uint32_t blocks) : blocks_(blocks), order_(uses) {}
+  const std::vector<std::uint32_t>& next() {
+    for (auto& i : order_) i = static_cast<std::uint32_t>(random_() % blocks_);
+    return order_;
+  }
+
+ private:
+  std::mt19937 random_{1};
+  std::uint32_t blocks_;
+  std::vector<std::uint32_t> order_;
+};
 
 double ns_each(double seconds, std::size_t calls) { return seconds * 1e9 / static_cast<double>(calls); }
 
@@ -118,10 +126,11 @@ class filled {
                    order.size());
   }
   // What naming the victim adds to a touch, which may change the victim: the time with it, less the time without.
-  double victim(const std::vector<std::uint32_t>& order) {
+  double victim(random_uses& order_of) {
     advance();
-    const double alone = touch(order);
+    const double alone = touch(order_of.next());
     advance();
+    const std::vector<std::uint32_t>& order = order_of.next();
     std::uint32_t sum = 0;
     const double both = ns_each(bench::seconds([&] {
                                   for (const std::uint32_t i : order) {
@@ -192,7 +201,7 @@ void measure_books(bench::report& out, const std::string& name, std::uint32_t bl
 }
 
 template <class P>
-void measure(bench::report& out, std::uint32_t blocks, const std::vector<std::uint32_t>& order) {
+void measure(bench::report& out, std::uint32_t blocks, random_uses& order) {
   const bool promised = blocks == 1'000'000;
   const std::string name = std::string(P::name) + ", " + size_name(blocks);
   if (promised) measure_books<P>(out, name, blocks);
@@ -201,12 +210,12 @@ void measure(bench::report& out, std::uint32_t blocks, const std::vector<std::ui
   filled<P> policy(blocks);
   const auto touch = [&] {
     policy.advance();
-    return policy.touch(order);
+    return policy.touch(order.next());
   };
   if constexpr (list_policies::contains<P>) {
     bare_list bare(blocks);
     out.compare({name + ", touch", "ns", "bare intrusive list", bench::better::smaller, 1 / 1.2}, touch,
-                [&] { return bare.touch(order); });
+                [&] { return bare.touch(order.next()); });
   } else {
     out.compare({name + ", touch", "ns", "100 ns", bench::better::smaller,
                  promised ? std::optional(1.0) : std::nullopt},
@@ -215,7 +224,7 @@ void measure(bench::report& out, std::uint32_t blocks, const std::vector<std::ui
   if (promised && out.wanted(name + ", touch by the book")) {
     textbook book(blocks);
     out.compare({name + ", touch by the book", "ns", "std::list + unordered_map", bench::better::smaller},
-                touch, [&] { return book.touch(order); });
+                touch, [&] { return book.touch(order.next()); });
   }
   out.compare(
       {name + ", victim", "ns", "100 ns", bench::better::smaller,
@@ -231,7 +240,7 @@ void measure(bench::report& out, std::uint32_t blocks, const std::vector<std::ui
 int main(int argc, char** argv) {
   bench::report out("policy_overhead", argc, argv);
   for (const std::uint32_t blocks : {1'000u, 1'000'000u, 10'000'000u}) {
-    const std::vector<std::uint32_t> order = random_uses(blocks);
+    random_uses order(blocks);
     measure<lru>(out, blocks, order);
     measure<fifo>(out, blocks, order);
     measure<two_queue>(out, blocks, order);
@@ -245,8 +254,8 @@ int main(int argc, char** argv) {
     textbook book(blocks);
     bare_list bare(blocks);
     out.compare(
-        {name, "ns", "bare intrusive list", bench::better::smaller}, [&] { return book.touch(order); },
-        [&] { return bare.touch(order); });
+        {name, "ns", "bare intrusive list", bench::better::smaller}, [&] { return book.touch(order.next()); },
+        [&] { return bare.touch(order.next()); });
   }
   return out.finish();
 }

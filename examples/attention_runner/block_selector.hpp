@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attend_mode.hpp"
+#include "difference.hpp"
 #include "terrace/attention/select.hpp"
 #include "terrace/core/layout.hpp"
 #include "terrace/execution/context.hpp"
@@ -18,21 +19,17 @@ struct selection_result {
   std::uint64_t blocks_read = 0, blocks_there = 0;  ///< sealed ones, over all steps and layers
   std::size_t summary_bytes = 0;                    ///< of the keys' summaries, which stay in memory
   std::uint64_t compared = 0;                       ///< attentions that were also computed over everything
-  double max_abs = 0, error = 0, norm = 0;          ///< of these: the largest difference, sums of squares of
-                                                    ///< differences and of what should be
+  difference_tally off;                             ///< how far these are from those over everything
 
   double share_read() const {
     return blocks_there == 0 ? 1 : static_cast<double>(blocks_read) / static_cast<double>(blocks_there);
   }
-  double rel_l2() const { return norm > 0 ? std::sqrt(error / norm) : 0; }
   selection_result& operator+=(const selection_result& other) {
     blocks_read += other.blocks_read;
     blocks_there += other.blocks_there;
     summary_bytes += other.summary_bytes;
     compared += other.compared;
-    max_abs = std::max(max_abs, other.max_abs);
-    error += other.error;
-    norm += other.norm;
+    off += other.off;
     return *this;
   }
 };
@@ -94,12 +91,8 @@ class block_selector {
 
   /// What attention over a selection gave, and what it gives over everything.
   void compare(std::span<const float> selected, std::span<const float> everything) {
-    for (std::size_t i = 0; i < selected.size(); ++i) {
-      const double right = everything[i], e = static_cast<double>(selected[i]) - right;
-      found_.error += e * e;
-      found_.norm += right * right;
-      found_.max_abs = std::max(found_.max_abs, std::abs(e));
-    }
+    for (std::size_t i = 0; i < selected.size(); ++i)
+      found_.off.add(static_cast<double>(selected[i]), static_cast<double>(everything[i]));
     ++found_.compared;
   }
 

@@ -45,7 +45,9 @@ inline void declare(CLI::App& app, command_line& c) {
   app.add_option("--cool", c.cool, "bytes of the disk tier (default: the rest)");
   app.add_option("--cold", c.cold,
                  "bytes of the directory tier (default: none, unless --cold-path is given)");
-  app.add_option("--cool-path", c.cool_path, "file of the disk tier, created or truncated, removed at exit");
+  app.add_option("--cool-path", c.cool_path,
+                 "file of the disk tier, created or truncated, removed at exit, "
+                 "also by Ctrl-C or SIGTERM");
   app.add_option("--cold-path", c.cold_path, "directory of the cold tier (default: a temporary one)");
   app.add_option("--codec", c.codec, "lossless, q8 or q4: how the tiers below the hot one store blocks");
   std::string policies;

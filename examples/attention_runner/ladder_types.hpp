@@ -53,6 +53,7 @@ struct ladder_codecs {
   std::size_t staging_buffers = 0;        ///< that some route needs at once
   size_function staging_bytes = nullptr;  ///< of one of these buffers
   std::array<size_function, 3> stored{};  ///< the most that a block takes in warm, cool, cold
+  terrace::result<void> (*supports)(const terrace::layer_group&) noexcept = nullptr;  ///< all of its codecs
 };
 
 namespace detail {
@@ -76,8 +77,13 @@ struct codecs_of<std::tuple<Hot, Below...>> {
   static std::size_t stored(const terrace::layer_group& g) noexcept {
     return terrace::align_up(Tier::codec_type::max_encoded_size(g), terrace::ram::alignment);
   }
+  static terrace::result<void> supports(const terrace::layer_group& g) noexcept {
+    terrace::result<void> all;
+    static_cast<void>(((all = Below::codec_type::supports(g), all.has_value()) && ...));
+    return all;
+  }
   static constexpr ladder_codecs named(std::string_view name) {
-    return {name, buffers(), &staging_bytes, {&stored<Below>...}};
+    return {name, buffers(), &staging_bytes, {&stored<Below>...}, &supports};
   }
 };
 }  // namespace detail

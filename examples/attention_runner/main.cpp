@@ -14,6 +14,7 @@
 #include "command_line.hpp"
 #include "cuda/device_job.hpp"
 #include "cuda/device_model_job.hpp"
+#include "interruption.hpp"
 #include "model_job.hpp"
 #include "prompt.hpp"
 #include "report.hpp"
@@ -106,6 +107,7 @@ outcome<bool> run_shape(const command_line& c, run_request request) {
   }
   auto ran = run(request, *made);
   if (!ran) return refuse(ran.error());
+  if (auto good = is_a_result(*ran, nullptr); !good) return good;
   const run_result* const beside = baseline ? &*baseline : nullptr;
   print(c.json == "-" ? stderr : stdout, *ran, beside, false);
   return c.json.empty() ? true : write_json(c.json, to_json(*ran, beside, false));
@@ -156,6 +158,7 @@ outcome<bool> run_model(const command_line& c, run_request request) {
   for (const run_plan& plan : plans) {
     auto ran = run(request, plan);
     if (!ran) return refuse(ran.error());
+    if (auto good = is_a_result(*ran, baseline ? &*baseline : nullptr); !good) return good;
     print(table, *ran, baseline ? &*baseline : nullptr, bytes);
     all.push_back(to_json(*ran, baseline ? &*baseline : nullptr, bytes));
   }
@@ -181,6 +184,7 @@ int main(int argc, char** argv) {
     std::cerr << "attention_runner: " << request.error().sentence << '\n';
     return request.error().exit_code;
   }
+  end_runs_on_signals();
   std::optional<terrace::trace_log> trace;  // outlives the caches that write to it
   if (!c.trace.empty()) request->trace = &trace.emplace(trace_spans);
   auto done = c.shape.empty() ? run_model(c, *request) : run_shape(c, *request);

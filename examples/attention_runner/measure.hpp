@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "interruption.hpp"
 #include "ladder.hpp"
 
 namespace runner {
@@ -84,6 +85,7 @@ terrace::result<step_times> measure_steps(ladder& kv, Repeat repeat) {
   std::vector<double> wall, compute, copy, overlap, read;
   const auto began = std::chrono::steady_clock::now();
   for (std::size_t i = 0; i <= least || (i <= most && seconds_since(began) < longest); ++i) {
+    if (auto going = go_on(); !going) return terrace::propagate(going.error());
     std::array<double, 3> took{};
     for (const step_parts parts : {step_parts::whole, step_parts::transfers, step_parts::compute}) {
       const auto start = std::chrono::steady_clock::now();

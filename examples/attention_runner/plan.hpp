@@ -125,6 +125,8 @@ inline outcome<run_plan> plan(const run_request& request, const kv_shape& shape)
                              .tokens = request.block_tokens,
                              .k = {shape.kv_heads, shape.head_dim},
                              .v = {shape.kv_heads, shape.head_dim}};
+  if (shape.head_dim % 16 != 0)
+    return refuse("the head dimension is " + std::to_string(shape.head_dim) + ", not a multiple of 16");
   const std::uint64_t shared = std::uint64_t{request.context_tokens} + request.scored_tokens;
   const std::uint64_t tokens = shared + std::uint64_t{request.batch} * request.decode_tokens;
   p.kv_bytes_total = tokens * group.token_bytes() * group.layers;
@@ -151,6 +153,8 @@ inline outcome<run_plan> plan(const run_request& request, const kv_shape& shape)
   // codecs cannot do without.
   const ladder_codecs* const codecs = find_ladder(request.codec);
   if (codecs == nullptr) return refuse("--codec knows lossless, q8 and q4, not " + in_quotes(request.codec));
+  if (auto good = codecs->supports(group); !good)
+    return refuse("--codec " + request.codec + " cannot be used for this model: " + good.error().text);
   const std::size_t staging = codecs->staging_buffers * codecs->staging_bytes(group);
   const std::size_t open_blocks = std::max<std::size_t>(2, request.batch) * group.layers;
   const std::size_t anew = request.inject > 0 ? group.layers + 1 : 0;  // blocks that are computed anew

@@ -12,16 +12,20 @@ namespace runner {
 
 /// How far the logits of a run are from those of the run that had everything in memory.
 inline difference compare(const std::vector<float>& a, const std::vector<float>& b) {
-  difference d;
-  double error = 0, norm = 0;
-  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
-    const double e = static_cast<double>(a[i]) - static_cast<double>(b[i]);
-    d.max_abs = std::max(d.max_abs, std::abs(e));
-    error += e * e;
-    norm += static_cast<double>(b[i]) * static_cast<double>(b[i]);
-  }
-  d.rel_l2 = norm > 0 ? std::sqrt(error / norm) : 0;
-  return d;
+  difference_tally tally;
+  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i)
+    tally.add(static_cast<double>(a[i]), static_cast<double>(b[i]));
+  return tally.found();
+}
+
+/// An error if a run found what is not a number: then none of its figures means anything.
+inline outcome<bool> is_a_result(const run_result& r, const run_result* baseline) {
+  const bool good = std::isfinite(r.bits_per_byte) && (!r.error || r.error->is_finite()) &&
+                    (!r.selection || r.selection->off.found().is_finite()) &&
+                    (baseline == nullptr || compare(r.logits, baseline->logits).is_finite());
+  if (good) return true;
+  return refuse(
+      runner_error{"results are not numbers: somewhere the model's values are too large for fp16", 1});
 }
 
 inline double percentile(std::vector<double> values, double p) {
@@ -95,8 +99,9 @@ inline nlohmann::json to_json(const selection_result& s, const std::string& mode
                         {"share_read", s.share_read()},
                         {"summary_bytes", s.summary_bytes}};
   if (s.compared != 0)
-    out["error_against_dense"] = {
-        {"max_abs", s.max_abs}, {"rel_l2", s.rel_l2()}, {"attentions_compared", s.compared}};
+    out["error_against_dense"] = {{"max_abs", s.off.found().max_abs},
+                                  {"rel_l2", s.off.found().rel_l2},
+                                  {"attentions_compared", s.compared}};
   return out;
 }
 
@@ -212,7 +217,7 @@ inline void print_selection(std::FILE* to, const selection_result& s, const std:
                human(s.summary_bytes).c_str());
   if (s.compared != 0)
     std::fprintf(to, "; against dense, in %llu attentions: relative error %.2e, largest %.2e",
-                 static_cast<unsigned long long>(s.compared), s.rel_l2(), s.max_abs);
+                 static_cast<unsigned long long>(s.compared), s.off.found().rel_l2, s.off.found().max_abs);
   std::fputc('\n', to);
 }
 

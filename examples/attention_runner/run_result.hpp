@@ -5,18 +5,13 @@
 #include <vector>
 
 #include "block_selector.hpp"
+#include "difference.hpp"
 #include "measure.hpp"
 #include "plan.hpp"
 #include "terrace/cache/stats.hpp"
 #include "terrace/cache/tier_health.hpp"
 
 namespace runner {
-
-/// How far results are from what they should be.
-struct difference {
-  double max_abs = 0;
-  double rel_l2 = 0;  ///< norm of the difference / norm of what should be
-};
 
 /// What scoring found with all but the nearest tokens hidden: whether the far context matters at all.
 struct control_result {

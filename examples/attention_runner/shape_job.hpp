@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "accuracy.hpp"
+#include "interruption.hpp"
 #include "ladder_batch.hpp"
 #include "open_ladder.hpp"
 #include "progress.hpp"
@@ -48,6 +49,7 @@ class shape_job : recomputation {
 
     ctx.trace(request_.trace);
     for (std::uint32_t step = 0; step < request_.decode_tokens; ++step) {
+      if (auto going = go_on(); !going) return failed(going.error(), "decode failed");
       auto took = together ? decode(*together, step, ctx) : decode_each(step, ctx);
       if (!took) return failed(took.error(), "decode failed");
       sequences.front()->end_step();
@@ -106,6 +108,7 @@ class shape_job : recomputation {
 
   terrace::result<void> fill(ladder& kv, std::uint32_t chunk, progress& bar) {
     for (std::uint32_t at = 0; at < request_.context_tokens;) {
+      if (auto going = go_on(); !going) return going;
       const std::uint32_t count = std::min(chunk, request_.context_tokens - at);
       if (auto room = kv.reserve(count); !room) return room;
       kv.owner().parallel_for(kv_.shape().layers, [&](std::size_t layer) noexcept {

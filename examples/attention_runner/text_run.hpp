@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "interruption.hpp"
 #include "kv_backend.hpp"
 #include "llama.hpp"
 #include "progress.hpp"
@@ -35,6 +36,7 @@ class text_run {
   terrace::result<void> prefill(kv_backend& kv, std::uint32_t chunk, run_result& r) {
     const auto start = std::chrono::steady_clock::now();
     for (std::uint32_t at = 0; at < request_.context_tokens;) {
+      if (auto going = go_on(); !going) return going;
       const std::uint32_t count = std::min(chunk, request_.context_tokens - at);
       auto logits = model_.forward(text_.subspan(at, count), at, kv, logits_for::last);
       if (!logits) return terrace::propagate(logits.error());
@@ -69,6 +71,7 @@ class text_run {
   terrace::result<void> decode(kv_backend& kv, run_result& r) {
     auto at = static_cast<std::uint32_t>(text_.size());
     for (std::uint32_t i = 0; i < request_.decode_tokens; ++i) {
+      if (auto going = go_on(); !going) return going;
       const auto start = std::chrono::steady_clock::now();
       const std::uint32_t token = greedy_token(next_);
       r.generated.push_back(token);
@@ -93,6 +96,7 @@ class text_run {
     text_score found;
     const auto end = static_cast<std::uint32_t>(text_.size());
     for (std::uint32_t at = request_.context_tokens; at < end;) {
+      if (auto going = go_on(); !going) return terrace::propagate(going.error());
       const std::uint32_t count = std::min(chunk, end - at);
       if (before) before(at);
       found.add(next, text_.subspan(at, 1));

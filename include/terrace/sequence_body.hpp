@@ -329,12 +329,7 @@ TERRACE_BODY hint_outcome sequence::hint(std::uint64_t first, std::uint64_t last
       if (p.rows[row][i].valid()) blocks.push_back(p.rows[row][i]);
     partial = partial || first % size != 0 || last % size != 0 || last / size > p.sealed(row);
   }
-  hint_outcome outcome = p.owner->hint_blocks(blocks, h);
-  if (outcome.what == hint_outcome::verdict::accepted && partial) {
-    outcome.what = hint_outcome::verdict::clipped;
-    outcome.reason = "the ends of the range lie within blocks, or in blocks that are not sealed";
-  }
-  return outcome;
+  return p.owner->hint_blocks(blocks, h, partial);
 }
 
 TERRACE_BODY void sequence::release() noexcept {

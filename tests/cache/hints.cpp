@@ -97,6 +97,29 @@ TEST_CASE("a ttl makes blocks evictable when its step begins") {
   CHECK_FALSE(f.in_tier_0(7));
 }
 
+TEST_CASE("a ttl that a later hint has replaced does nothing at its step") {
+  for (const hint& later : {hint::ttl(20), hint::hot(), hint::priority(0)}) {
+    fixture f;
+    f.cache().advance_step(1);
+    CHECK(f.hint(7, 8, hint::ttl(3)).what == verdict::accepted);
+    CHECK(f.hint(7, 8, later).what == verdict::accepted);
+    f.cache().advance_step(3);
+    REQUIRE(f.read(0));
+    CHECK(f.in_tier_0(7));
+    CHECK_FALSE(f.in_tier_0(4));
+  }
+  // The other way round, what was evictable matters until then.
+  fixture f;
+  f.cache().advance_step(1);
+  CHECK(f.hint(7, 8, hint::evictable()).what == verdict::accepted);
+  CHECK(f.hint(7, 8, hint::ttl(3)).what == verdict::accepted);
+  REQUIRE(f.read(0));
+  CHECK(f.in_tier_0(7));
+  f.cache().advance_step(3);
+  REQUIRE(f.read(1));
+  CHECK_FALSE(f.in_tier_0(7));
+}
+
 TEST_CASE("a block that is wanted at a step is there when the step begins, and counts as a prefetch") {
   fixture f;
   f.cache().advance_step(1);

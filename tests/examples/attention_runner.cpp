@@ -1,5 +1,11 @@
 #include "examples/workplace.hpp"
 
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -7,11 +13,14 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
+#include <utility>
 
 #include "catch.hpp"
 #include "terrace/core/bytes.hpp"
 
 using nlohmann::json;
+using namespace std::chrono_literals;
 using terrace::operator""_MiB;
 
 namespace {
@@ -88,6 +97,32 @@ TEST_CASE("capacity 0 leaves a tier out, and a given file is made and removed") 
   CHECK(j.at("tiers")[1].at("name") == "cool");
   CHECK(j.at("error").at("rel_l2").get<double>() < 1e-5);
   CHECK_FALSE(std::filesystem::exists(here.folder / "kv.bin"));
+}
+
+TEST_CASE("a signal ends a run between two steps, and its files go with it") {
+  const workplace here;
+  std::filesystem::create_directory(here.folder / "temporary");
+  const ::pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    std::filesystem::current_path(here.folder);
+    ::setenv("TMPDIR", (here.folder / "temporary").c_str(), 1);
+    for (const auto& [path, descriptor] : {std::pair{"out", 1}, {"err", 2}})
+      ::dup2(::open(path, O_WRONLY | O_CREAT, 0600), descriptor);
+    ::execl(TERRACE_RUNNER, TERRACE_RUNNER, "--shape", "4,8,2,64", "--context", "65536", "--decode", "100000",
+            "--hot", "4MiB", "--warm", "0", "--cool-path", "kv.bin", "--cold", "60MiB", nullptr);
+    ::_exit(127);
+  }
+  while (!std::filesystem::exists(here.folder / "kv.bin")) std::this_thread::sleep_for(5ms);
+  std::this_thread::sleep_for(50ms);  // somewhere in the prefill, or after it
+  REQUIRE(::kill(child, SIGINT) == 0);
+  int ended = 0;
+  REQUIRE(::waitpid(child, &ended, 0) == child);
+  CHECK(WIFEXITED(ended));
+  CHECK(WEXITSTATUS(ended) == 1);
+  CHECK(contents(here.folder / "err").find("a signal has ended the run") != std::string::npos);
+  CHECK_FALSE(std::filesystem::exists(here.folder / "kv.bin"));
+  CHECK(std::filesystem::is_empty(here.folder / "temporary"));
 }
 
 TEST_CASE("several sequences share their context, and each is right") {

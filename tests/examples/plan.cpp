@@ -1,7 +1,11 @@
 #include "attention_runner/plan.hpp"
 
+#include <cmath>
+#include <limits>
 #include <string>
+#include <utility>
 
+#include "attention_runner/difference.hpp"
 #include "attention_runner/model_shape.hpp"
 #include "catch.hpp"
 
@@ -38,6 +42,42 @@ TEST_CASE("sizes that were not given: a tenth is hot, and half of the rest lies 
     CHECK(warm == Approx(0.45 * static_cast<double>(blocks_of(r, *p))).epsilon(0.02));
     CHECK(p->sizes.warm / ladder.stored[0](g) + p->sizes.cool / ladder.stored[1](g) >= blocks_of(r, *p));
     CHECK(p->sizes.cold == 0);
+  }
+}
+
+TEST_CASE("a model that a ladder cannot take is refused before anything runs") {
+  for (const ladder_codecs& ladder : all_ladders) {
+    const run_request r = request_for(std::string(ladder.name));
+    const bool in_groups = ladder.name != "lossless";
+    const auto p = plan(r, {4, 2, 48});
+    CHECK(p.has_value() == !in_groups);
+    if (!p) CHECK(p.error().exit_code == 2);
+    const auto odd = plan(r, {4, 2, 100});
+    REQUIRE_FALSE(odd);
+    CHECK(odd.error().exit_code == 2);
+    CHECK(odd.error().sentence == "the head dimension is 100, not a multiple of 16");
+  }
+}
+
+TEST_CASE("a difference says so where there are no numbers") {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  difference_tally t, other;
+  CHECK(t.found().rel_l2 == 0);
+  t.add(1.5, 1);
+  t.add(-2, -2);
+  CHECK(t.found().max_abs == 0.5);
+  CHECK(t.found().rel_l2 == Approx(0.5 / std::sqrt(5.0)));
+  CHECK(t.found().is_finite());
+  for (const auto& [got, right] : {std::pair{nan, 1.0}, {1.0, nan}}) {
+    difference_tally bad;
+    bad.add(got, right);
+    bad.add(7, 1);
+    CHECK(std::isnan(bad.found().max_abs));
+    CHECK_FALSE(bad.found().is_finite());
+    other = t;
+    other += bad;
+    other.add(2, 1);
+    CHECK(std::isnan(other.found().max_abs));
   }
 }
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "../accuracy.hpp"
+#include "../interruption.hpp"
 #include "../progress.hpp"
 #include "context_upload.hpp"
 #include "device_attention.hpp"
@@ -36,6 +37,7 @@ class device_job {
     if (!upload) return terrace::propagate(upload.error());
     terrace::sequence& first = attention_->first();
     for (std::uint32_t at = 0; at < request_.context_tokens;) {
+      if (auto going = go_on(); !going) return going;
       const std::uint32_t count = std::min(plan_.chunk, request_.context_tokens - at);
       auto room = first.reserve(count);
       if (!room) return terrace::propagate(room.error());
@@ -106,6 +108,7 @@ outcome<run_result> run_on_device(const model_shape& shape, const run_request& r
 
   ctx.trace(request.trace);
   for (std::uint32_t step = 0; step < request.decode_tokens; ++step) {
+    if (auto going = go_on(); !going) return failed(going.error(), "decode failed");
     auto took = job.decode(step);
     if (!took) return failed(took.error(), "decode failed");
     r.decode_s.push_back(*took);

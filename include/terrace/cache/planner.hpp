@@ -157,7 +157,8 @@ class planner final : public transfer_listener {
   // --- Hints, time, sizes, accounts (planner_upkeep.hpp).
 
   /// Applies `h` to these blocks; see sequence::hint. O(blocks log hints).
-  hint_outcome hint_blocks(std::span<const block_id> blocks, const hint& h);
+  /// `partial`: the range that was hinted at has blocks that are not whole, and so not among these.
+  hint_outcome hint_blocks(std::span<const block_id> blocks, const hint& h, bool partial);
   /// Tells the policies of the tiers that have the block what share of the softmax mass it drew in this step; if
   /// several sequences of a batch read it, the sum of their shares.
   void weigh(std::uint32_t block, float mass);
@@ -302,7 +303,7 @@ class planner final : public transfer_listener {
   bool serve(acquire_request& r);
   std::size_t readable_copy(block_id id, lease_form form) const noexcept;
   void abandon(acquire_request& r);
-  enum class prefetch_outcome : std::uint8_t { begun, needless, no_room };
+  enum class prefetch_outcome : std::uint8_t { begun, needless, no_room, no_source };
   prefetch_outcome begin_prefetch(block_id id, lease_form form);
   void begin_load(std::uint32_t block, extent slot, bool speculative);
   void redirect_load(std::uint32_t block, const error& cause);
@@ -394,7 +395,11 @@ class planner final : public transfer_listener {
     std::uint64_t at_step;
     block_id id;
     hint::kind what;
-    friend bool operator<(const timed_hint& a, const timed_hint& b) noexcept { return a.at_step > b.at_step; }
+    // A prefetch may have to wait within its step: what becomes evictable does not.
+    friend bool operator<(const timed_hint& a, const timed_hint& b) noexcept {
+      return std::pair(a.at_step, a.what != hint::kind::ttl) >
+             std::pair(b.at_step, b.what != hint::kind::ttl);
+    }
   };
   std::vector<timed_hint> timed_;
   hint_stats hints_;

@@ -332,8 +332,8 @@ TERRACE_BODY planner::prefetch_outcome planner::begin_prefetch(block_id id, leas
   if (b == nullptr || b->now != block_record::phase::sealed || blocks_.copy(id.index, 0).present() ||
       b->refs == 0)
     return prefetch_outcome::needless;
-  if (load_source(id.index) == tiers() || readable_copy(id, form) != tiers())
-    return prefetch_outcome::needless;
+  if (readable_copy(id, form) != tiers()) return prefetch_outcome::needless;
+  if (load_source(id.index) == tiers()) return prefetch_outcome::no_source;
   if (stopping_ || prefetches_ == options_.prefetches_in_flight) return prefetch_outcome::no_room;
   const claim slot = claim_slot(slot_bytes(*b), {.speculative = true});
   if (slot.what != room::ready) return prefetch_outcome::no_room;

@@ -23,7 +23,8 @@ TERRACE_BODY void planner::rank(std::uint32_t block, standing s) {
     if (blocks_.copy(block, t).present()) settle(block, t);
 }
 
-TERRACE_BODY hint_outcome planner::hint_blocks(std::span<const block_id> blocks, const hint& h) {
+TERRACE_BODY hint_outcome planner::hint_blocks(std::span<const block_id> blocks, const hint& h,
+                                               bool partial) {
   const bool timed = h.what == hint::kind::prefetchable || h.what == hint::kind::ttl;
   const auto reject = [this](const char* why) {
     ++hints_.rejected;
@@ -41,23 +42,30 @@ TERRACE_BODY hint_outcome planner::hint_blocks(std::span<const block_id> blocks,
 
   hint_outcome out;
   for (const block_id id : blocks) {
-    const block_record* const r = blocks_.find(id);
+    block_record* const r = blocks_.find(id);
     if (r == nullptr || r->now != block_record::phase::sealed) {
       out.reason = "only sealed blocks can be hinted at";
     } else if (timed) {
       const bool fetch = h.what == hint::kind::prefetchable;
       timed_.push_back({fetch ? h.at_step - 1 : h.at_step, id, h.what});
       std::push_heap(timed_.begin(), timed_.end());
+      if (!fetch) {
+        r->matters_until = h.at_step;
+        if (r->rank == standing::evictable) rank(id.index, standing::ordinary);
+      }
       ++out.blocks;
     } else if (s == standing::kept && r->rank != s && kept_bytes_ + slot_bytes(*r) > hot_capacity() / 2) {
       out.reason = "hot blocks may take at most half of tier 0";
     } else {
       rank(id.index, s);
+      r->matters_until = 0;
       ++out.blocks;
     }
   }
   if (out.blocks == 0) return reject(blocks.empty() ? "the range holds no sealed block" : out.reason);
-  if (out.blocks != blocks.size()) out.what = hint_outcome::verdict::clipped;
+  if (out.blocks != blocks.size() || partial) out.what = hint_outcome::verdict::clipped;
+  if (out.blocks == blocks.size() && partial)
+    out.reason = "the ends of the range lie within blocks, or in blocks that are not sealed";
   ++(out.what == hint_outcome::verdict::clipped ? hints_.clipped : hints_.accepted);
   pump();
   return out;
@@ -67,14 +75,20 @@ TERRACE_BODY hint_outcome planner::hint_blocks(std::span<const block_id> blocks,
 TERRACE_BODY void planner::run_due_hints() {
   while (!timed_.empty() && timed_.front().at_step <= step_) {
     const timed_hint due = timed_.front();
-    if (blocks_.find(due.id) != nullptr) {
-      if (due.what == hint::kind::ttl)
-        rank(due.id.index, standing::evictable);
-      else if (due.at_step < step_ && needs_slot(due.id, lease_form::raw) &&
-               !blocks_.copy(due.id.index, 0).present())
+    if (block_record* const r = blocks_.find(due.id); r != nullptr) {
+      if (due.what == hint::kind::ttl) {
+        if (r->matters_until == due.at_step) {  // else a later hint has replaced this one
+          r->matters_until = 0;
+          rank(due.id.index, standing::evictable);
+        }
+      } else if (due.at_step < step_ && needs_slot(due.id, lease_form::raw) &&
+                 !blocks_.copy(due.id.index, 0).present()) {
         ++hints_.expired;
-      else if (begin_prefetch(due.id, lease_form::raw) == prefetch_outcome::no_room)
-        return;
+      } else {
+        const prefetch_outcome outcome = begin_prefetch(due.id, lease_form::raw);
+        if (outcome == prefetch_outcome::no_room) return;
+        if (outcome == prefetch_outcome::no_source) ++hints_.expired;
+      }
     }
     std::pop_heap(timed_.begin(), timed_.end());
     timed_.pop_back();

@@ -106,8 +106,9 @@ struct block_record {
   std::uint8_t load_from = 0;          ///< the tier that this load reads
   std::uint8_t tried = 0;              ///< bit set of the tiers from which this load has failed
   block_key name{};                    ///< its name, if it has one: one of the references is then the name's
-  std::uint64_t naming = 0;            ///< when it got its name, counted over all names ever given
-  lease_entry* waiting = nullptr;      ///< acquires that wait for the copy that is filling tier 0
+  std::uint64_t matters_until = 0;  ///< the step at which it becomes evictable, of the latest hint; 0: none
+  std::uint64_t naming = 0;         ///< when it got its name, counted over all names ever given
+  lease_entry* waiting = nullptr;   ///< acquires that wait for the copy that is filling tier 0
 
   /// A sequence refers to it, or a prefix index knows it.
   bool wanted() const noexcept { return refs != 0 || cached != index_link::none; }

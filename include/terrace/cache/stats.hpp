@@ -35,7 +35,8 @@ struct hint_stats {
   std::uint64_t accepted = 0;
   std::uint64_t clipped = 0;
   std::uint64_t rejected = 0;
-  std::uint64_t expired = 0;  ///< blocks whose prefetch had found no room when their step began
+  std::uint64_t expired =
+      0;  ///< blocks whose prefetch had found no room, or no tier to read, when their step began
 };
 
 struct cache_stats {

@@ -40,8 +40,9 @@ struct block_use {
 /// It is in charge of a block only between `admit` and `remove`, and the cache ensures that every block in its charge
 /// is free to leave at once: a block is removed while it is pinned or in transit, and admitted again afterwards
 /// (`admission::returned`). The bookkeeping for a block is one `block_state`, which the cache keeps in an array
-/// indexed by block; what a policy wrote there stays while the block is out of its charge, and is forgotten when the
-/// block dies. A policy allocates nothing after `bind`, and has no clock but the step.
+/// indexed by block; what a policy wrote there stays while the block is out of its charge. Nobody clears it when the
+/// block dies: an index that is admitted as `first` or `ahead` may still have the state of another block. A policy
+/// allocates nothing after `bind`, and has no clock but the step.
 ///
 /// - `P(options)`, `name`
 /// - `bind(states)`: the array, again when it has grown; the old contents come along. `block_state` is
