@@ -140,7 +140,8 @@ class attention {
                                 .arithmetic = arithmetic};
     std::vector<float> q(std::size_t{j.queries} * shape.q_heads * j.dim);
     for (std::size_t i = 0; i < q.size(); ++i)
-      q[i] = static_cast<float>(i * 2654435761u % 2001) * 1e-3f - 1.0f;
+      q[i] = to_float(
+          to_bf16(static_cast<float>(i * 2654435761u % 2001) * 1e-3f - 1.0f));  // as a model's may be
     if (!tile_.load(shape, std::span<const float>(q), tokens())) std::exit(1);
   }
 
@@ -204,8 +205,9 @@ class attention {
 
 // Bound by memory: compared with a read of the same bytes.
 void decode(bench::report& out, const job& j, const std::byte* data, std::size_t bytes,
-            std::optional<double> goal = {}, isa set = best_isa()) {
-  attention raw(j, data, bytes, attention_arithmetic::floating, set);
+            std::optional<double> goal = {}, isa set = best_isa(),
+            attention_arithmetic arithmetic = attention_arithmetic::floating) {
+  attention raw(j, data, bytes, arithmetic, set);
   const double gigabytes = static_cast<double>(raw.bytes()) / 1e9;
   out.compare(
       {j.name, "GB/s", "plain read", bench::better::larger, goal},
@@ -242,8 +244,9 @@ void two_threads(bench::report& out, const job& j, const std::byte* data, std::s
 }
 
 // Bound by arithmetic: compared with the peak of FMA.
-void many_rows(bench::report& out, const job& j, const std::byte* data, std::size_t bytes) {
-  attention raw(j, data, bytes);
+void many_rows(bench::report& out, const job& j, const std::byte* data, std::size_t bytes,
+               attention_arithmetic arithmetic = attention_arithmetic::floating) {
+  attention raw(j, data, bytes, arithmetic);
   out.compare(
       {j.name, "GFLOP/s", "FMA peak"}, [&] { return raw.flops(1) / raw.run(1) / 1e9; }, fma_peak);
 }
@@ -288,6 +291,23 @@ void other_sets(bench::report& out, const std::byte* data, std::size_t bytes) {
   }
 }
 
+// In products of bf16, where the processor has them.
+void in_bf16(bench::report& out, const std::byte* data, std::size_t bytes) {
+  if (best_isa() != isa::avx512 || !has_bf16_products())
+    return out.note("skipped: this processor has no products of bf16");
+  const auto with = [](const char* name, std::uint32_t group, std::uint32_t dim, std::uint32_t queries) {
+    return job{name, group, dim, 256, queries, 8, 0, element::bf16};
+  };
+  decode(out, with("decode GQA 4, dim 128, in bf16", 4, 128, 1), data, bytes, 0.9, best_isa(),
+         attention_arithmetic::bf16);
+  for (const job& j :
+       {with("decode GQA 8, dim 128, in bf16", 8, 128, 1), with("decode MHA, dim 128, in bf16", 1, 128, 1)})
+    decode(out, j, data, bytes, {}, best_isa(), attention_arithmetic::bf16);
+  for (const job& j : {with("prefill 512 x GQA 2, dim 64, in bf16", 2, 64, 512),
+                       with("prefill 512 x GQA 4, dim 128, in bf16", 4, 128, 512)})
+    many_rows(out, j, data, bytes, attention_arithmetic::bf16);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -313,5 +333,6 @@ int main(int argc, char** argv) {
                        job{"prefill 512 x GQA 4, dim 80", 4, 80, 256, 512},
                        job{"decode MLA, 128 heads, 576 / 512", 128, 576, 256, 1, 1, 512}})
     many_rows(out, j, data.get(), bytes);
+  in_bf16(out, data.get(), bytes);
   return out.finish();
 }

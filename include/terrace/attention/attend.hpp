@@ -62,7 +62,8 @@ inline result<void> validate(const attention_shape& shape, const layer_group& gr
 ///     o  = o * exp(m - m'), then p * v + o by FMA, over the visible tokens, ascending
 ///
 /// This also holds for q8_0 and q4_0 blocks that are read in place, unless the shape's `arithmetic` is `integer`:
-/// then s and p * v are sums of products of integers, with errors that attention_arithmetic.hpp bounds.
+/// then s and p * v are sums of products of integers. With `bf16`, raw bf16 blocks are multiplied in pairs of bf16, and
+/// p is rounded to bf16. attention_arithmetic.hpp bounds the errors of both.
 ///
 /// `next` is the next block that these queries will be folded with, if known: it is fetched into the processor's
 /// cache meanwhile, which changes no bits.

@@ -154,29 +154,6 @@ template <class elements, int rows>
   }
 }
 
-// scores[row][token] = q . k for the tokens of `mask`. The other entries are some number.
-template <int rows, class elements>
-TERRACE_TARGET inline void score(elements as, const float* query, const token_rows& keys,
-                                 std::uint32_t tokens, token_mask mask, rows_ahead ahead,
-                                 float* scores) noexcept {
-  constexpr std::uint32_t columns = sums_per_block / rows;
-  for (std::uint32_t begin = 0; begin < tokens; begin += 16) {
-    if ((mask >> begin & 0xffff) == 0) {
-      for (std::size_t r = 0; r < rows; ++r) store(scores + r * score_stride + begin, splat(0));
-      continue;
-    }
-    const std::uint32_t end = std::min(begin + 16, tokens), blocks = (end - begin) / columns;
-    alignas(64) float sums[16 * rows] = {};  // [block of keys][row][key]
-    score_blocks<elements, rows>(as, query, keys.dim, keys[begin], keys.stride, ahead, blocks, sums);
-    split_rows<rows>(sums, scores + begin, score_stride);
-    // Keys that do not fill a block are done one by one: nothing past the last may be read.
-    for (std::uint32_t t = begin + blocks * columns; t < end; ++t) {
-      score_blocks<elements, rows>(as, query, keys.dim, keys[t], 0, ahead, 1, sums);
-      for (std::size_t r = 0; r < rows; ++r) scores[r * score_stride + t] = sums[r * columns];
-    }
-  }
-}
-
 // ---- values
 
 // o[row] += p[row][token] * v[token] for a run of tokens in ascending order; `width` registers of each row,
@@ -272,16 +249,17 @@ class float_rows {
     const tiles_ahead next = first ? after(part, of_.item) : tiles_ahead{};
     const float* const query = rows == 1 ? of_.query[0] : packed_;
     alignas(64) float scores[rows * score_stride];
-    read(keys,
-         [&](auto as) TERRACE_TARGET { score<rows>(as, query, keys, part.tokens, any, next.keys, scores); });
+    read(keys, [&](auto as) TERRACE_TARGET {
+      score_tile<rows>(
+          keys, part.tokens, any, next.keys, scores,
+          [&](const std::byte* key, std::size_t stride, rows_ahead ahead, std::size_t blocks, float* out)
+              TERRACE_TARGET {
+                score_blocks<decltype(as), rows>(as, query, keys.dim, key, stride, ahead, blocks, out);
+              });
+    });
     float rescale[rows];
     weigh<rows>(visible, parts(part), scores, of_.m, of_.l, rescale);
-    for (std::size_t r = 0; r < rows; ++r) {
-      if (rescale[r] == 1) continue;
-      const f32x16 factor = splat(rescale[r]);
-      float* const o = of_.o[r];
-      for (std::size_t d = 0; d < values.dim; d += 16) store(o + d, mul(load(o + d), factor));
-    }
+    rescale_rows<rows>(of_.o, values.dim, rescale);
     read(values, [&](auto as) TERRACE_TARGET {
       add_visible_values(as, scores, visible, values, any, next.values, of_.o);
     });

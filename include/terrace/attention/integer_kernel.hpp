@@ -204,9 +204,9 @@ template <class codes, int rows, int sixteens>
 
 // scores[row][token] for the tokens of `mask`. The other entries are some number.
 template <class codes, int rows>
-TERRACE_TARGET inline void score_tile(const integer_queries<rows>& queries, const token_rows& keys,
-                                      std::size_t tokens, token_mask mask, const tile_scales& scales,
-                                      rows_ahead ahead, float* scores) noexcept {
+TERRACE_TARGET inline void score_integers(const integer_queries<rows>& queries, const token_rows& keys,
+                                          std::size_t tokens, token_mask mask, const tile_scales& scales,
+                                          rows_ahead ahead, float* scores) noexcept {
   const std::size_t groups = keys.dim / 32, row_bytes = groups * codes::bytes;
   for (std::size_t t = 0; t < tokens; t += 16) {
     if ((mask >> t & 0xffff) == 0) {
@@ -324,7 +324,8 @@ class integer_rows {
     if (any == 0) return;
     const tiles_ahead next = first ? after(part, of_.item) : tiles_ahead{};
     alignas(64) float scores[rows * score_stride];
-    score_tile<codes, rows>(queries_, part.keys, part.tokens, any, scales.of_keys(part), next.keys, scores);
+    score_integers<codes, rows>(queries_, part.keys, part.tokens, any, scales.of_keys(part), next.keys,
+                                scores);
     float rescale[rows];
     weigh<rows>(visible, parts(part), scores, of_.m, of_.l, rescale);
 

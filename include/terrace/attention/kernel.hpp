@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -25,12 +26,16 @@
 #include "terrace/core/for_each_isa.hpp"
 #define TERRACE_KERNEL "terrace/attention/integer_kernel.hpp"
 #include "terrace/core/for_each_isa.hpp"
+#define TERRACE_KERNEL "terrace/attention/bf16_kernel.hpp"
+#define TERRACE_KERNEL_OF_BF16
+#include "terrace/core/for_each_isa.hpp"
 
 namespace terrace {
 
 TERRACE_BODY void kernels::attend(const attend_item& item, isa set) noexcept {
 #if TERRACE_X86
-  if (set == isa::avx512) return avx512::attend(item);
+  if (set == isa::avx512)
+    return avx512::computes_in_bf16(item) ? avx512::attend_bf16(item) : avx512::attend(item);
   if (set == isa::avx2) return avx2::attend(item);
 #endif
   static_cast<void>(set);

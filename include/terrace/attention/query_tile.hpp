@@ -23,7 +23,7 @@ struct attention_shape {
   std::uint32_t dim = 0;  ///< of a query and of a key; a multiple of 16. Values may have another.
   float scale = 0;        ///< of the logits; 0 stands for 1 / sqrt(dim)
   retention keep{};       ///< which of the keys up to its own position a query may see
-  attention_arithmetic arithmetic = attention_arithmetic::floating;  ///< for encoded blocks in place
+  attention_arithmetic arithmetic = attention_arithmetic::floating;  ///< `integer`, `bf16`: faster
 
   constexpr std::uint32_t group() const noexcept { return q_heads / kv_heads; }
   float logit_scale() const noexcept {

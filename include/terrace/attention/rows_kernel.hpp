@@ -162,9 +162,9 @@ TERRACE_TARGET TERRACE_ALWAYS_INLINE f32x16 exp_nonpositive(f32x16 x) noexcept {
 inline constexpr std::size_t max_parts = max_tile_tokens / 16;
 inline std::size_t parts(const tile& part) noexcept { return (part.tokens + 15) / 16; }
 
-// Turns the rows' scores of `parts` groups of sixteen tokens into exp(score - m), zero where a row does not see the
-// token; updates m and l, and sets `rescale` to the factor for each row's output.
-template <int rows>
+// Turns the rows' scores of `parts` groups of sixteen tokens into exp(score - m), rounded to elements of type T, zero
+// where a row does not see the token; updates m and l, and sets `rescale` to the factor for each row's output.
+template <int rows, element_type T = float>
 TERRACE_TARGET inline void weigh(const token_mask (&visible)[rows], std::size_t parts, float* scores,
                                  float* const (&m)[rows], float* const (&l)[rows],
                                  float (&rescale)[rows]) noexcept {
@@ -197,7 +197,7 @@ TERRACE_TARGET inline void weigh(const token_mask (&visible)[rows], std::size_t 
     for (std::size_t r = 0; r < rows; ++r) {
       const auto seen = static_cast<mask16>(visible[r] >> (16 * i));
       float* const at = scores + r * score_stride + 16 * i;
-      const f32x16 weight = select(seen, exp_nonpositive(sub(load(at), base[r])), splat(0));
+      const f32x16 weight = round_as<T>(select(seen, exp_nonpositive(sub(load(at), base[r])), splat(0)));
       total[r] = add(total[r], weight);
       store(at, weight);
     }
@@ -212,6 +212,40 @@ TERRACE_TARGET inline void weigh(const token_mask (&visible)[rows], std::size_t 
     }
     *l[r] = fma(*l[r], rescale[r], sum(total[r]));
     *m[r] = next[r];
+  }
+}
+
+// scores[row][token] = q . k for the tokens of `mask`; the other entries are some number. `score_blocks(key, stride,
+// ahead, blocks, out)` scores as many blocks of keys, each of which fills sums_per_block: [block][row][key].
+template <int rows, class F>
+TERRACE_TARGET inline void score_tile(const token_rows& keys, std::uint32_t tokens, token_mask mask,
+                                      rows_ahead ahead, float* scores, F score_blocks) noexcept {
+  constexpr std::uint32_t columns = sums_per_block / rows;
+  for (std::uint32_t begin = 0; begin < tokens; begin += 16) {
+    if ((mask >> begin & 0xffff) == 0) {
+      for (std::size_t r = 0; r < rows; ++r) store(scores + r * score_stride + begin, splat(0));
+      continue;
+    }
+    const std::uint32_t end = std::min(begin + 16, tokens), blocks = (end - begin) / columns;
+    alignas(64) float sums[16 * rows] = {};  // [block of keys][row][key]
+    score_blocks(keys[begin], keys.stride, ahead, blocks, sums);
+    split_rows<rows>(sums, scores + begin, score_stride);
+    // Keys that do not fill a block are done one by one: nothing past the last may be read.
+    for (std::uint32_t t = begin + blocks * columns; t < end; ++t) {
+      score_blocks(keys[t], std::size_t{0}, ahead, 1u, sums);
+      for (std::size_t r = 0; r < rows; ++r) scores[r * score_stride + t] = sums[r * columns];
+    }
+  }
+}
+
+// o[row] *= rescale[row], for `dim` elements.
+template <int rows>
+TERRACE_TARGET inline void rescale_rows(float* const (&o)[rows], std::size_t dim,
+                                        const float (&rescale)[rows]) noexcept {
+  for (std::size_t r = 0; r < rows; ++r) {
+    if (rescale[r] == 1) continue;
+    const f32x16 factor = splat(rescale[r]);
+    for (std::size_t d = 0; d < dim; d += 16) store(o[r] + d, mul(load(o[r] + d), factor));
   }
 }
 

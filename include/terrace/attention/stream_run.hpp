@@ -20,7 +20,8 @@ struct stream_options {
   /// Query heads; 0: derived from the size of the queries, which then must be right: see `batch::drop`.
   std::uint32_t q_heads = 0;
   float scale = 0;  ///< of the logits; 0: 1 / sqrt(dim of the keys). MLA uses another dim
-  /// For encoded blocks that are read in place. With `integer`, results depend on which blocks these are.
+  /// With `integer` and `bf16`, encoded blocks that are read in place, and raw bf16 ones, are multiplied faster and
+  /// less exactly: results depend on which blocks these are.
   attention_arithmetic arithmetic = attention_arithmetic::floating;
   std::size_t window_bytes = 0;  ///< raw bytes of the blocks of one window; 0: a share of tier 0
   bool attend = true;            ///< false: bring and pin all blocks, compute nothing, leave `out` as it is

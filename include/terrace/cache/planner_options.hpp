@@ -29,9 +29,9 @@ struct planner_options {
   /// Whether tier i also holds what tier 0 holds. [0] is ignored.
   std::array<inclusion, max_tiers> inclusions{};
 
-  /// The deadline as it is used: at least a millisecond, at most fifty years.
+  /// The deadline as it is used: not negative, at most fifty years.
   std::chrono::nanoseconds time_limit() const noexcept {
-    return std::clamp<std::chrono::milliseconds>(deadline, std::chrono::milliseconds(1),
+    return std::clamp<std::chrono::milliseconds>(deadline, std::chrono::milliseconds(0),
                                                  std::chrono::hours(24 * 365 * 50));
   }
 

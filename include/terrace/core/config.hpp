@@ -31,10 +31,13 @@
 #define TERRACE_X86 1
 #define TERRACE_TARGET_AVX512 \
   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")))
+#define TERRACE_TARGET_AVX512_BF16 \
+  __attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")))
 #define TERRACE_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
 #else
 #define TERRACE_X86 0
 #define TERRACE_TARGET_AVX512
+#define TERRACE_TARGET_AVX512_BF16
 #define TERRACE_TARGET_AVX2
 #endif
 #define TERRACE_ALWAYS_INLINE __attribute__((always_inline)) inline

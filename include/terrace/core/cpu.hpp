@@ -61,6 +61,16 @@ inline isa best_isa() noexcept {
   return chosen;
 }
 
+/// Whether the processor multiplies pairs of bf16 (AVX512_BF16: Zen 4, Cooper Lake, Sapphire Rapids and later).
+inline bool has_bf16_products() noexcept {
+#if TERRACE_X86
+  static const bool has = __builtin_cpu_supports("avx512bf16") != 0;
+  return has;
+#else
+  return false;
+#endif
+}
+
 /// Whether cache lines that are needed later should be prefetched into L2 rather than L1. Where L1 is no larger than
 /// 32 KiB (Zen 4 and older), L2 can wait for more lines at a time; where it is larger (Zen 5), L1 was the better
 /// place. Asks the operating system once.

@@ -7,6 +7,9 @@
 // TERRACE_TARGET, and loops over registers with TERRACE_UNROLL. Inside it, simd::TERRACE_ISA has the vocabulary of
 // core/simd.hpp. The result is, for example, terrace::kernels::avx512::attend beside
 // terrace::kernels::portable::attend.
+//
+// With TERRACE_KERNEL_OF_BF16 defined as well, the file is compiled once, for AVX-512 with products of bf16, and adds
+// to what is in the namespace avx512.
 
 #ifdef TERRACE_KERNEL
 
@@ -26,6 +29,20 @@
 #pragma nv_diagnostic push
 #pragma nv_diag_suppress 1675
 #endif
+
+#if defined(TERRACE_KERNEL_OF_BF16)
+
+#define TERRACE_KERNEL_INLINE TERRACE_ALWAYS_INLINE
+#if TERRACE_X86
+#define TERRACE_ISA avx512
+#define TERRACE_TARGET TERRACE_TARGET_AVX512_BF16
+#include TERRACE_KERNEL
+#undef TERRACE_ISA
+#undef TERRACE_TARGET
+#endif
+#undef TERRACE_KERNEL_OF_BF16
+
+#else
 
 #define TERRACE_ISA portable
 #define TERRACE_TARGET
@@ -50,6 +67,8 @@
 #include TERRACE_KERNEL
 #undef TERRACE_ISA
 #undef TERRACE_TARGET
+
+#endif
 
 #endif
 
