@@ -212,6 +212,7 @@ TERRACE_BODY result<void> sequence_cut::begin() {
   if (tokens > p.length)
     return fail(errc::invalid_argument, "a sequence cannot be cut to more tokens than it has");
   std::vector<block_id> ids;
+  std::size_t copies = 0, source = 0;  // bytes of tier 0 that all copies take, and what is copied at a time
   for (std::size_t row = 0; row < p.rows.size(); ++row) {
     if (tokens % p.group(row).tokens == 0) continue;
     const block_id id = p.rows[row][tokens / p.group(row).tokens];
@@ -220,6 +221,12 @@ TERRACE_BODY result<void> sequence_cut::begin() {
     if (p.owner->record(id.index).now == block_record::phase::open) continue;
     cuts_.push_back({row, id});
     ids.push_back(id);
+    copies += p.group(row).block_bytes();
+    if (p.owner->needs_slot(id, lease_form::raw)) source = std::max(source, p.group(row).block_bytes());
+  }
+  if (copies + source > p.owner->hot_capacity()) {
+    cuts_.clear();
+    return fail(errc::out_of_capacity, "tier 0 is smaller than the open blocks and one to copy");
   }
   tokens_ = tokens;
   p.reserved = true;

@@ -169,6 +169,34 @@ TEST_CASE("one whose block is lost says so, stays suspended, and can be cut to w
   CHECK(right(f, *f.tokens, 1));
 }
 
+TEST_CASE("a resume that tier 0 can never hold is refused before anything leaves it") {
+  context ctx{{.codec_threads = 0}};
+  medium_script script;
+  using two = tiered_cache<tier<ram>, tier<scripted>, lru>;
+  auto cache = two::open(ctx, pattern::layout(8), {.capacity = 8 * pattern::block_bytes},
+                         {.capacity = 64 * pattern::block_bytes, .script = &script});
+  REQUIRE(cache);
+  sequence s = cache->make_sequence();
+  REQUIRE(pattern::append(s, 5, 8, 1));  // an open block in each of eight rows: all of tier 0
+  REQUIRE(*s.suspend() == 8);
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  sequence other = cache->make_sequence();
+  REQUIRE(pattern::append(other, 16, 8, 2));  // in their place
+  REQUIRE(ctx.sync_wait(cache->flush()));
+  const unsigned reads = script.reads;
+  const auto refused = ctx.sync_wait(s.resume());
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == errc::out_of_capacity);
+  CHECK(s.suspended());
+  CHECK(s.length() == 5);
+  CHECK(script.reads == reads);
+  for (std::uint32_t row = 0; row < 8; ++row) {
+    const block_id kept = pattern::sealed(other, row)[0];
+    CHECK(cache->control().copy(kept.index, 0).now() == block_copy::state::resident);
+  }
+  REQUIRE(s.truncate(0));
+}
+
 TEST_CASE("a cut waits for a device and for room, and nobody blocks") {
   small_cache<> f(6, 64);
   REQUIRE(f.append(8));
