@@ -35,8 +35,7 @@ struct hint_stats {
   std::uint64_t accepted = 0;
   std::uint64_t clipped = 0;
   std::uint64_t rejected = 0;
-  std::uint64_t expired =
-      0;  ///< blocks whose prefetch had found no room, or no tier to read, when their step began
+  std::uint64_t expired = 0;  ///< blocks that a hint wanted by a step, without room or a tier to read
 };
 
 struct cache_stats {
