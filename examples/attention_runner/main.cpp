@@ -4,6 +4,7 @@
 // block: ladder.hpp, or cuda/device_backend.hpp (reserve, attend, commit) > terrace.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <string>
@@ -40,6 +41,17 @@ outcome<std::vector<std::uint32_t>> text_for(const command_line& c, const model_
                   std::to_string(c.context) + " and the " + std::to_string(scored) +
                   " that are scored need " + std::to_string(wanted));
   return text;
+}
+
+// Before anything runs: a file that cannot be opened for writing must not cost the results of minutes.
+outcome<bool> check_writable(const char* option, const std::string& path) {
+  if (path.empty() || path == "-") return true;
+  const bool was_there = std::filesystem::exists(path);
+  std::FILE* const file = std::fopen(path.c_str(), "ab");
+  if (file == nullptr) return refuse(std::string(option) + " cannot be written: " + in_quotes(path));
+  std::fclose(file);
+  if (!was_there) std::remove(path.c_str());
+  return true;
 }
 
 outcome<bool> write_json(const std::string& path, const nlohmann::json& value) {
@@ -179,17 +191,19 @@ int main(int argc, char** argv) {
     std::cerr << "attention_runner: " << e.what() << '\n';
     return 2;
   }
+  const auto stop = [](const runner_error& why) {
+    std::cerr << "attention_runner: " << why.sentence << '\n';
+    return why.exit_code;
+  };
   auto request = request_of(c);
-  if (!request) {
-    std::cerr << "attention_runner: " << request.error().sentence << '\n';
-    return request.error().exit_code;
-  }
+  if (!request) return stop(request.error());
+  for (const auto& [option, path] : {std::pair{"--json", c.json}, {"--trace", c.trace}})
+    if (auto good = check_writable(option, path); !good) return stop(good.error());
   end_runs_on_signals();
   std::optional<terrace::trace_log> trace;  // outlives the caches that write to it
   if (!c.trace.empty()) request->trace = &trace.emplace(trace_spans);
   auto done = c.shape.empty() ? run_model(c, *request) : run_shape(c, *request);
   if (done && trace) done = write_trace(c.trace, *trace);
   if (done) return 0;
-  std::cerr << "attention_runner: " << done.error().sentence << '\n';
-  return done.error().exit_code;
+  return stop(done.error());
 }

@@ -360,13 +360,17 @@ TEST_CASE("tiers that cannot be opened are refused before anything runs") {
   CHECK_FALSE(std::filesystem::exists(here.folder / "kv.bin"));
 }
 
-TEST_CASE("results that cannot be written are said at the end") {
+TEST_CASE("a file that cannot be written is refused before anything runs, a disk that is full at the end") {
   const workplace here;
   const std::string shape = "--shape 2,4,2,32 --context 1024 --decode 1 ";
   auto ran = here.run(shape + "--json /dev/full");
   CHECK(ran.status == 1);
   CHECK(ran.err == "attention_runner: --json cannot be written: \"/dev/full\"\n");
   ran = here.run(shape + "--trace nowhere/t.json");
-  CHECK(ran.status == 1);
+  CHECK(ran.status == 2);
+  CHECK(ran.out.empty());
   CHECK(ran.err == "attention_runner: --trace cannot be written: \"nowhere/t.json\"\n");
+  ran = here.run(shape + "--json . --trace t.json");
+  CHECK(ran.status == 2);
+  CHECK_FALSE(std::filesystem::exists(here.folder / "t.json"));
 }
