@@ -87,7 +87,7 @@ class compilation {
   compilation(std::vector<std::string> command, const std::vector<std::string>& flags,
               std::string_view extension, std::string_view source, std::string_view precompiled)
       : command_(std::move(command)) {
-    const std::string source = write("unit." + std::string(extension), source);
+    const std::string file = write("unit." + std::string(extension), source);
     command_.insert(command_.end(), flags.begin(), flags.end());
     const std::vector<std::string> unit = command_;
     if (!precompiled.empty()) {
@@ -97,7 +97,7 @@ class compilation {
       command_ = unit;
       command_.insert(command_.end(), {"-include", header});
     }
-    command_.insert(command_.end(), {"-c", source, "-o", folder_.path() + "/unit.o"});
+    command_.insert(command_.end(), {"-c", file, "-o", folder_.path() + "/unit.o"});
   }
 
   cost run() const {

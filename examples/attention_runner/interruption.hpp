@@ -15,7 +15,7 @@ inline volatile std::sig_atomic_t interrupted = 0;
 inline void end_runs_on_signals() noexcept {
   struct sigaction how {};
   how.sa_handler = [](int) { detail::interrupted = 1; };
-  how.sa_flags = SA_RESETHAND;
+  how.sa_flags = static_cast<int>(SA_RESETHAND);
   for (const int signal : {SIGINT, SIGTERM}) ::sigaction(signal, &how, nullptr);
 }
 
