@@ -236,19 +236,15 @@ TEMPLATE_TEST_CASE("in integers the bits of a row do not depend on what else is 
       const partial_state together = context.attend(prefill, set);
       const std::size_t row_floats = std::size_t{shape.q_heads} * shape.dim;
       for (std::uint32_t i = 0; i < c.queries; i += 7) {
-        // Decode: a tile of its own, with only the tokens up to it there.
         const std::uint32_t position = c.tokens - c.queries + i;
         const query_tile one = tile_of(shape, std::span(q).subspan(i * row_floats, row_floats), position);
-        partial_state decoded;
-        REQUIRE(decoded.reset(one.rows(), c.v_dim));
-        for (std::size_t b = 0; b < context.kv.blocks() && b * c.block <= position; ++b) {
+        const auto encoded_view = [&](std::size_t b) {
           block_view view = context.kv.view(b);
           view.data = context.blocks[b].data();
           view.encoding = context.encoding;
-          view.tokens = std::min(view.tokens, position + 1 - static_cast<std::uint32_t>(view.first_position));
-          for (std::uint32_t head = 0; head < shape.kv_heads; ++head)
-            attend(one, view, decoded, head, 0, 1, set);
-        }
+          return view;
+        };
+        const partial_state decoded = attend_up_to(context.kv, one, encoded_view, set);
         for (std::uint32_t h = 0; h < shape.q_heads; ++h)
           REQUIRE(same_bits(together, decoded, prefill.row(i, h), one.row(0, h)));
       }

@@ -143,6 +143,22 @@ inline partial_state attend_all(const context_of_tokens& kv, const query_tile& t
   return state;
 }
 
+// Decode: folds the blocks view_of(0), view_of(1) ... of `kv` into a tile of one query, with only the tokens up to it
+// there.
+template <class View>
+partial_state attend_up_to(const context_of_tokens& kv, const query_tile& one, View view_of, isa set) {
+  partial_state state;
+  REQUIRE(state.reset(one.rows(), kv.group().v_dim()));
+  const auto position = static_cast<std::uint32_t>(one.first_position());
+  for (std::size_t b = 0; b < kv.blocks() && b * kv.group().tokens <= position; ++b) {
+    block_view view = view_of(b);
+    view.tokens = std::min(view.tokens, position + 1 - static_cast<std::uint32_t>(view.first_position));
+    for (std::uint32_t head = 0; head < kv.shape().kv_heads; ++head)
+      attend(one, view, state, head, 0, 1, set);
+  }
+  return state;
+}
+
 inline bool sees(retention keep, std::uint64_t position, std::uint64_t token) {
   return token <= position && (keep.window == 0 || token + keep.window > position || token < keep.sinks);
 }

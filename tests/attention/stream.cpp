@@ -270,77 +270,79 @@ TEST_CASE("what a sequence forgot is not seen any more") {
   CHECK(rel_l2(out, reference(5, 0, q, 100, {}, 64)) < 1e-5);
 }
 
-TEST_CASE("a lost block fails the stream and names itself; nothing stays pinned") {
+namespace {
+// Forty blocks below a tier 0 of ten, and a token that is to attend to them.
+struct mostly_below {
+  mostly_below()
+      : cache(over_script::open(ctx, pattern::layout(layers), {.capacity = 10 * pattern::block_bytes},
+                                {.capacity = 64 * pattern::block_bytes, .script = &script})) {
+    REQUIRE(cache);
+    s.emplace(cache->make_sequence());
+    for (int i = 0; i < 20; ++i) REQUIRE(pattern::append(*s, 16, layers, 6));
+    REQUIRE(ctx.sync_wait(cache->flush()));
+    r.emplace(s->reserve(1));
+    REQUIRE(*r);
+    pattern::write(**r, layers, 6);
+  }
+  auto attention() { return stream(*cache, *s, **r, 0, q, out); }
+
   context ctx{{.codec_threads = 0}};
   medium_script script;
-  auto cache = over_script::open(ctx, pattern::layout(layers), {.capacity = 10 * pattern::block_bytes},
-                                 {.capacity = 64 * pattern::block_bytes, .script = &script});
-  REQUIRE(cache);
-  sequence s = cache->make_sequence();
-  for (int i = 0; i < 20; ++i) REQUIRE(pattern::append(s, 16, layers, 6));
-  REQUIRE(ctx.sync_wait(cache->flush()));
-  cache->use({});
-  auto r = s.reserve(1);
-  REQUIRE(r);
-  pattern::write(*r, layers, 6);
-  const auto pinned = cache->stats().pins;
-  script.fail_reads = 1;
-  const auto q = queries(1, 3);
-  std::vector<float> out(q.size(), 7.0f);
+  result<over_script> cache;
+  std::optional<sequence> s;
+  std::optional<result<reservation>> r;
+  std::vector<float> q = queries(1, 3);
+  std::vector<float> out = std::vector<float>(q.size(), 7.0f);
+};
+}  // namespace
+
+TEST_CASE("a lost block fails the stream and names itself; nothing stays pinned") {
+  mostly_below f;
+  f.cache->use({});
+  const auto pinned = f.cache->stats().pins;
+  f.script.fail_reads = 1;
   {
-    auto done = ctx.sync_wait(stream(*cache, s, *r, 0, q, out));
+    auto done = f.ctx.sync_wait(f.attention());
     REQUIRE_FALSE(done);
     CHECK(done.error().code == errc::lost);
     REQUIRE(done.error().lost.size() == 1);
     CHECK(done.error().lost[0].cause.code == errc::io_error);
-    CHECK(out == std::vector<float>(q.size(), 7.0f));
+    CHECK(f.out == std::vector<float>(f.q.size(), 7.0f));
   }
-  while (!ctx.idle()) ctx.poll();
-  CHECK(cache->stats().pins == pinned);
+  while (!f.ctx.idle()) f.ctx.poll();
+  CHECK(f.cache->stats().pins == pinned);
 }
 
 TEST_CASE("a stream that is stopped ends, and gives everything back") {
-  context ctx{{.codec_threads = 0}};
-  medium_script script;
-  auto cache = over_script::open(ctx, pattern::layout(layers), {.capacity = 10 * pattern::block_bytes},
-                                 {.capacity = 64 * pattern::block_bytes, .script = &script});
-  REQUIRE(cache);
-  sequence s = cache->make_sequence();
-  for (int i = 0; i < 20; ++i) REQUIRE(pattern::append(s, 16, layers, 6));
-  REQUIRE(ctx.sync_wait(cache->flush()));
-  auto r = s.reserve(1);
-  REQUIRE(r);
-  pattern::write(*r, layers, 6);
-  const auto pinned = cache->stats().pins;
-  const auto q = queries(1, 3);
-  std::vector<float> out(q.size(), 7.0f);
+  mostly_below f;
+  const auto pinned = f.cache->stats().pins;
 
   // Stops after each possible number of completed transfers.
   for (unsigned after = 0; after < 40; ++after) {
     CAPTURE(after);
     ending how{};
     ex::inplace_stop_source stop;
-    auto operation = stream(*cache, s, *r, 0, q, out).connect(watcher{&how, stop.get_token()});
-    script.hold = true;
+    auto operation = f.attention().connect(watcher{&how, stop.get_token()});
+    f.script.hold = true;
     ex::start(operation);
     for (unsigned i = 0; i < after && how == ending::none; ++i) {
-      script.release_all();
-      ctx.poll();
+      f.script.release_all();
+      f.ctx.poll();
     }
     stop.request_stop();
-    ctx.poll();
+    f.ctx.poll();
     CHECK((how == ending::stopped || how == ending::value));
-    script.hold = false;
-    while (script.in_flight != 0 || !ctx.idle()) {
-      script.release_all();
-      ctx.poll();
+    f.script.hold = false;
+    while (f.script.in_flight != 0 || !f.ctx.idle()) {
+      f.script.release_all();
+      f.ctx.poll();
     }
     CHECK(how != ending::none);
-    CHECK(cache->stats().pins == pinned);
+    CHECK(f.cache->stats().pins == pinned);
     if (how == ending::value) break;
   }
-  REQUIRE(ctx.sync_wait(stream(*cache, s, *r, 0, q, out)));
-  CHECK(rel_l2(out, reference(6, 0, q, s.length())) < 1e-5);
+  REQUIRE(f.ctx.sync_wait(f.attention()));
+  CHECK(rel_l2(f.out, reference(6, 0, f.q, f.s->length())) < 1e-5);
 }
 
 namespace {
@@ -355,31 +357,19 @@ struct code_of_error {
 
 TEST_CASE(
     "a stream whose sequence forgets blocks meanwhile says that it was changed, not that they are lost") {
-  context ctx{{.codec_threads = 0}};
-  medium_script script;
-  auto cache = over_script::open(ctx, pattern::layout(layers), {.capacity = 10 * pattern::block_bytes},
-                                 {.capacity = 64 * pattern::block_bytes, .script = &script});
-  REQUIRE(cache);
-  sequence s = cache->make_sequence();
-  for (int i = 0; i < 20; ++i) REQUIRE(pattern::append(s, 16, layers, 6));
-  REQUIRE(ctx.sync_wait(cache->flush()));
-  auto r = s.reserve(1);
-  REQUIRE(r);
-  pattern::write(*r, layers, 6);
-  const auto q = queries(1, 3);
-  std::vector<float> out(q.size(), 7.0f);
+  mostly_below f;
   std::optional<errc> failed;
-  script.hold = true;
-  auto operation = stream(*cache, s, *r, 0, q, out).connect(code_of_error{&failed});
+  f.script.hold = true;
+  auto operation = f.attention().connect(code_of_error{&failed});
   ex::start(operation);
-  s.forget(0, 19 * 16);
-  script.hold = false;
-  while (!failed && (script.in_flight != 0 || !ctx.idle())) {
-    script.release_all();
-    ctx.poll();
+  f.s->forget(0, 19 * 16);
+  f.script.hold = false;
+  while (!failed && (f.script.in_flight != 0 || !f.ctx.idle())) {
+    f.script.release_all();
+    f.ctx.poll();
   }
   CHECK(failed == errc::invalid_argument);
-  CHECK(out == std::vector<float>(q.size(), 7.0f));
+  CHECK(f.out == std::vector<float>(f.q.size(), 7.0f));
 }
 
 TEST_CASE("a stream that has completed leaves the cache alone, and its workspace to the next") {
